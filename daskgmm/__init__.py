@@ -1,0 +1,24 @@
+"""Gaussian mixture models for data larger than memory, on Dask."""
+
+from importlib.metadata import version
+
+from daskgmm.errors import (
+    DaskGMMError,
+    DataError,
+    IllDefinedCovarianceError,
+    ModelFileError,
+    StoreError,
+)
+from daskgmm.estimators import GaussianMixture, load
+
+__version__ = version("daskgmm")
+
+__all__ = [
+    "DaskGMMError",
+    "DataError",
+    "GaussianMixture",
+    "IllDefinedCovarianceError",
+    "ModelFileError",
+    "StoreError",
+    "load",
+]

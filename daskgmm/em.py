@@ -1,0 +1,149 @@
+"""Expectation-maximisation of many runs at once: one pass over the data for all."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.likelihood import MaximumLikelihood
+from daskgmm.mixture import Mixture
+from daskgmm.moments import Moments, e_step, moments, plan
+from daskgmm.reduction import Shards
+
+_SAME_BOUND: Final = 1e-10
+"""Relative difference below which two runs' bounds differ by rounding alone."""
+
+
+@final
+class Status(enum.Enum):
+    """Where a run stands."""
+
+    TRAINING = "training"
+    CONVERGED = "converged"
+    EXHAUSTED = "exhausted"
+    FAILED = "failed"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One sequence of parameters, from one start.
+
+    Attributes
+    ----------
+    mixture : Mixture or None
+        The newest parameters; None if not even the start was well-defined.
+    status : Status
+    bounds : tuple of float
+        After each iteration, the bound of the parameters before it.
+    previous : float
+        Bound that the first iteration's is compared with.
+    error : str
+        Why the run failed.
+    """
+
+    mixture: Mixture | None
+    status: Status = Status.TRAINING
+    bounds: tuple[float, ...] = ()
+    previous: float = -np.inf
+    error: str = ""
+
+    @property
+    def n_iter(self) -> int:
+        """Iterations so far."""
+        return len(self.bounds)
+
+    @property
+    def bound(self) -> float:
+        """The newest bound."""
+        return self.bounds[-1] if self.bounds else -np.inf
+
+    @property
+    def change(self) -> float:
+        """The last change of the bound."""
+        before = self.bounds[-2] if len(self.bounds) > 1 else self.previous
+        return self.bound - before
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """When a run ends, by scikit-learn's parameters of these names."""
+
+    tol: float
+    max_iter: int
+
+
+def advance(
+    run: Run, its_moments: Moments, rule: MaximumLikelihood, stopping: Stopping
+) -> Run:
+    """The run after one more iteration, whose E-step gave `its_moments`."""
+    assert run.mixture is not None
+    try:
+        mixture = rule.m_step(run.mixture, its_moments)
+    except IllDefinedCovarianceError as error:
+        return replace(run, status=Status.FAILED, error=str(error))
+    after = replace(
+        run, mixture=mixture, bounds=(*run.bounds, rule.bound(its_moments))
+    )
+    if abs(after.change) < stopping.tol:
+        return replace(after, status=Status.CONVERGED)
+    if after.n_iter >= stopping.max_iter:
+        return replace(after, status=Status.EXHAUSTED)
+    return after
+
+
+def em(
+    shards: Shards,
+    runs: Sequence[Run],
+    origin: NDArray[np.float64],
+    rule: MaximumLikelihood,
+    stopping: Stopping,
+) -> Iterator[list[Run]]:
+    """Train runs, yielding all of them after each pass over the data.
+
+    Runs that have ended leave the message; the data are read once per pass whatever
+    the number of runs.
+    """
+    runs = list(runs)
+    while live := [i for i, run in enumerate(runs) if run.status is Status.TRAINING]:
+        mixtures = [m for i in live if (m := runs[i].mixture) is not None]
+        message = plan(mixtures, origin)
+        sums = shards.reduce(e_step, message)
+        for i, its_moments in zip(
+            live, moments(message, sums, mixtures), strict=True
+        ):
+            runs[i] = advance(runs[i], its_moments, rule, stopping)
+        yield list(runs)
+
+
+def best(runs: Sequence[Run]) -> int:
+    """Number of the run with the largest bound: the first of those that tie.
+
+    Raises
+    ------
+    IllDefinedCovarianceError
+        If all runs failed.
+    """
+    ended = [i for i, run in enumerate(runs) if run.status is not Status.FAILED]
+    if not ended:
+        raise IllDefinedCovarianceError(_all_failed(runs))
+    bounds = {i: runs[i].bound for i in ended}
+    finite = [bound for bound in bounds.values() if np.isfinite(bound)]
+    if not finite:
+        return ended[0]
+    lowest = max(finite) - _SAME_BOUND * abs(max(finite))
+    return next(i for i in ended if bounds[i] >= lowest)
+
+
+def _all_failed(runs: Sequence[Run]) -> str:
+    first = runs[0].error
+    if len(runs) == 1:
+        return first
+    return f"{first} (This is the first of {len(runs)} runs; all of them failed.)"

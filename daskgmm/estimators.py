@@ -1,0 +1,560 @@
+"""The scikit-learn estimator: it validates, calls down and sets attributes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any, ClassVar, Literal, Self, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn import mixture as sklearn_mixture
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
+
+from daskgmm import store
+from daskgmm.blas import single_threaded_blas
+from daskgmm.covariance import SHAPES, CovarianceShape
+from daskgmm.em import Run, Status, Stopping
+from daskgmm.errors import ModelFileError
+from daskgmm.mixture import Mixture
+from daskgmm.posterior import Kind, Score, answer, answer_lazily, ask, score
+from daskgmm.reporting import Reporter
+from daskgmm.seeding import Start
+from daskgmm.sources import Source, as_dask, is_lazy, open_source
+from daskgmm.training import Observer, Outcome, Settings, train
+
+_FLOATS = [np.float64, np.float32]
+_PARAMETERS = ("weights_", "means_", "covariances_", "precisions_cholesky_")
+_FITTED = (
+    *_PARAMETERS,
+    "precisions_",
+    "converged_",
+    "n_iter_",
+    "lower_bound_",
+    "lower_bounds_",
+    "n_features_in_",
+)
+_OURS = ("init_size",)
+
+
+@final
+class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """Gaussian mixture for data of any size: scikit-learn's, on Dask.
+
+    The parameters, attributes and numbers are those of
+    :class:`sklearn.mixture.GaussianMixture`. Each iteration of
+    expectation-maximisation reads the data once, block by block, and holds no array
+    with a row for each sample; all `n_init` restarts train in the same passes.
+
+    Parameters
+    ----------
+    n_components : int, default=1
+        Number of components, K.
+    covariance_type : {'full', 'tied', 'diag', 'spherical'}, default='full'
+        Shape of the covariances: a matrix for each component, one matrix for all, a
+        diagonal for each, or one variance for each.
+    tol : float, default=1e-3
+        Training ends when the mean log likelihood of a row gains less than this.
+    reg_covar : float, default=1e-6
+        Added to the diagonal of each covariance.
+    max_iter : int, default=100
+        Most EM iterations of a run. With 0, the starting parameters are kept.
+    n_init : int, default=1
+        Number of restarts; the best one is kept, and of those that tie (to 1e-10,
+        relative) the earliest.
+    init_params : {'kmeans', 'k-means++', 'random', 'random_from_data'}, \
+default='kmeans'
+        How starting parameters are found.
+    weights_init : array-like of shape (K,), default=None
+        Starting weights.
+    means_init : array-like of shape (K, d), default=None
+        Starting means.
+    precisions_init : array-like, default=None
+        Starting precisions: (K, d, d), (d, d), (K, d) or (K,) by `covariance_type`.
+    random_state : int, RandomState instance or None, default=None
+        Seed for the starts, and for `sample`.
+    warm_start : bool, default=False
+        Whether another `fit` goes on from where the last one ended.
+    verbose : int, default=0
+        1 prints iterations, 2 also the time and the change of the bound.
+    verbose_interval : int, default=10
+        Iterations between two prints.
+    init_size : int, default=100_000
+        Starts are found from this many rows, drawn uniformly: from all rows if there
+        are no more. The draw depends on the number of rows and `random_state`, not on
+        how the data are chunked.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (K,)
+    means_ : ndarray of shape (K, d)
+    covariances_, precisions_, precisions_cholesky_ : ndarray
+        (K, d, d), (d, d), (K, d) or (K,) by `covariance_type`.
+    converged_ : bool
+        Whether the best run gained less than `tol` in its last iteration.
+    n_iter_ : int
+        Iterations of the best run.
+    lower_bound_ : float
+        Mean log likelihood of a row under the parameters before the last M-step.
+    lower_bounds_ : list of float
+        The same after each iteration.
+    n_passes_ : int
+        Passes of EM over the data, for all runs together.
+    n_features_in_ : int
+        Number of features, d.
+    feature_names_in_ : ndarray of shape (d,)
+        Names of the columns, where X is a DataFrame whose columns are all strings.
+
+    Notes
+    -----
+    Wherever rows are given as `X`, that may be an array-like or pandas DataFrame
+    (results are NumPy arrays, and the work is done on this process's threads), or a
+    Dask array, a `zarr.Array` or the path or URL of a Zarr array (results are lazy
+    Dask arrays chunked like X, and the work is done by Dask's scheduler). float32
+    stays float32 in attributes and results; the arithmetic is float64.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from daskgmm import GaussianMixture
+    >>> x = da.random.RandomState(0).normal(size=(10_000, 2), chunks=(1_000, 2))
+    >>> gm = GaussianMixture(2, random_state=0).fit(da.concatenate([x, x + 10]))
+    >>> gm.means_.round(0) + 0.0
+    array([[10., 10.],
+           [ 0.,  0.]])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **sklearn_mixture.GaussianMixture._parameter_constraints,
+        "init_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int = 1,
+        init_params: str = "kmeans",
+        weights_init: ArrayLike | None = None,
+        means_init: ArrayLike | None = None,
+        precisions_init: ArrayLike | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 10,
+        init_size: int = 100_000,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.init_size = init_size
+
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """Fit the mixture.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+            See the class's notes.
+        y : ignored
+        sample_weight : array-like of shape (n,), default=None
+            Of X's kind. A row of weight 2 counts as two rows, one of weight 0 is
+            absent. A constant factor changes nothing.
+
+        Returns
+        -------
+        GaussianMixture
+            The estimator itself.
+
+        Raises
+        ------
+        DataError
+            If the data cannot be used; the message names the block and row.
+        IllDefinedCovarianceError
+            If a covariance is not positive definite, in all runs.
+        StoreError
+            If there is no Zarr array at a path or URL.
+        """
+        self._fit(X, sample_weight)
+        return self
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """Fit the mixture and return the most probable component of each row.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+
+        Returns
+        -------
+        array of int64, shape (n,)
+        """
+        return self.fit(X, y, sample_weight).predict(X)
+
+    def _fit(
+        self, X: Any, sample_weight: Any = None, observer: Observer | None = None
+    ) -> Outcome:
+        """Fit, telling an observer of each pass."""
+        self._validate_params()
+        with self._restored_on_error(), single_threaded_blas():
+            source = self._open(X, sample_weight, reset=True)
+            settings = self._settings(source.n_features)
+            reporter = Reporter(self.verbose, self.verbose_interval)
+
+            def observe(progress: Any) -> None:
+                reporter.report(progress)
+                if observer is not None:
+                    observer(progress)
+
+            outcome = train(
+                source,
+                settings,
+                check_random_state(self.random_state),
+                self._warm_run(),
+                observe,
+            )
+            self._set_attributes(outcome, source.dtype)
+        if not self.converged_ and self.max_iter > 0:
+            warnings.warn(
+                "Best performing initialization did not converge. "
+                "Try different init parameters, or increase max_iter, "
+                "tol, or check for degenerate data.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return outcome
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        """Leave the estimator as it was if anything, an interrupt too, breaks a fit."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _open(self, X: Any, sample_weight: Any, *, reset: bool) -> Source:
+        """Validate rows and weights, of whatever kind."""
+        if is_lazy(X):
+            rows = as_dask(X)
+            validate_data(self, rows, reset=reset, skip_check_array=True)
+            return open_source(X, sample_weight)
+        X = validate_data(
+            self, X, reset=reset, dtype=_FLOATS, ensure_min_samples=2 if reset else 1
+        )
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+        return open_source(X, sample_weight)
+
+    def _settings(self, n_features: int) -> Settings:
+        shape = SHAPES[self.covariance_type]
+        k = self.n_components
+        precisions = _given(
+            self.precisions_init,
+            f"{shape.name} precision",
+            shape.stored(k, n_features),
+        )
+        if precisions is not None:
+            shape.factors_of_precisions(precisions)
+        start = Start(
+            n_components=k,
+            shape=shape,
+            method=self.init_params,
+            weights=_given_weights(self.weights_init, k),
+            means=_given(self.means_init, "means", (k, n_features)),
+            precisions=precisions,
+        )
+        stopping = Stopping(self.tol, self.max_iter)
+        return Settings(start, stopping, self.reg_covar, self.n_init, self.init_size)
+
+    def _warm_run(self) -> Run | None:
+        if not (self.warm_start and hasattr(self, "converged_")):
+            return None
+        return Run(self._mixture(), previous=self.lower_bound_)
+
+    def _mixture(self) -> Mixture:
+        """The fitted mixture, from the attributes."""
+        shape = SHAPES[self.covariance_type]
+        weights, means, covariances, factors = (
+            np.asarray(getattr(self, name), dtype=np.float64) for name in _PARAMETERS
+        )
+        return Mixture(shape, weights, means, covariances, factors)
+
+    def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
+        mixture, run = outcome.mixture, outcome.run
+        self.weights_ = mixture.weights.astype(dtype)
+        self.means_ = mixture.means.astype(dtype)
+        self.covariances_ = mixture.covariances.astype(dtype)
+        self.precisions_cholesky_ = mixture.factors.astype(dtype)
+        self.precisions_ = mixture.shape.precisions(mixture.factors).astype(dtype)
+        self.converged_ = run.status is Status.CONVERGED
+        self.n_iter_ = run.n_iter
+        self.lower_bound_ = run.bound
+        self.lower_bounds_ = list(run.bounds)
+        self.n_passes_ = outcome.n_passes
+
+    def predict(self, X: Any) -> Any:
+        """Most probable component of each row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+
+        Returns
+        -------
+        array of int64, shape (n,)
+        """
+        return self._answer(X, "labels")
+
+    def predict_proba(self, X: Any) -> Any:
+        """Responsibility of each component for each row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+
+        Returns
+        -------
+        array of shape (n, K)
+        """
+        return self._answer(X, "responsibilities")
+
+    def score_samples(self, X: Any) -> Any:
+        """Log density of each row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+
+        Returns
+        -------
+        array of shape (n,)
+        """
+        return self._answer(X, "log_prob")
+
+    def _answer(self, X: Any, kind: Kind) -> Any:
+        check_is_fitted(self)
+        question = ask(self._mixture(), kind)
+        if is_lazy(X):
+            rows = as_dask(X)
+            validate_data(self, rows, reset=False, skip_check_array=True)
+            return answer_lazily(question, rows)
+        return answer(question, validate_data(self, X, reset=False, dtype=_FLOATS))
+
+    def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
+        """Mean log density of a row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        y : ignored
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        float
+        """
+        return self._score(X, sample_weight).mean
+
+    def _score(self, X: Any, sample_weight: Any) -> Score:
+        check_is_fitted(self)
+        source = self._open(X, sample_weight, reset=False)
+        return score(self._mixture(), source.shards())
+
+    def aic(self, X: Any, sample_weight: Any = None) -> float:
+        """Akaike's information criterion: the lower, the better.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        float
+        """
+        found = self._score(X, sample_weight)
+        return -2.0 * found.log_prob + 2.0 * self._n_parameters()
+
+    def bic(self, X: Any, sample_weight: Any = None) -> float:
+        """Bayesian information criterion: the lower, the better.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+            The number of rows is their sum.
+
+        Returns
+        -------
+        float
+        """
+        found = self._score(X, sample_weight)
+        return -2.0 * found.log_prob + self._n_parameters() * math.log(found.weight)
+
+    def _n_parameters(self) -> int:
+        """Free parameters of the model."""
+        return self._mixture().n_parameters
+
+    def sample(
+        self, n_samples: int = 1
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Draw rows from the fitted mixture.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, d)
+        y : ndarray of shape (n_samples,)
+            The component of each.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(
+                f"Invalid value for 'n_samples': {n_samples}. The sampling requires at "
+                "least one sample."
+            )
+        random_state = check_random_state(self.random_state)
+        return self._mixture().sample(n_samples, random_state)
+
+    def to_sklearn(self) -> sklearn_mixture.GaussianMixture:
+        """The same model as scikit-learn's estimator, fitted if this one is."""
+        parameters = self.get_params(deep=False)
+        for name in _OURS:
+            del parameters[name]
+        return _copy_fitted(self, sklearn_mixture.GaussianMixture(**parameters))
+
+    @classmethod
+    def from_sklearn(cls, model: sklearn_mixture.GaussianMixture) -> Self:
+        """A scikit-learn model as this estimator, fitted if that one is."""
+        return _copy_fitted(model, cls(**model.get_params(deep=False)))
+
+    def save(self, url: str, *, overwrite: bool = False) -> None:
+        """Write the fitted model to a Zarr group.
+
+        Parameters
+        ----------
+        url : str or path
+            A folder, or any URL that Zarr can write to.
+        overwrite : bool, default=False
+            Whether a model that is there already is replaced.
+
+        Raises
+        ------
+        FileExistsError
+            If something is there and `overwrite` is false.
+        """
+        check_is_fitted(self)
+        fitted = {n: getattr(self, n) for n in _fitted_names(self)}
+        store.save(
+            url,
+            store.Model(type(self).__name__, self.get_params(deep=False), fitted),
+            overwrite=overwrite,
+        )
+
+
+def load(url: str) -> GaussianMixture:
+    """Read a model that `GaussianMixture.save` wrote.
+
+    Parameters
+    ----------
+    url : str or path
+
+    Returns
+    -------
+    GaussianMixture
+        With the same parameters and, bit for bit, the same fitted attributes.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no model, or it is damaged, or of a newer version.
+    """
+    saved = store.load(url)
+    if saved.kind != GaussianMixture.__name__:
+        raise ModelFileError(f"{url} holds a {saved.kind}, not a GaussianMixture.")
+    model = GaussianMixture(**saved.parameters)
+    vars(model).update(saved.fitted)
+    return model
+
+
+def _fitted_names(model: BaseEstimator) -> list[str]:
+    names = [*_FITTED, "n_passes_", "feature_names_in_"]
+    return [name for name in names if hasattr(model, name)]
+
+
+def _copy_fitted(source: Any, target: Any) -> Any:
+    for name in _fitted_names(source):
+        value = getattr(source, name)
+        setattr(target, name, value.copy() if hasattr(value, "copy") else value)
+    return target
+
+
+def _given(
+    parameter: ArrayLike | None, name: str, shape: tuple[int, ...]
+) -> NDArray[np.float64] | None:
+    """A user's starting parameter, checked."""
+    if parameter is None:
+        return None
+    array = check_array(parameter, dtype=np.float64, ensure_2d=False, allow_nd=True)
+    if array.shape != shape:
+        raise ValueError(
+            f"The parameter '{name}' should have the shape of {shape}, "
+            f"but got {array.shape}"
+        )
+    checked: NDArray[np.float64] = array
+    return checked
+
+
+def _given_weights(
+    parameter: ArrayLike | None, n_components: int
+) -> NDArray[np.float64] | None:
+    weights = _given(parameter, "weights", (n_components,))
+    if weights is None:
+        return None
+    if (weights < 0.0).any() or (weights > 1.0).any():
+        raise ValueError(
+            "The parameter 'weights' should be in the range [0, 1], but got max value "
+            f"{weights.max():.5f}, min value {weights.min():.5f}"
+        )
+    is_single = np.asarray(parameter).dtype == np.float32
+    if abs(1.0 - weights.sum()) > (1e-6 if is_single else 1e-8):
+        raise ValueError(
+            "The parameter 'weights' should be normalized, but got sum(weights) = "
+            f"{weights.sum():.5f}"
+        )
+    return weights

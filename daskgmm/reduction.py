@@ -1,0 +1,148 @@
+"""Map one kernel over shards and merge its results in a fixed tree.
+
+The blocks of a data set are grouped into *leaves*, runs of consecutive blocks that
+depend on the number of blocks alone. A kernel turns the blocks of one leaf into a
+value with ``+``; the values are the leaves of a binary tree whose shape depends on
+the number of leaves alone. A *shard*, the unit of work, covers a run of leaves and
+returns the sums of the largest whole subtrees in it, so the total is the same bits
+however the leaves are spread over shards, threads and workers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, Self, final
+
+from dask.delayed import Delayed, delayed
+
+from daskgmm.blas import single_threaded_blas
+
+MAX_LEAVES: Final = 1024
+"""More leaves than this are not made: each costs its own (K, d, d) sums."""
+
+_FAN_IN: Final = 8
+
+
+class Addable(Protocol):
+    """What a kernel returns: a commutative monoid's element."""
+
+    def __add__(self, other: Self, /) -> Self: ...
+
+
+class Shard(Protocol):
+    """A run of consecutive leaves, each an iterator over its blocks."""
+
+    def leaves(self) -> Iterator[tuple[int, Iterator[Any]]]:
+        """Yield the number of each leaf and its blocks, read as they are asked for."""
+        ...
+
+
+Kernel = Callable[[Any, Iterator[Any]], Addable]
+"""``kernel(message, blocks)``: the value of one leaf."""
+
+Partial = dict[tuple[int, int], Addable]
+"""Sums of whole subtrees by (level, index): leaves index·2^level to (index+1)·2^level."""
+
+
+def leaf_bounds(n_blocks: int) -> list[int]:
+    """Cut blocks into leaves: leaf i holds blocks bounds[i] to bounds[i + 1]."""
+    size = max(1, -(-n_blocks // MAX_LEAVES))
+    return [*range(0, n_blocks, size), n_blocks]
+
+
+def shard_bounds(n_leaves: int, n_shards: int) -> list[int]:
+    """Cut leaves into at most n_shards runs of as equal a length as can be."""
+    n_shards = max(1, min(n_shards, n_leaves))
+    return [n_leaves * i // n_shards for i in range(n_shards + 1)]
+
+
+def _insert(partial: Partial, level: int, index: int, value: Addable) -> None:
+    """Put a subtree's sum in, joined with its sibling as often as there is one."""
+    while (sibling := partial.pop((level, index ^ 1), None)) is not None:
+        value = sibling + value if index & 1 else value + sibling
+        level, index = level + 1, index >> 1
+    partial[level, index] = value
+
+
+def map_shard(kernel: Kernel, message: Any, shard: Shard) -> Partial:
+    """Run the kernel over the leaves of a shard; return its whole subtrees' sums."""
+    partial: Partial = {}
+    with single_threaded_blas():
+        for leaf, blocks in shard.leaves():
+            _insert(partial, 0, leaf, kernel(message, blocks))
+    return partial
+
+
+def merge(partials: Iterable[Partial]) -> Partial:
+    """Join the subtrees of several shards."""
+    merged: Partial = {}
+    for partial in partials:
+        for (level, index), value in partial.items():
+            _insert(merged, level, index, value)
+    return merged
+
+
+def total(partials: Iterable[Partial]) -> Addable:
+    """The sum over all leaves, from partials that cover each leaf once."""
+    # What is left are the subtrees of the number of leaves' binary digits, so the
+    # last one, the smallest, joins its left neighbour first.
+    left_to_right = sorted(merge(partials).items(), key=lambda item: -item[0][0])
+    *others, (_, value) = left_to_right
+    for _, left in reversed(others):
+        value = left + value
+    return value
+
+
+class Shards(ABC):
+    """A data set, cut into shards: the one thing a pass is run on."""
+
+    @abstractmethod
+    def reduce(self, kernel: Kernel, message: Any) -> Any:
+        """Sum of the kernel's values over all leaves, in the fixed tree's order."""
+
+
+@final
+class ThreadShards(Shards):
+    """Shards in this process's memory, run on its own threads."""
+
+    def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
+        self._shards = shards
+        self._n_threads = min(n_threads, len(shards))
+
+    def reduce(self, kernel: Kernel, message: Any) -> Any:
+        """See `Shards.reduce`."""
+        with single_threaded_blas():
+            if self._n_threads == 1:
+                return total(map_shard(kernel, message, s) for s in self._shards)
+            with ThreadPoolExecutor(self._n_threads) as pool:
+                tasks = [
+                    pool.submit(map_shard, kernel, message, s) for s in self._shards
+                ]
+                try:
+                    return total([task.result() for task in tasks])
+                finally:
+                    # After an error or an interrupt, what has not begun need not.
+                    pool.shutdown(wait=True, cancel_futures=True)
+
+
+@final
+class DaskShards(Shards):
+    """Persisted shards, run wherever Dask's scheduler put them."""
+
+    def __init__(self, shards: Sequence[Delayed]) -> None:
+        self._shards = shards
+
+    def reduce(self, kernel: Kernel, message: Any) -> Any:
+        """See `Shards.reduce`."""
+        # One node holds the message: each worker fetches it once, not once a task.
+        sent = delayed(message, traverse=False)
+        run = delayed(map_shard, pure=False, traverse=False)
+        partials = [run(kernel, sent, shard) for shard in self._shards]
+        while len(partials) > _FAN_IN:
+            partials = [
+                delayed(merge, pure=False)(partials[i : i + _FAN_IN])
+                for i in range(0, len(partials), _FAN_IN)
+            ]
+        return delayed(total, pure=False)(partials).compute()

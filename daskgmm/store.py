@@ -1,0 +1,221 @@
+"""Models as Zarr groups: no pickle, a version, a digest of all that is in them.
+
+A group holds one child group with the arrays and, in its own attributes, everything
+else. The attributes name the child and are written after it, so that a write that
+breaks off leaves the model that was there before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.errors import ContainsArrayError, GroupNotFoundError, NodeTypeValidationError
+
+from daskgmm.errors import ModelFileError
+
+FORMAT: Final = 1
+"""Version of what is written; every version up to it can be read."""
+
+_KEY: Final = "daskgmm"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is saved of an estimator.
+
+    Attributes
+    ----------
+    kind : str
+        Name of its class.
+    parameters, fitted : mapping
+        By name: None, numbers, strings, arrays, lists of floats, random states.
+    """
+
+    kind: str
+    parameters: Mapping[str, Any]
+    fitted: Mapping[str, Any]
+
+
+def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
+    """Write a model; an older one there is replaced only if `overwrite`.
+
+    Raises
+    ------
+    FileExistsError
+        If something else is there, or a model and not `overwrite`.
+    """
+    target = os.fspath(url)
+    old = _existing(target)
+    if old is not None and not overwrite:
+        raise FileExistsError(
+            f"There is a model at {target} already: pass overwrite=True to replace it."
+        )
+    arrays: Arrays = {}
+    header = {
+        "format": FORMAT,
+        "kind": model.kind,
+        "state": f"state-{uuid.uuid4().hex}",
+        "parameters": _encode_all("parameters", model.parameters, arrays),
+        "fitted": _encode_all("fitted", model.fitted, arrays),
+    }
+    header["digest"] = _digest(header, arrays)
+    group = zarr.open_group(target, mode="a")
+    child = group.create_group(header["state"])
+    for name, array in arrays.items():
+        # An array of zeros would otherwise be left out, and a lost one read as zeros.
+        written = child.create_array(
+            name, data=array, chunks=array.shape, config={"write_empty_chunks": True}
+        )
+        del written
+    group.attrs[_KEY] = header
+    if old is not None:
+        del group[old["state"]]
+
+
+def load(url: str | os.PathLike[str]) -> Model:
+    """Read a model.
+
+    Raises
+    ------
+    ModelFileError
+        If there is none, or it is damaged, or of a newer version.
+    """
+    target = os.fspath(url)
+    header = _header(target)
+    if header is None:
+        raise ModelFileError(f"There is no model at {target}.")
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise _damaged(target, "its header cannot be read")
+    if header["format"] > FORMAT:
+        raise ModelFileError(
+            f"The model at {target} has format {header['format']}, and this version of "
+            f"daskgmm reads formats up to {FORMAT}: install a newer one."
+        )
+    try:
+        child = zarr.open_group(target, mode="r")[header["state"]]
+        arrays = {
+            name: np.asarray(array[...])  # type: ignore[index]
+            for name, array in child.arrays()  # type: ignore[union-attr]
+        }
+        intact = header["digest"] == _digest(header, arrays)
+    except Exception as error:
+        raise _damaged(target, f"{type(error).__name__}: {error}") from error
+    if not intact:
+        raise _damaged(target, "what is in it is not what was written")
+    return Model(
+        header["kind"],
+        _decode_all(header["parameters"], arrays),
+        _decode_all(header["fitted"], arrays),
+    )
+
+
+def _damaged(target: str, how: str) -> ModelFileError:
+    return ModelFileError(f"The model at {target} is damaged ({how}): save it again.")
+
+
+def _existing(target: str) -> dict[str, Any] | None:
+    """Header of the model at a place, or None where nothing is."""
+    header = _header(target)
+    if header is not None:
+        return dict(header)
+    if "://" not in target and Path(target).exists() and not _is_empty(Path(target)):
+        raise FileExistsError(
+            f"{target} exists and is not a model: choose another place."
+        )
+    return None
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _header(target: str) -> Any:
+    """The model's attributes; None if there is no model."""
+    try:
+        group = zarr.open_group(target, mode="r")
+    except (FileNotFoundError, GroupNotFoundError):
+        return None
+    except (ContainsArrayError, NodeTypeValidationError) as error:
+        raise ModelFileError(f"{target} holds no model, but a Zarr array.") from error
+    except Exception as error:
+        raise _damaged(target, f"{type(error).__name__}: {error}") from error
+    return group.attrs.asdict().get(_KEY)
+
+
+def _digest(header: Mapping[str, Any], arrays: Arrays) -> str:
+    """SHA-256 of the header, less the digest itself, and of every array."""
+    rest = {key: value for key, value in header.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _encode_all(prefix: str, values: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    return {
+        name: _encode(f"{prefix}.{name}", value, arrays)
+        for name, value in values.items()
+    }
+
+
+def _encode(name: str, value: Any, arrays: Arrays) -> Any:
+    """A value as JSON; numbers in bulk go to `arrays` and are named in it."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, np.random.RandomState):
+        return {"random_state": _encode_state(name, value, arrays)}
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return {"strings": [str(item) for item in value]}
+    kind = "list" if isinstance(value, list) else "array"
+    arrays[name] = np.asarray(value)
+    if arrays[name].dtype.kind not in "fiu":
+        raise TypeError(f"{name} cannot be saved: {value!r}")
+    return {kind: name}
+
+
+def _encode_state(name: str, value: np.random.RandomState, arrays: Arrays) -> Any:
+    state = value.get_state(legacy=True)
+    algorithm, keys, position, has_gauss, cached = state
+    arrays[f"{name}.keys"] = np.asarray(keys)
+    return [algorithm, f"{name}.keys", int(position), int(has_gauss), float(cached)]
+
+
+def _decode_all(values: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    return {name: _decode(value, arrays) for name, value in values.items()}
+
+
+def _decode(value: Any, arrays: Arrays) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "float":
+        return float(content)
+    if kind == "strings":
+        return np.array(content, dtype=object)
+    if kind == "list":
+        return arrays[content].tolist()
+    if kind == "array":
+        return arrays[content]
+    algorithm, keys, *rest = content
+    random_state = np.random.RandomState()
+    random_state.set_state((algorithm, arrays[keys], *rest))
+    return random_state

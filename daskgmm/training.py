@@ -1,0 +1,191 @@
+"""A fit from end to end: survey the data, find starts, run EM, choose the best run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import final
+
+import numpy as np
+
+from daskgmm.em import Run, Status, Stopping, best, em
+from daskgmm.errors import DataError, IllDefinedCovarianceError
+from daskgmm.likelihood import MaximumLikelihood
+from daskgmm.mixture import Mixture
+from daskgmm.reduction import Shards
+from daskgmm.seeding import Start, seed
+from daskgmm.sources import Source
+from daskgmm.survey import Survey, draw, survey
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to fit: scikit-learn's parameters of these names, and `init_size`."""
+
+    start: Start
+    stopping: Stopping
+    reg_covar: float
+    n_init: int
+    init_size: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a fit stands after a pass over the data.
+
+    Attributes
+    ----------
+    n_pass : int
+        Passes so far, from 1.
+    runs : sequence of Run
+        All restarts.
+    n_rows : int
+        Rows read in the pass.
+    seconds : float
+        Time the pass took.
+    """
+
+    n_pass: int
+    runs: Sequence[Run]
+    n_rows: int
+    seconds: float
+
+    @property
+    def n_runs(self) -> int:
+        """Number of restarts."""
+        return len(self.runs)
+
+    @property
+    def n_live(self) -> int:
+        """Restarts that go on."""
+        return sum(run.status is Status.TRAINING for run in self.runs)
+
+    @property
+    def _leader(self) -> Run:
+        return max(self.runs, key=lambda run: run.bound)
+
+    @property
+    def bound(self) -> float:
+        """The best lower bound so far."""
+        return self._leader.bound
+
+    @property
+    def change(self) -> float:
+        """The last change of that run's bound."""
+        return self._leader.change
+
+
+Observer = Callable[[Progress], None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a fit found.
+
+    Attributes
+    ----------
+    run : Run
+        The best one.
+    mixture : Mixture
+        Its parameters.
+    n_passes : int
+        EM passes over the data.
+    """
+
+    run: Run
+    mixture: Mixture
+    n_passes: int
+
+
+def train(
+    source: Source,
+    settings: Settings,
+    random_state: np.random.RandomState,
+    warm: Run | None,
+    observer: Observer,
+) -> Outcome:
+    """Fit a mixture to a source.
+
+    Parameters
+    ----------
+    source : Source
+    settings : Settings
+    random_state : RandomState
+        Drawn from for the sample first (only if there are more than init_size rows),
+        then for each restart in turn.
+    warm : Run or None
+        Where to go on from, instead of new starts.
+    observer : callable
+        Called with a `Progress` after each pass.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used.
+    IllDefinedCovarianceError
+        If no restart is left.
+    """
+    shards = source.shards()
+    found = survey(shards, source.n_features)
+    _check_enough(found, settings.start.n_components)
+    if warm is None:
+        runs = _starts(shards, found, settings, random_state)
+    else:
+        runs = [warm]
+    n_passes = 0
+    if settings.stopping.max_iter > 0:
+        rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
+        began = perf_counter()
+        for runs in em(shards, runs, found.mean, rule, settings.stopping):
+            n_passes += 1
+            seconds, began = perf_counter() - began, perf_counter()
+            observer(Progress(n_passes, runs, found.n_rows, seconds))
+        chosen = runs[best(runs)]
+    else:
+        # scikit-learn keeps the last start then.
+        chosen = runs[max(i for i, run in enumerate(runs) if run.mixture is not None)]
+    assert chosen.mixture is not None
+    return Outcome(chosen, chosen.mixture, n_passes)
+
+
+def _starts(
+    shards: Shards,
+    found: Survey,
+    settings: Settings,
+    random_state: np.random.RandomState,
+) -> list[Run]:
+    start = settings.start
+    sample = (
+        None
+        if start.complete
+        else draw(shards, found, settings.init_size, random_state)
+    )
+    runs = []
+    for _ in range(settings.n_init):
+        try:
+            mixture = seed(start, sample, settings.reg_covar, random_state)
+            runs.append(Run(mixture))
+        except IllDefinedCovarianceError as error:
+            runs.append(Run(None, Status.FAILED, error=str(error)))
+    best(runs)  # raises if none is left
+    return runs
+
+
+def _check_enough(found: Survey, n_components: int) -> None:
+    n_rows = found.n_weighted
+    if found.n_rows > 0 and n_rows == 0:
+        raise DataError("sample_weight is zero for every row: at least one must count.")
+    if n_rows < 2:
+        raise DataError(
+            f"Found array with {n_rows} sample(s) while a minimum of 2 is required by "
+            "GaussianMixture."
+        )
+    if n_rows < n_components:
+        raise DataError(
+            "Expected n_samples >= n_components but got "
+            f"n_components = {n_components}, n_samples = {n_rows}"
+        )
