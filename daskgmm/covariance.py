@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from daskgmm.errors import IllDefinedCovarianceError
-from daskgmm.kernel import NO_LIFT, NORM_LIFT, PAIR_LIFT, SQUARE_LIFT
 
 Array = NDArray[np.float64]
+Lines = NDArray[np.int64]
 
 _ILL_DEFINED: Final = (
     "Fitting the mixture model failed because some components have "
@@ -82,8 +82,6 @@ class CovarianceShape(ABC):
     """What depends on the shape of the covariances, as pure functions."""
 
     name: ClassVar[str]
-    lift: ClassVar[int]
-    """The kernel's quadratic features."""
     pooled: ClassVar[bool] = False
     """Whether all components of a model share one covariance."""
     dense: ClassVar[bool]
@@ -96,6 +94,10 @@ class CovarianceShape(ABC):
     @abstractmethod
     def n_parameters(self, n_components: int, n_features: int) -> int:
         """Free parameters of the covariances."""
+
+    @abstractmethod
+    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
+        """Lines of the kernel's base whose products are the quadratic features."""
 
     @abstractmethod
     def outer(self, a: Array, b: Array) -> Array:
@@ -313,7 +315,7 @@ class _DiagonalShape(CovarianceShape):
 
     def factors(self, covariances: Array) -> Array:
         # Written so that a NaN fails too.
-        ill = ~(self._variances(covariances) > 0.0).all(axis=1)
+        ill = np.logical_not((self._variances(covariances) > 0.0).all(axis=1))
         if ill.any():
             raise self._ill_defined(ill)
         return 1.0 / np.sqrt(covariances)
@@ -359,13 +361,16 @@ class Full(_MatrixShape):
     """Each component has its own covariance matrix, (K, d, d)."""
 
     name = "full"
-    lift = PAIR_LIFT
 
     def stored(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return n_components, n_features, n_features
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features * (n_features + 1) // 2
+
+    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
+        i, j = _pairs(n_features)
+        return i + 1, j + 1
 
     @staticmethod
     def _matrices(stored: Array) -> Array:
@@ -387,7 +392,6 @@ class Tied(_MatrixShape):
     """All components have one covariance matrix, (d, d)."""
 
     name = "tied"
-    lift = NO_LIFT
     pooled = True
 
     def stored(self, n_components: int, n_features: int) -> tuple[int, ...]:
@@ -395,6 +399,10 @@ class Tied(_MatrixShape):
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_features * (n_features + 1) // 2
+
+    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
+        # The kernel adds the common form itself, to all components at once.
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     @staticmethod
     def _matrices(stored: Array) -> Array:
@@ -407,7 +415,6 @@ class Tied(_MatrixShape):
 
     @staticmethod
     def _quadratic(precisions: Array) -> Array:
-        # The kernel adds the common form itself, to all components at once.
         return np.empty((1, 0))
 
 
@@ -416,13 +423,16 @@ class Diag(_DiagonalShape):
     """Each component has its own diagonal covariance, (K, d)."""
 
     name = "diag"
-    lift = SQUARE_LIFT
 
     def stored(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return n_components, n_features
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features
+
+    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
+        lines = np.arange(1, n_features + 1)
+        return lines, lines
 
     @staticmethod
     def _variances(stored: Array) -> Array:
@@ -448,13 +458,15 @@ class Spherical(_DiagonalShape):
     """Each component has one variance for all features, (K,)."""
 
     name = "spherical"
-    lift = NORM_LIFT
 
     def stored(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components,)
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components
+
+    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
+        return np.array([0]), np.array([n_features + 1])  # 1 times ‖y‖²
 
     @staticmethod
     def _variances(stored: Array) -> Array:
@@ -465,7 +477,7 @@ class Spherical(_DiagonalShape):
         return product
 
     def scatter(self, deviations: Array, weights: Array) -> Array:
-        return np.atleast_1d(weights @ (deviations**2).sum(axis=1))
+        return np.array([weights @ (deviations**2).sum(axis=1)])
 
     def kept(self, dense: Array, diagonal: Array) -> Array:
         return diagonal.sum(axis=1, keepdims=True)

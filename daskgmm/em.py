@@ -89,9 +89,7 @@ def advance(
         mixture = rule.m_step(run.mixture, its_moments)
     except IllDefinedCovarianceError as error:
         return replace(run, status=Status.FAILED, error=str(error))
-    after = replace(
-        run, mixture=mixture, bounds=(*run.bounds, rule.bound(its_moments))
-    )
+    after = replace(run, mixture=mixture, bounds=(*run.bounds, rule.bound(its_moments)))
     if abs(after.change) < stopping.tol:
         return replace(after, status=Status.CONVERGED)
     if after.n_iter >= stopping.max_iter:
@@ -116,9 +114,7 @@ def em(
         mixtures = [m for i in live if (m := runs[i].mixture) is not None]
         message = plan(mixtures, origin)
         sums = shards.reduce(e_step, message)
-        for i, its_moments in zip(
-            live, moments(message, sums, mixtures), strict=True
-        ):
+        for i, its_moments in zip(live, moments(message, sums, mixtures), strict=True):
             runs[i] = advance(runs[i], its_moments, rule, stopping)
         yield list(runs)
 

@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from numbers import Integral
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
 from sklearn import mixture as sklearn_mixture
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -24,7 +26,7 @@ from sklearn.utils.validation import (
 
 from daskgmm import store
 from daskgmm.blas import single_threaded_blas
-from daskgmm.covariance import SHAPES, CovarianceShape
+from daskgmm.covariance import SHAPES
 from daskgmm.em import Run, Status, Stopping
 from daskgmm.errors import ModelFileError
 from daskgmm.mixture import Mixture
@@ -223,6 +225,7 @@ default='kmeans'
     ) -> Outcome:
         """Fit, telling an observer of each pass."""
         self._validate_params()
+        self._check_array_api()
         with self._restored_on_error(), single_threaded_blas():
             source = self._open(X, sample_weight, reset=True)
             settings = self._settings(source.n_features)
@@ -251,6 +254,17 @@ default='kmeans'
             )
         return outcome
 
+    def _check_array_api(self) -> None:
+        """Refuse what scikit-learn refuses where array API dispatch is enabled."""
+        allowed = ["random", "random_from_data"]
+        if get_config()["array_api_dispatch"] and self.init_params not in allowed:
+            raise NotImplementedError(
+                f"Allowed `init_params` are {allowed} if 'array_api_dispatch' is "
+                f"enabled. You passed init_params={self.init_params!r}, which are not "
+                "implemented to work with 'array_api_dispatch' enabled. Please disable "
+                f"'array_api_dispatch' to use init_params={self.init_params!r}."
+            )
+
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
         """Leave the estimator as it was if anything, an interrupt too, breaks a fit."""
@@ -258,8 +272,8 @@ default='kmeans'
         try:
             yield
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def _open(self, X: Any, sample_weight: Any, *, reset: bool) -> Source:
@@ -385,12 +399,14 @@ default='kmeans'
         -------
         float
         """
-        return self._score(X, sample_weight).mean
+        found, dtype = self._score(X, sample_weight)
+        return float(dtype.type(found.mean))
 
-    def _score(self, X: Any, sample_weight: Any) -> Score:
+    def _score(self, X: Any, sample_weight: Any) -> tuple[Score, np.dtype[Any]]:
+        """Sum of the rows' log densities, and the dtype that results have."""
         check_is_fitted(self)
         source = self._open(X, sample_weight, reset=False)
-        return score(self._mixture(), source.shards())
+        return score(self._mixture(), source.shards()), source.dtype
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: the lower, the better.
@@ -404,7 +420,7 @@ default='kmeans'
         -------
         float
         """
-        found = self._score(X, sample_weight)
+        found, _ = self._score(X, sample_weight)
         return -2.0 * found.log_prob + 2.0 * self._n_parameters()
 
     def bic(self, X: Any, sample_weight: Any = None) -> float:
@@ -420,7 +436,7 @@ default='kmeans'
         -------
         float
         """
-        found = self._score(X, sample_weight)
+        found, _ = self._score(X, sample_weight)
         return -2.0 * found.log_prob + self._n_parameters() * math.log(found.weight)
 
     def _n_parameters(self) -> int:
@@ -456,12 +472,16 @@ default='kmeans'
         parameters = self.get_params(deep=False)
         for name in _OURS:
             del parameters[name]
-        return _copy_fitted(self, sklearn_mixture.GaussianMixture(**parameters))
+        theirs = sklearn_mixture.GaussianMixture(**parameters)
+        _copy_fitted(self, theirs)
+        return theirs
 
     @classmethod
     def from_sklearn(cls, model: sklearn_mixture.GaussianMixture) -> Self:
         """A scikit-learn model as this estimator, fitted if that one is."""
-        return _copy_fitted(model, cls(**model.get_params(deep=False)))
+        ours = cls(**model.get_params(deep=False))
+        _copy_fitted(model, ours)
+        return ours
 
     def save(self, url: str, *, overwrite: bool = False) -> None:
         """Write the fitted model to a Zarr group.
@@ -508,7 +528,8 @@ def load(url: str) -> GaussianMixture:
     if saved.kind != GaussianMixture.__name__:
         raise ModelFileError(f"{url} holds a {saved.kind}, not a GaussianMixture.")
     model = GaussianMixture(**saved.parameters)
-    vars(model).update(saved.fitted)
+    for name, value in saved.fitted.items():
+        setattr(model, name, value)
     return model
 
 
@@ -517,11 +538,9 @@ def _fitted_names(model: BaseEstimator) -> list[str]:
     return [name for name in names if hasattr(model, name)]
 
 
-def _copy_fitted(source: Any, target: Any) -> Any:
+def _copy_fitted(source: BaseEstimator, target: BaseEstimator) -> None:
     for name in _fitted_names(source):
-        value = getattr(source, name)
-        setattr(target, name, value.copy() if hasattr(value, "copy") else value)
-    return target
+        setattr(target, name, copy(getattr(source, name)))
 
 
 def _given(
@@ -547,9 +566,10 @@ def _given_weights(
     if weights is None:
         return None
     if (weights < 0.0).any() or (weights > 1.0).any():
+        # scikit-learn's words to the letter: the two values stand swapped in them.
         raise ValueError(
             "The parameter 'weights' should be in the range [0, 1], but got max value "
-            f"{weights.max():.5f}, min value {weights.min():.5f}"
+            f"{weights.min():.5f}, min value {weights.max():.5f}"
         )
     is_single = np.asarray(parameter).dtype == np.float32
     if abs(1.0 - weights.sum()) > (1e-6 if is_single else 1e-8):

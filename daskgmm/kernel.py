@@ -3,15 +3,18 @@
 It knows nothing of covariance shapes. A component's log density comes in one of two
 forms, chosen by the caller:
 
-- *lifted*: natural parameters times features of the row about a common origin,
-  ``φ(y) = [quadratic features, y, 1]``, one matrix product for all components of all
-  runs, and one more for their sums. A *common* quadratic form may stand in for the
-  quadratic features where all components of a run share one precision.
+- *lifted*: natural parameters times features of the row about a common origin, one
+  matrix product for all components of all runs, and one more for their sums. A
+  *common* quadratic form may stand beside the features where all components of a run
+  share one precision.
 - *centred*: deviations from the component's own mean times the Cholesky factor of its
   precision. Twice the arithmetic, and no cancellation.
 
 Rows go through in tiles that stay in the cache, stored features × rows so that each
-operation runs along contiguous rows. One call holds the GIL at no time.
+operation runs along contiguous rows. The *base* of a tile is [1, y, ‖y‖²], y the rows
+about the origin, d + 2 lines in all; a feature is the product of two of its lines.
+Features are made a few at a time and made again for the second product: that is
+cheaper than to fetch many of them from memory. One call holds the GIL at no time.
 """
 
 from __future__ import annotations
@@ -27,18 +30,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-NO_LIFT: Final = 0
-"""Quadratic features: none, the quadratic form is common to a run's components."""
-NORM_LIFT: Final = 1
-"""Quadratic features: the squared norm of the row."""
-SQUARE_LIFT: Final = 2
-"""Quadratic features: the square of each feature."""
-PAIR_LIFT: Final = 3
-"""Quadratic features: the product of each pair of features i ≤ j, row by row."""
-
 _TILE: Final = 256
-_WIDE_TILE: Final = 128
-_WIDE: Final = 4096
+"""Rows of a tile."""
+_FEATURES: Final = 64
+"""Features made at a time: with a tile's rows, they fit the second-level cache."""
 
 _JIT: Final[dict[str, Any]] = {
     "nogil": True,
@@ -53,14 +48,16 @@ class Plan(NamedTuple):
     """What the kernel needs of the mixtures of R runs, K components in all.
 
     The runs' components stand one after the other: those of run r are numbers
-    ``starts[r]`` to ``starts[r + 1]``. D is the length of a lifted row, C the number
-    of centred components.
+    ``starts[r]`` to ``starts[r + 1]``; L of them are lifted and C centred. D is the
+    number of features of a lifted row.
     """
 
-    lift: int
+    left: NDArray[np.int64]  # (D,) lines of the base whose products
+    right: NDArray[np.int64]  # (D,) are the features
     origin: Array  # (d,)
     starts: NDArray[np.int64]  # (R + 1,)
-    natural: Array  # (K, D), rows of centred components zero; (0, D) if all are centred
+    lifted: NDArray[np.int64]  # (L,) numbers of the lifted components
+    natural: Array  # (D, L) natural parameters, or (0, 0)
     common: Array  # (R, d, d) transposed factors of common forms, zero if centred, or 0
     centred: NDArray[np.int64]  # (C,) numbers of the centred components
     means: Array  # (C, d)
@@ -72,7 +69,7 @@ class Plan(NamedTuple):
 class Sums(NamedTuple):
     """What the kernel adds up over rows, weighted by responsibility and row weight."""
 
-    lifted: Array  # (K, D): of φ(y), or (0, D)
+    lifted: Array  # (D, L): of the features, or (0, 0)
     common: Array  # (d, d): of y yᵀ, not by responsibility; or (0, 0)
     mass: Array  # (C,): of 1
     drift: Array  # (C, d): of x - m
@@ -138,10 +135,9 @@ def _exp(x: float) -> float:
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _tile_rows(n_rows: int, lifted_length: int) -> int:
-    """Rows of a tile: what the cache holds, and no more than there are."""
-    tile = _TILE if lifted_length <= _WIDE else _WIDE_TILE
-    return min(tile, max(8, (n_rows + 7) // 8 * 8))
+def _tile_rows(n_rows: int) -> int:
+    """Rows of a tile: no more than there are, in whole vectors."""
+    return min(_TILE, max(8, (n_rows + 7) // 8 * 8))
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
@@ -159,29 +155,24 @@ def _load(x: Any, start: int, rows: Any) -> None:
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _lift(lift: int, rows: Any, origin: Any, phi: Any) -> None:
-    """Features of the rows about the origin; the last one, 1, is there already."""
+def _lift(rows: Any, origin: Any, base: Any) -> None:
+    """Fill the base, but for its first line of ones."""
     n_features, tile = rows.shape
-    first = phi.shape[0] - 1 - n_features
+    norm = base[n_features + 1]
+    norm[:] = 0.0
     for i in range(n_features):
+        line = base[i + 1]
         for t in range(tile):
-            phi[first + i, t] = rows[i, t] - origin[i]
-    if lift == PAIR_LIFT:
-        q = 0
-        for i in range(n_features):
-            for j in range(i, n_features):
-                for t in range(tile):
-                    phi[q, t] = phi[first + i, t] * phi[first + j, t]
-                q += 1
-    elif lift == SQUARE_LIFT:
-        for i in range(n_features):
-            for t in range(tile):
-                phi[i, t] = phi[first + i, t] * phi[first + i, t]
-    elif lift == NORM_LIFT:
-        phi[0, :] = 0.0
-        for i in range(n_features):
-            for t in range(tile):
-                phi[0, t] += phi[first + i, t] * phi[first + i, t]
+            line[t] = rows[i, t] - origin[i]
+            norm[t] += line[t] * line[t]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _make_features(plan: Any, base: Any, first: int, features: Any) -> None:
+    for q in range(features.shape[0]):
+        a, b = base[plan.left[first + q]], base[plan.right[first + q]]
+        for t in range(features.shape[1]):
+            features[q, t] = a[t] * b[t]
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
@@ -192,14 +183,36 @@ def _subtract_half_squares(z: Any, row: Any) -> None:
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _log_joint(plan: Any, rows: Any, phi: Any, z: Any, work: Any, joint: Any) -> None:
+def _lifted_joint(plan: Any, base: Any, features: Any, joint: Any) -> None:
+    """Fill the rows of lifted components."""
+    length, n_lifted = plan.natural.shape
+    apart = n_lifted < joint.shape[0]
+    out = np.empty((n_lifted, joint.shape[1])) if apart else joint
+    for first in range(0, length, _FEATURES):
+        last = min(length, first + _FEATURES)
+        part = features[: last - first]
+        _make_features(plan, base, first, part)
+        coefficients = plan.natural[first:last].T
+        if first == 0:
+            np.dot(coefficients, part, out)
+        else:
+            _add(np.dot(coefficients, part), out)
+    if apart:
+        for k in range(n_lifted):
+            joint[plan.lifted[k]] = out[k]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _log_joint(
+    plan: Any, rows: Any, base: Any, features: Any, z: Any, work: Any, joint: Any
+) -> None:
     """Log of weight times density, components × rows."""
     n_features, tile = rows.shape
-    if plan.natural.shape[0] > 0:
-        _lift(plan.lift, rows, plan.origin, phi)
-        np.dot(plan.natural, phi, joint)
+    if plan.lifted.shape[0] > 0:
+        _lift(rows, plan.origin, base)
+        _lifted_joint(plan, base, features, joint)
         for run in range(plan.common.shape[0]):
-            np.dot(plan.common[run], phi[:n_features], z)
+            np.dot(plan.common[run], base[1 : n_features + 1], z)
             work[0, :] = 0.0
             _subtract_half_squares(z, work[0])
             for k in range(plan.starts[run], plan.starts[run + 1]):
@@ -248,6 +261,23 @@ def _normalise(joint: Any, log_prob: Any, scale: Any) -> None:
     for t in range(tile):
         log_prob[t] += math.log(scale[t])
         scale[t] = 1.0 / scale[t]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _add_lifted(plan: Any, sums: Any, base: Any, features: Any, joint: Any) -> None:
+    """Add a tile's responsibilities times features of the lifted components."""
+    length, n_lifted = sums.lifted.shape
+    responsibilities = joint
+    if n_lifted < joint.shape[0]:
+        responsibilities = np.empty((n_lifted, joint.shape[1]))
+        for k in range(n_lifted):
+            responsibilities[k] = joint[plan.lifted[k]]
+    for first in range(0, length, _FEATURES):
+        last = min(length, first + _FEATURES)
+        part = features[: last - first]
+        if length > _FEATURES:  # else they are still there
+            _make_features(plan, base, first, part)
+        _add(np.dot(part, responsibilities.T), sums.lifted[first:last])
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
@@ -313,22 +343,22 @@ def accumulate(plan: Any, x: Any, weights: Any, sums: Any) -> None:
         Added to in place.
     """
     n_rows, n_features = x.shape
-    n_components, length = plan.starts[-1], plan.natural.shape[1]
-    tile = _tile_rows(n_rows, length)
+    n_components = plan.starts[-1]
+    tile = _tile_rows(n_rows)
     rows = np.empty((n_features, tile))
-    phi = np.empty((length, tile))
-    phi[length - 1, :] = 1.0
+    base = np.empty((n_features + 2, tile))
+    base[0, :] = 1.0
+    features = np.empty((min(_FEATURES, plan.natural.shape[0]), tile))
     joint = np.empty((n_components, tile))
     z = np.empty((n_features, tile))
     work = np.empty((n_features, tile))
     tile_weights = np.empty(tile)
     log_prob = np.empty(tile)
     scale = np.empty(tile)
-    part = np.empty(sums.lifted.shape)
     for start in range(0, n_rows, tile):
         _load(x, start, rows)
         sums.weight[0] += _row_weights(weights, start, n_rows, tile_weights)
-        _log_joint(plan, rows, phi, z, work, joint)
+        _log_joint(plan, rows, base, features, z, work, joint)
         for run in range(plan.starts.shape[0] - 1):
             of_run = joint[plan.starts[run] : plan.starts[run + 1]]
             _normalise(of_run, log_prob, scale)
@@ -341,11 +371,9 @@ def accumulate(plan: Any, x: Any, weights: Any, sums: Any) -> None:
             for k in range(of_run.shape[0]):
                 for t in range(tile):
                     of_run[k, t] *= scale[t]
-        if sums.lifted.shape[0] > 0:
-            np.dot(joint, phi.T, part)
-            _add(part, sums.lifted)
+        _add_lifted(plan, sums, base, features, joint)
         if sums.common.shape[0] > 0:
-            linear = phi[:n_features]
+            linear = base[1 : n_features + 1]
             for i in range(n_features):
                 for t in range(tile):
                     work[i, t] = linear[i, t] * tile_weights[t]
@@ -370,11 +398,12 @@ def evaluate(
     log_prob : ndarray like x, shape (n,) or (0,)
     """
     n_rows, n_features = x.shape
-    n_components, length = plan.starts[-1], plan.natural.shape[1]
-    tile = _tile_rows(n_rows, length)
+    n_components = plan.starts[-1]
+    tile = _tile_rows(n_rows)
     rows = np.empty((n_features, tile))
-    phi = np.empty((length, tile))
-    phi[length - 1, :] = 1.0
+    base = np.empty((n_features + 2, tile))
+    base[0, :] = 1.0
+    features = np.empty((min(_FEATURES, plan.natural.shape[0]), tile))
     joint = np.empty((n_components, tile))
     z = np.empty((n_features, tile))
     work = np.empty((n_features, tile))
@@ -383,7 +412,7 @@ def evaluate(
     for start in range(0, n_rows, tile):
         inside = min(tile, n_rows - start)
         _load(x, start, rows)
-        _log_joint(plan, rows, phi, z, work, joint)
+        _log_joint(plan, rows, base, features, z, work, joint)
         if labels.shape[0] > 0:
             _most_probable(joint, labels[start : start + inside])
         if responsibilities.shape[0] > 0 or log_prob.shape[0] > 0:
@@ -433,7 +462,7 @@ def survey(x: Any, weights: Any, sums: Any) -> int:
         for t in range(n_rows):
             for i in range(n_features):
                 if not (abs(x[t, i]) < np.inf):
-                    return t * n_features + i
+                    return int(t * n_features + i)
     return -1
 
 

@@ -47,9 +47,7 @@ class MaximumLikelihood:
         counts = moments.mass + tiny
         shift = (moments.drift - tiny * means) / counts[:, np.newaxis]
         scatter = shape.recentre(moments.scatter, moments.drift, moments.mass, shift)
-        covariances = shape.covariances(
-            scatter, counts, means.shape[1], self.reg_covar
-        )
+        covariances = shape.covariances(scatter, counts, means.shape[1], self.reg_covar)
         return counts, means + shift, covariances
 
     def m_step(self, mixture: Mixture, moments: Moments) -> Mixture:

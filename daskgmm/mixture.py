@@ -39,17 +39,17 @@ class Mixture:
     @property
     def n_components(self) -> int:
         """K."""
-        return self.means.shape[0]
+        return len(self.means)
 
     @property
     def n_features(self) -> int:
         """Number of features, d."""
-        return self.means.shape[1]
+        return int(self.means.shape[1])
 
     @property
     def n_parameters(self) -> int:
         """Free parameters: of the covariances, the means and the weights."""
-        n_components, n_features = self.means.shape
+        n_components, n_features = self.n_components, self.n_features
         of_covariances = self.shape.n_parameters(n_components, n_features)
         return of_covariances + n_features * n_components + n_components - 1
 

@@ -16,11 +16,12 @@ from daskgmm.mixture import Mixture
 
 Array = NDArray[np.float64]
 
-CENTRED_ABOVE: Final = 1e6
+CENTRED_ABOVE: Final = 1e7
 """A component whose κ (`CovarianceShape.cancellation`) is larger is not lifted.
 
-The error of a lifted row's log density was measured as 0.4 to 3 times eps κ at the
-component's own σ and grows with the square of the distance in σ, as log p does.
+The largest error of a lifted row's log density, as a share of max(1, |log p|), was
+measured over all shapes, d = 1 to 64, strong correlations and far rows: 1.2e-9 with
+this limit, 0.5 eps κ; 9e-11 with 1e6, 2.5e-8 with 1e8.
 """
 
 _EMPTY: Final = np.empty(0)
@@ -39,12 +40,7 @@ class EStep:
     @cached_property
     def compiled_plan(self) -> kernel.Plan:
         """The plan with arrays of the one kind that the kernel is compiled for."""
-        return kernel.Plan(
-            *(
-                kernel.readonly(field) if isinstance(field, np.ndarray) else field
-                for field in self.plan
-            )
-        )
+        return kernel.Plan._make(map(kernel.readonly, self.plan))
 
     @property
     def n_features(self) -> int:
@@ -148,24 +144,24 @@ def plan(mixtures: Sequence[Mixture], origin: Array) -> EStep:
     shape = mixtures[0].shape
     forms = [_is_centred(mixture, origin) for mixture in mixtures]
     centred = np.concatenate(forms)
-    natural = np.concatenate(
-        [_natural(*pair, origin) for pair in zip(mixtures, forms, strict=True)]
-    )
     d = len(origin)
     factors = np.concatenate(
         [shape.kernel_factors(m.factors, m.n_components, d) for m in mixtures]
     )[centred]
     means = np.concatenate([m.means for m in mixtures])[centred]
     offsets = np.concatenate([m.log_normalisers() for m in mixtures])[centred]
-    all_centred = bool(centred.all())
+    lifted = np.flatnonzero(~centred)
+    left, right = shape.quadratic_features(d)
     return EStep(
         kernel.Plan(
-            lift=shape.lift,
+            left=np.concatenate([np.zeros(d + 1, dtype=np.int64), left]),
+            right=np.concatenate([np.arange(d + 1), right]),
             origin=np.ascontiguousarray(origin, dtype=np.float64),
             starts=np.cumsum([0, *(m.n_components for m in mixtures)], dtype=np.int64),
-            natural=natural[:0] if all_centred else natural,
-            common=_common_forms(mixtures, forms, all_centred),
-            centred=np.flatnonzero(centred).astype(np.int64),
+            lifted=lifted,
+            natural=_natural(mixtures, origin)[:, lifted],
+            common=_common_forms(mixtures, forms),
+            centred=np.flatnonzero(centred),
             means=means,
             dense=factors if shape.dense else np.empty((0, d, d)),
             diagonal=np.empty((0, d)) if shape.dense else factors,
@@ -184,28 +180,32 @@ def _is_centred(mixture: Mixture, origin: Array) -> NDArray[np.bool_]:
     return np.full_like(centred, centred.any()) if shape.pooled else centred
 
 
-def _natural(mixture: Mixture, centred: NDArray[np.bool_], origin: Array) -> Array:
-    """Coefficients of lifted rows, (K, D); zero for centred components."""
-    quadratic, linear, constant = mixture.shape.natural(
-        mixture.factors, mixture.means - origin
-    )
-    quadratic = np.broadcast_to(quadratic, (len(linear), quadratic.shape[1]))
-    constant = constant + mixture.log_normalisers()
-    natural = np.column_stack([quadratic, linear, constant])
-    natural[centred] = 0.0
-    return natural
+def _natural(mixtures: Sequence[Mixture], origin: Array) -> Array:
+    """Coefficients of the features, (D, K).
+
+    The features are 1, the row about the origin, and the shape's quadratic ones.
+    """
+    of_runs = []
+    for mixture in mixtures:
+        quadratic, linear, constant = mixture.shape.natural(
+            mixture.factors, mixture.means - origin
+        )
+        quadratic = np.broadcast_to(quadratic, (len(linear), quadratic.shape[1]))
+        constant = constant + mixture.log_normalisers()
+        of_runs.append(np.column_stack([constant, linear, quadratic]))
+    return np.concatenate(of_runs).T
 
 
 def _common_forms(
-    mixtures: Sequence[Mixture], forms: Sequence[NDArray[np.bool_]], all_centred: bool
+    mixtures: Sequence[Mixture], forms: Sequence[NDArray[np.bool_]]
 ) -> Array:
     """Transposed factor of each run's common form, (R, d, d); zero if centred."""
     shape, d = mixtures[0].shape, mixtures[0].n_features
-    if all_centred or not shape.pooled:
+    if not shape.pooled or all(centred.all() for centred in forms):
         return np.empty((0, d, d))
     return np.stack(
         [
-            np.zeros((d, d)) if centred.any() else shape.kernel_factors(m.factors, 1, d)[0]
+            shape.kernel_factors(m.factors, 1, d)[0] * (not centred.any())
             for m, centred in zip(mixtures, forms, strict=True)
         ]
     )
@@ -218,14 +218,15 @@ def e_step(message: EStep, blocks: Iterator[Block]) -> Sums:
     for block in blocks:
         weights = _EMPTY if block.weights is None else block.weights
         kernel.accumulate(
-            message.compiled_plan, kernel.readonly(block.x), kernel.readonly(weights), sums
+            message.compiled_plan,
+            kernel.readonly(block.x),
+            kernel.readonly(weights),
+            sums,
         )
     return Sums(buffer)
 
 
-def moments(
-    message: EStep, sums: Sums, mixtures: Sequence[Mixture]
-) -> list[Moments]:
+def moments(message: EStep, sums: Sums, mixtures: Sequence[Mixture]) -> list[Moments]:
     """Each run's moments, from the sums of a whole pass."""
     views = message.views(sums.buffer)
     starts = message.plan.starts
@@ -243,21 +244,20 @@ def _moments_of_run(
     mass, drift = np.empty(n_components), np.empty((n_components, d))
     rows = slice(start, start + n_components)
     lifted = np.ones(n_components, dtype=bool)
-    first, last = np.searchsorted(plan.centred, [start, start + n_components])
-    here = slice(first, last)
+    here = _within(plan.centred, rows)
     centred = plan.centred[here] - start
     lifted[centred] = False
     scatter = np.zeros((1 if shape.pooled else n_components, _scatter_length(shape, d)))
     if lifted.any():
-        about_origin = sums.lifted[rows][lifted]
-        mass[lifted] = about_origin[:, -1]
-        raw = about_origin[:, -1 - d : -1]
+        about_origin = sums.lifted[:, _within(plan.lifted, rows)].T
+        mass[lifted] = about_origin[:, 0]
+        raw = about_origin[:, 1 : d + 1]
         shift = means[lifted] - plan.origin
         drift[lifted] = raw - mass[lifted, np.newaxis] * shift
         second = (
             shape.kept(sums.common[np.newaxis], np.empty((0, d)))
             if shape.pooled
-            else about_origin[:, : -1 - d]
+            else about_origin[:, d + 1 :]
         )
         scatter[... if shape.pooled else lifted] = shape.recentre(
             second, raw, mass[lifted], shift
@@ -271,5 +271,12 @@ def _moments_of_run(
     )
 
 
+def _within(numbers: NDArray[np.int64], components: slice) -> slice:
+    """Where those components' numbers stand in a sorted list of numbers."""
+    first, last = np.searchsorted(numbers, [components.start, components.stop])
+    return slice(int(first), int(last))
+
+
 def _scatter_length(shape: CovarianceShape, n_features: int) -> int:
-    return shape.outer(np.empty((1, n_features)), np.empty((1, n_features))).shape[1]
+    nothing = np.zeros((1, n_features))
+    return len(shape.outer(nothing, nothing)[0])

@@ -33,7 +33,7 @@ class Question:
     n_components: int
 
     def dtype(self, of_rows: Any) -> np.dtype[Any]:
-        """The answer's dtype for rows of a dtype: float32 stays, all else is float64."""
+        """The answer's dtype for rows of a dtype: float32 stays, others are float64."""
         if self.kind == "labels":
             return np.dtype(np.int64)
         return np.dtype(np.float32 if of_rows == np.float32 else np.float64)
@@ -153,12 +153,13 @@ def _score_leaf(question: Question, blocks: Iterator[Block]) -> Score:
         check_finite(block, np.zeros(question.message.n_features))
         log_prob = np.empty(len(block.x), dtype=question.dtype(block.x.dtype))
         answer_into(question, block.x, log_prob)
-        total += _score_of(log_prob.astype(np.float64), block.weights)
+        total += _score_of(log_prob, block.weights)
     return total
 
 
-def _score_of(log_prob: NDArray[np.float64], weights: NDArray[np.float64] | None) -> Score:
+def _score_of(log_prob: NDArray[Any], weights: NDArray[np.float64] | None) -> Score:
     if weights is None:
+        # In the rows' own dtype, as scikit-learn's mean is.
         return Score(float(log_prob.sum()), float(len(log_prob)))
     # A row without weight is absent, whatever its density.
     counted = weights > 0

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 RandomState = np.random.RandomState
 
 _TILE: Final = 4096
+_FAR: Final = 1e10
 
 
 @final
@@ -180,13 +181,33 @@ def _row_moments(
     n_components, d = means.shape
     scatter = shape.kept(np.zeros((n_components, d, d)), rounding)
     if shape.pooled:
-        rest = _weights_of(sample, slice(None)).copy()
-        np.subtract.at(rest, rows, 1.0)
-        np.maximum(rest, 0.0, out=rest)
-        for tile in _tiles(len(rest)):
-            x = sample.x[tile].astype(np.float64)
-            scatter = scatter + shape.scatter(x, rest[tile])
+        scatter = scatter + _scatter_of_rest(shape, sample, rows)
     return means, Moments(ones, np.zeros_like(means), scatter, 0.0, _weight(sample))
+
+
+def _scatter_of_rest(
+    shape: CovarianceShape, sample: Sample, rows: NDArray[np.intp]
+) -> Array:
+    """Scatter about zero of what is not in `rows`, (1, S).
+
+    About their own mean where that is so far from zero, measured in their spread, that
+    the matrix would be singular to rounding: scikit-learn breaks down there.
+    """
+    rest = _weights_of(sample, slice(None)).copy()
+    np.subtract.at(rest, rows, 1.0)
+    np.maximum(rest, 0.0, out=rest)
+    if not rest.any():
+        return shape.pool(0.0 * shape.outer(sample.x[:1], sample.x[:1]))
+    centre = _mean(sample.x, rest)[np.newaxis]
+    mass, spread = rest.sum(keepdims=True), 0.0
+    scatter = shape.pool(0.0 * shape.outer(centre, centre))
+    for tile in _tiles(len(rest)):
+        deviations = sample.x[tile].astype(np.float64) - centre
+        scatter = scatter + shape.scatter(deviations, rest[tile])
+        spread += rest[tile] @ (deviations**2).sum(axis=1)
+    if mass[0] * (centre**2).sum() > _FAR * spread:
+        return scatter
+    return shape.recentre(scatter, np.zeros_like(centre), mass, -centre)
 
 
 def _random_moments(

@@ -65,22 +65,22 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
             f"There is a model at {target} already: pass overwrite=True to replace it."
         )
     arrays: Arrays = {}
-    header = {
+    state = f"state-{uuid.uuid4().hex}"
+    header: dict[str, Any] = {
         "format": FORMAT,
         "kind": model.kind,
-        "state": f"state-{uuid.uuid4().hex}",
+        "state": state,
         "parameters": _encode_all("parameters", model.parameters, arrays),
         "fitted": _encode_all("fitted", model.fitted, arrays),
     }
     header["digest"] = _digest(header, arrays)
     group = zarr.open_group(target, mode="a")
-    child = group.create_group(header["state"])
+    child = group.create_group(state)
     for name, array in arrays.items():
         # An array of zeros would otherwise be left out, and a lost one read as zeros.
-        written = child.create_array(
+        child.create_array(
             name, data=array, chunks=array.shape, config={"write_empty_chunks": True}
         )
-        del written
     group.attrs[_KEY] = header
     if old is not None:
         del group[old["state"]]
@@ -106,11 +106,8 @@ def load(url: str | os.PathLike[str]) -> Model:
             f"daskgmm reads formats up to {FORMAT}: install a newer one."
         )
     try:
-        child = zarr.open_group(target, mode="r")[header["state"]]
-        arrays = {
-            name: np.asarray(array[...])  # type: ignore[index]
-            for name, array in child.arrays()  # type: ignore[union-attr]
-        }
+        child: Any = zarr.open_group(target, mode="r")[header["state"]]
+        arrays = {name: np.asarray(array[...]) for name, array in child.arrays()}
         intact = header["digest"] == _digest(header, arrays)
     except Exception as error:
         raise _damaged(target, f"{type(error).__name__}: {error}") from error
@@ -166,7 +163,9 @@ def _digest(header: Mapping[str, Any], arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _encode_all(prefix: str, values: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+def _encode_all(
+    prefix: str, values: Mapping[str, Any], arrays: Arrays
+) -> dict[str, Any]:
     return {
         name: _encode(f"{prefix}.{name}", value, arrays)
         for name, value in values.items()

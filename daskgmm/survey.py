@@ -122,7 +122,8 @@ def check_finite(block: Block, sums: Array) -> None:
     at = kernel.survey(kernel.readonly(block.x), kernel.readonly(weights), sums)
     if at >= 0:
         row, column = divmod(at, block.x.shape[1])
-        raise DataError(_non_finite("X", block.x[row, column], block.index, row, column))
+        value = block.x[row, column]
+        raise DataError(_non_finite("X", value, block.index, row, column))
 
 
 def _non_finite(
@@ -250,18 +251,14 @@ def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
     first, last = np.searchsorted(message.targets, [start, end])
     targets = message.targets[first:last] - start
     if block.weights is None:
-        rows, times = targets.astype(np.intp), np.ones(len(targets))
-    else:
-        positive = np.flatnonzero(block.weights > 0)
-        weights = block.weights[positive]
-        ends = np.cumsum(np.ones_like(weights) if message.by_number else weights)
-        places = np.searchsorted(ends, targets, side="right")
-        # Rounding may put a point behind the block's last row.
-        drawn, times = np.unique(
-            np.minimum(places, len(positive) - 1), return_counts=True
-        )
-        rows = positive[drawn]
-    return block.x[rows], times.astype(np.float64)
+        return block.x[targets.astype(np.intp)], np.ones(len(targets))
+    positive = np.flatnonzero(block.weights > 0)
+    weights = block.weights[positive]
+    ends = np.cumsum(np.ones_like(weights) if message.by_number else weights)
+    places = np.searchsorted(ends, targets, side="right")
+    # Rounding may put a point behind the block's last row.
+    drawn, times = np.unique(np.minimum(places, len(positive) - 1), return_counts=True)
+    return block.x[positive[drawn]], times.astype(np.float64)
 
 
 def _rows(taken: list[tuple[NDArray[Any], Array]]) -> Rows:
@@ -273,6 +270,4 @@ def _rows(taken: list[tuple[NDArray[Any], Array]]) -> Rows:
 def _as_sample(rows: Rows, equal_weights: bool) -> Sample:
     weights = np.concatenate(rows.weights)
     unequal = not equal_weights
-    return Sample(
-        np.concatenate(rows.x), weights / weights.mean() if unequal else None
-    )
+    return Sample(np.concatenate(rows.x), weights / weights.mean() if unequal else None)

@@ -132,16 +132,14 @@ def train(
     shards = source.shards()
     found = survey(shards, source.n_features)
     _check_enough(found, settings.start.n_components)
-    if warm is None:
-        runs = _starts(shards, found, settings, random_state)
-    else:
-        runs = [warm]
+    runs = [warm] if warm else _starts(shards, found, settings, random_state)
     n_passes = 0
     if settings.stopping.max_iter > 0:
         rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
         began = perf_counter()
-        for runs in em(shards, runs, found.mean, rule, settings.stopping):
-            n_passes += 1
+        for n_passes, runs in enumerate(  # noqa: B020  the newest runs are kept
+            em(shards, runs, found.mean, rule, settings.stopping), start=1
+        ):
             seconds, began = perf_counter() - began, perf_counter()
             observer(Progress(n_passes, runs, found.n_rows, seconds))
         chosen = runs[best(runs)]

@@ -1,0 +1,58 @@
+"""Data and mixtures that many tests use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from daskgmm.covariance import SHAPES
+from daskgmm.mixture import Mixture
+
+COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
+
+
+def random_covariances(rng, covariance_type, n_components, d, scale=1.0):
+    """Well-conditioned covariances of any shape."""
+    roots = rng.normal(size=(n_components, d, d)) / np.sqrt(d)
+    matrices = (roots @ roots.transpose(0, 2, 1) + 0.2 * np.eye(d)) * scale**2
+    diagonals = np.einsum("kii->ki", matrices)
+    return {
+        "full": matrices,
+        "tied": matrices[0],
+        "diag": diagonals.copy(),
+        "spherical": diagonals.mean(axis=1),
+    }[covariance_type]
+
+
+def random_mixture(rng, covariance_type, n_components, d, *, spread=3.0, scale=1.0):
+    """A mixture with random parameters."""
+    shape = SHAPES[covariance_type]
+    covariances = random_covariances(rng, covariance_type, n_components, d, scale)
+    return Mixture(
+        shape,
+        rng.dirichlet(np.full(n_components, 5.0)),
+        rng.normal(size=(n_components, d)) * spread,
+        covariances,
+        shape.factors(covariances),
+    )
+
+
+def blobs(seed, n, d, n_components, spread=4.0):
+    """Rows (n, d) from a random full mixture, shuffled."""
+    rng = np.random.default_rng(seed)
+    mixture = random_mixture(rng, "full", n_components, d, spread=spread)
+    x, _ = mixture.sample(n, np.random.RandomState(seed))
+    return rng.permutation(x)
+
+
+@pytest.fixture(params=COVARIANCE_TYPES)
+def covariance_type(request):
+    """Each covariance type in turn."""
+    return request.param
+
+
+@pytest.fixture(params=INIT_PARAMS)
+def init_params(request):
+    """Each way to start in turn."""
+    return request.param
