@@ -32,6 +32,8 @@ Array = NDArray[np.float64]
 
 _TILE: Final = 256
 """Rows of a tile."""
+_LINE: Final = 8
+"""Numbers of a cache line."""
 _FEATURES: Final = 64
 """Features made at a time: with a tile's rows, they fit the second-level cache."""
 
@@ -64,6 +66,21 @@ class Plan(NamedTuple):
     dense: Array  # (C, d, d) transposed Cholesky factors of the precisions, or (0, …)
     diagonal: Array  # (C, d) the same where they are diagonal, or (0, d)
     offsets: Array  # (C,) log weight + log normalising constant
+
+
+class _Tile(NamedTuple):
+    """Where a tile of T rows is worked on."""
+
+    rows: Array  # (d, T) as they are
+    z: Array  # (d, T)
+    work: Array  # (d, T)
+    base: Array  # (d + 2, T)
+    features: Array  # (up to _FEATURES, T)
+    joint: Array  # (K, T) log joint, then responsibilities
+    apart: Array  # (L, T) the same of lifted components, where there are others
+    weights: Array  # (T,) of rows
+    log_prob: Array  # (T,)
+    scale: Array  # (T,)
 
 
 class Sums(NamedTuple):
@@ -135,9 +152,32 @@ def _exp(x: float) -> float:
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _tile_rows(n_rows: int) -> int:
-    """Rows of a tile: no more than there are, in whole vectors."""
-    return min(_TILE, max(8, (n_rows + 7) // 8 * 8))
+def _lines(scratch: Any, first: int, n_lines: int, width: int) -> Any:
+    return scratch[first * width : (first + n_lines) * width].reshape(n_lines, width)
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _tile(plan: Any, n_rows: int, scratch: Any) -> Any:
+    """Cut a tile out of scratch memory: no more rows than there are, in whole lines."""
+    width = min(_TILE, max(1, -(-n_rows // _LINE)) * _LINE)
+    d, n_components = plan.origin.shape[0], plan.starts[-1]
+    n_made = min(_FEATURES, plan.natural.shape[0])
+    base = _lines(scratch, 3 * d, d + 2, width)
+    base[0, :] = 1.0
+    rest = 4 * d + 2 + n_made
+    single = rest + 2 * n_components
+    return _Tile(
+        rows=_lines(scratch, 0, d, width),
+        z=_lines(scratch, d, d, width),
+        work=_lines(scratch, 2 * d, d, width),
+        base=base,
+        features=_lines(scratch, 4 * d + 2, n_made, width),
+        joint=_lines(scratch, rest, n_components, width),
+        apart=_lines(scratch, rest + n_components, plan.lifted.shape[0], width),
+        weights=_lines(scratch, single, 1, width)[0],
+        log_prob=_lines(scratch, single + 1, 1, width)[0],
+        scale=_lines(scratch, single + 2, 1, width)[0],
+    )
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
@@ -146,10 +186,16 @@ def _load(x: Any, start: int, rows: Any) -> None:
     n_rows, n_features = x.shape
     tile = rows.shape[1]
     inside = min(tile, n_rows - start)
-    for t in range(inside):
+    whole = inside // _LINE * _LINE
+    # Eight rows at a time fill whole cache lines; one would touch a line per feature,
+    # all of them in the same few sets of the cache.
+    for first in range(0, whole, _LINE):
         for i in range(n_features):
-            rows[i, t] = x[start + t, i]
+            for t in range(_LINE):
+                rows[i, first + t] = x[start + first + t, i]
     for i in range(n_features):
+        for t in range(whole, inside):
+            rows[i, t] = x[start + t, i]
         for t in range(inside, tile):
             rows[i, t] = rows[i, inside - 1]
 
@@ -183,60 +229,77 @@ def _subtract_half_squares(z: Any, row: Any) -> None:
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _lifted_joint(plan: Any, base: Any, features: Any, joint: Any) -> None:
-    """Fill the rows of lifted components."""
-    length, n_lifted = plan.natural.shape
-    apart = n_lifted < joint.shape[0]
-    out = np.empty((n_lifted, joint.shape[1])) if apart else joint
-    for first in range(0, length, _FEATURES):
-        last = min(length, first + _FEATURES)
-        part = features[: last - first]
-        _make_features(plan, base, first, part)
-        coefficients = plan.natural[first:last].T
-        if first == 0:
-            np.dot(coefficients, part, out)
-        else:
-            _add(np.dot(coefficients, part), out)
-    if apart:
-        for k in range(n_lifted):
-            joint[plan.lifted[k]] = out[k]
-
-
-@njit(**_JIT)  # type: ignore[untyped-decorator]
-def _log_joint(
-    plan: Any, rows: Any, base: Any, features: Any, z: Any, work: Any, joint: Any
-) -> None:
-    """Log of weight times density, components × rows."""
-    n_features, tile = rows.shape
-    if plan.lifted.shape[0] > 0:
-        _lift(rows, plan.origin, base)
-        _lifted_joint(plan, base, features, joint)
-        for run in range(plan.common.shape[0]):
-            np.dot(plan.common[run], base[1 : n_features + 1], z)
-            work[0, :] = 0.0
-            _subtract_half_squares(z, work[0])
-            for k in range(plan.starts[run], plan.starts[run + 1]):
-                for t in range(tile):
-                    joint[k, t] += work[0, t]
-    for c in range(plan.centred.shape[0]):
-        row = joint[plan.centred[c]]
-        row[:] = plan.offsets[c]
-        if plan.dense.shape[0] > 0:
-            _deviate(rows, plan.means[c], work)
-            np.dot(plan.dense[c], work, z)
-        else:
-            for i in range(n_features):
-                for t in range(tile):
-                    deviation = rows[i, t] - plan.means[c, i]
-                    z[i, t] = deviation * plan.diagonal[c, i]
-        _subtract_half_squares(z, row)
-
-
-@njit(**_JIT)  # type: ignore[untyped-decorator]
 def _deviate(rows: Any, mean: Any, deviations: Any) -> None:
     for i in range(rows.shape[0]):
         for t in range(rows.shape[1]):
             deviations[i, t] = rows[i, t] - mean[i]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _add(part: Any, whole: Any) -> None:
+    for i in range(whole.shape[0]):
+        for j in range(whole.shape[1]):
+            whole[i, j] += part[i, j]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _lifted_joint(plan: Any, tile: Any) -> None:
+    """Fill the rows of lifted components, but for common forms."""
+    length, n_lifted = plan.natural.shape
+    out = tile.joint if n_lifted == tile.joint.shape[0] else tile.apart
+    for first in range(0, length, _FEATURES):
+        last = min(length, first + _FEATURES)
+        features = tile.features[: last - first]
+        _make_features(plan, tile.base, first, features)
+        coefficients = plan.natural[first:last].T
+        if first == 0:
+            np.dot(coefficients, features, out)
+        else:
+            _add(np.dot(coefficients, features), out)
+    if n_lifted < tile.joint.shape[0]:
+        for k in range(n_lifted):
+            tile.joint[plan.lifted[k]] = out[k]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _add_common_forms(plan: Any, tile: Any) -> None:
+    d, width = tile.rows.shape
+    half_squares = tile.work[0]
+    for run in range(plan.common.shape[0]):
+        np.dot(plan.common[run], tile.base[1 : d + 1], tile.z)
+        half_squares[:] = 0.0
+        _subtract_half_squares(tile.z, half_squares)
+        for k in range(plan.starts[run], plan.starts[run + 1]):
+            for t in range(width):
+                tile.joint[k, t] += half_squares[t]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _centred_joint(plan: Any, tile: Any) -> None:
+    """Fill the rows of centred components."""
+    d, width = tile.rows.shape
+    for c in range(plan.centred.shape[0]):
+        row = tile.joint[plan.centred[c]]
+        row[:] = plan.offsets[c]
+        if plan.dense.shape[0] > 0:
+            _deviate(tile.rows, plan.means[c], tile.work)
+            np.dot(plan.dense[c], tile.work, tile.z)
+        else:
+            for i in range(d):
+                for t in range(width):
+                    deviation = tile.rows[i, t] - plan.means[c, i]
+                    tile.z[i, t] = deviation * plan.diagonal[c, i]
+        _subtract_half_squares(tile.z, row)
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _log_joint(plan: Any, tile: Any) -> None:
+    """Log of weight times density, components × rows."""
+    if plan.lifted.shape[0] > 0:
+        _lift(tile.rows, plan.origin, tile.base)
+        _lifted_joint(plan, tile)
+        _add_common_forms(plan, tile)
+    _centred_joint(plan, tile)
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
@@ -264,74 +327,98 @@ def _normalise(joint: Any, log_prob: Any, scale: Any) -> None:
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _add_lifted(plan: Any, sums: Any, base: Any, features: Any, joint: Any) -> None:
-    """Add a tile's responsibilities times features of the lifted components."""
-    length, n_lifted = sums.lifted.shape
-    responsibilities = joint
-    if n_lifted < joint.shape[0]:
-        responsibilities = np.empty((n_lifted, joint.shape[1]))
-        for k in range(n_lifted):
-            responsibilities[k] = joint[plan.lifted[k]]
-    for first in range(0, length, _FEATURES):
-        last = min(length, first + _FEATURES)
-        part = features[: last - first]
-        if length > _FEATURES:  # else they are still there
-            _make_features(plan, base, first, part)
-        _add(np.dot(part, responsibilities.T), sums.lifted[first:last])
+def _set_weights(weights: Any, start: int, n_rows: int, of_tile: Any) -> float:
+    """Weights of a tile's rows, zero past the end; returns their sum."""
+    total = 0.0
+    for t in range(of_tile.shape[0]):
+        row = start + t
+        weight = 0.0
+        if row < n_rows:
+            weight = weights[row] if weights.shape[0] > 0 else 1.0
+        of_tile[t] = weight
+        total += weight
+    return total
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _add_centred(
-    plan: Any, sums: Any, rows: Any, joint: Any, deviations: Any, scaled: Any
-) -> None:
-    """Add a tile's responsibilities times deviations of the centred components."""
-    n_features, tile = rows.shape
+def _set_responsibilities(plan: Any, tile: Any, log_prob_sums: Any) -> None:
+    """Turn log joint into responsibilities times row weights; sum log p(x) by run."""
+    width = tile.weights.shape[0]
+    for run in range(plan.starts.shape[0] - 1):
+        joint = tile.joint[plan.starts[run] : plan.starts[run + 1]]
+        _normalise(joint, tile.log_prob, tile.scale)
+        total = 0.0
+        for t in range(width):
+            # A row without weight adds nothing, whatever its density.
+            weight = tile.weights[t]
+            total += weight * tile.log_prob[t] if weight > 0 else 0.0
+            tile.scale[t] *= weight
+        log_prob_sums[run] += total
+        for k in range(joint.shape[0]):
+            for t in range(width):
+                joint[k, t] *= tile.scale[t]
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _add_lifted(plan: Any, sums: Any, tile: Any) -> None:
+    """Add responsibilities times features of the lifted components."""
+    length, n_lifted = sums.lifted.shape
+    responsibilities = tile.joint
+    if n_lifted < tile.joint.shape[0]:
+        responsibilities = tile.apart
+        for k in range(n_lifted):
+            responsibilities[k] = tile.joint[plan.lifted[k]]
+    for first in range(0, length, _FEATURES):
+        last = min(length, first + _FEATURES)
+        features = tile.features[: last - first]
+        if length > _FEATURES:  # else they are still there
+            _make_features(plan, tile.base, first, features)
+        _add(np.dot(features, responsibilities.T), sums.lifted[first:last])
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _add_common(sums: Any, tile: Any) -> None:
+    """Add y yᵀ, for the components of all runs with a common form."""
+    if sums.common.shape[0] == 0:
+        return
+    d, width = tile.rows.shape
+    y = tile.base[1 : d + 1]
+    for i in range(d):
+        for t in range(width):
+            tile.work[i, t] = y[i, t] * tile.weights[t]
+    _add(np.dot(tile.work, y.T), sums.common)
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
+def _add_centred(plan: Any, sums: Any, tile: Any) -> None:
+    """Add responsibilities times deviations of the centred components."""
+    d, width = tile.rows.shape
+    deviations, scaled = tile.work, tile.z
     for c in range(plan.centred.shape[0]):
-        responsibilities = joint[plan.centred[c]]
-        _deviate(rows, plan.means[c], deviations)
+        responsibilities = tile.joint[plan.centred[c]]
+        _deviate(tile.rows, plan.means[c], deviations)
         mass = 0.0
-        for t in range(tile):
+        for t in range(width):
             mass += responsibilities[t]
         sums.mass[c] += mass
-        for i in range(n_features):
+        for i in range(d):
             drift = 0.0
-            for t in range(tile):
+            for t in range(width):
                 scaled[i, t] = responsibilities[t] * deviations[i, t]
                 drift += scaled[i, t]
             sums.drift[c, i] += drift
         if sums.dense.shape[0] > 0:
             _add(np.dot(scaled, deviations.T), sums.dense[c])
         else:
-            for i in range(n_features):
+            for i in range(d):
                 spread = 0.0
-                for t in range(tile):
+                for t in range(width):
                     spread += scaled[i, t] * deviations[i, t]
                 sums.diagonal[c, i] += spread
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
-def _add(part: Any, whole: Any) -> None:
-    for i in range(whole.shape[0]):
-        for j in range(whole.shape[1]):
-            whole[i, j] += part[i, j]
-
-
-@njit(**_JIT)  # type: ignore[untyped-decorator]
-def _row_weights(weights: Any, start: int, n_rows: int, tile_weights: Any) -> float:
-    """Weights of a tile's rows, zero past the end; returns their sum."""
-    total = 0.0
-    for t in range(tile_weights.shape[0]):
-        row = start + t
-        weight = 0.0
-        if row < n_rows:
-            weight = weights[row] if weights.shape[0] > 0 else 1.0
-        tile_weights[t] = weight
-        total += weight
-    return total
-
-
-@njit(**_JIT)  # type: ignore[untyped-decorator]
-def accumulate(plan: Any, x: Any, weights: Any, sums: Any) -> None:
+def accumulate(plan: Any, x: Any, weights: Any, sums: Any, scratch: Any) -> None:
     """E-step of a block: add to `sums` what its rows give for every component.
 
     Parameters
@@ -341,49 +428,28 @@ def accumulate(plan: Any, x: Any, weights: Any, sums: Any) -> None:
     weights : ndarray of shape (n,), or (0,) for weights of one
     sums : Sums
         Added to in place.
+    scratch : ndarray of shape (`scratch_size`,)
     """
-    n_rows, n_features = x.shape
-    n_components = plan.starts[-1]
-    tile = _tile_rows(n_rows)
-    rows = np.empty((n_features, tile))
-    base = np.empty((n_features + 2, tile))
-    base[0, :] = 1.0
-    features = np.empty((min(_FEATURES, plan.natural.shape[0]), tile))
-    joint = np.empty((n_components, tile))
-    z = np.empty((n_features, tile))
-    work = np.empty((n_features, tile))
-    tile_weights = np.empty(tile)
-    log_prob = np.empty(tile)
-    scale = np.empty(tile)
-    for start in range(0, n_rows, tile):
-        _load(x, start, rows)
-        sums.weight[0] += _row_weights(weights, start, n_rows, tile_weights)
-        _log_joint(plan, rows, base, features, z, work, joint)
-        for run in range(plan.starts.shape[0] - 1):
-            of_run = joint[plan.starts[run] : plan.starts[run + 1]]
-            _normalise(of_run, log_prob, scale)
-            total = 0.0
-            for t in range(tile):
-                # A row without weight adds nothing, whatever its density.
-                total += tile_weights[t] * log_prob[t] if tile_weights[t] > 0 else 0.0
-                scale[t] *= tile_weights[t]
-            sums.log_prob[run] += total
-            for k in range(of_run.shape[0]):
-                for t in range(tile):
-                    of_run[k, t] *= scale[t]
-        _add_lifted(plan, sums, base, features, joint)
-        if sums.common.shape[0] > 0:
-            linear = base[1 : n_features + 1]
-            for i in range(n_features):
-                for t in range(tile):
-                    work[i, t] = linear[i, t] * tile_weights[t]
-            _add(np.dot(work, linear.T), sums.common)
-        _add_centred(plan, sums, rows, joint, work, z)
+    n_rows = x.shape[0]
+    tile = _tile(plan, n_rows, scratch)
+    for start in range(0, n_rows, tile.rows.shape[1]):
+        _load(x, start, tile.rows)
+        sums.weight[0] += _set_weights(weights, start, n_rows, tile.weights)
+        _log_joint(plan, tile)
+        _set_responsibilities(plan, tile, sums.log_prob)
+        _add_lifted(plan, sums, tile)
+        _add_common(sums, tile)
+        _add_centred(plan, sums, tile)
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
 def evaluate(
-    plan: Any, x: Any, labels: Any, responsibilities: Any, log_prob: Any
+    plan: Any,
+    x: Any,
+    labels: Any,
+    responsibilities: Any,
+    log_prob: Any,
+    scratch: Any,
 ) -> None:
     """Posterior of a block's rows under one mixture, into whichever output has rows.
 
@@ -396,34 +462,27 @@ def evaluate(
         The most probable component, the first of those that tie.
     responsibilities : ndarray like x, shape (n, K) or (0, K)
     log_prob : ndarray like x, shape (n,) or (0,)
+    scratch : ndarray of shape (`scratch_size`,)
     """
-    n_rows, n_features = x.shape
-    n_components = plan.starts[-1]
-    tile = _tile_rows(n_rows)
-    rows = np.empty((n_features, tile))
-    base = np.empty((n_features + 2, tile))
-    base[0, :] = 1.0
-    features = np.empty((min(_FEATURES, plan.natural.shape[0]), tile))
-    joint = np.empty((n_components, tile))
-    z = np.empty((n_features, tile))
-    work = np.empty((n_features, tile))
-    tile_log_prob = np.empty(tile)
-    scale = np.empty(tile)
-    for start in range(0, n_rows, tile):
-        inside = min(tile, n_rows - start)
-        _load(x, start, rows)
-        _log_joint(plan, rows, base, features, z, work, joint)
+    n_rows = x.shape[0]
+    tile = _tile(plan, n_rows, scratch)
+    width = tile.rows.shape[1]
+    for start in range(0, n_rows, width):
+        inside = min(width, n_rows - start)
+        _load(x, start, tile.rows)
+        _log_joint(plan, tile)
         if labels.shape[0] > 0:
-            _most_probable(joint, labels[start : start + inside])
+            _most_probable(tile.joint, labels[start : start + inside])
         if responsibilities.shape[0] > 0 or log_prob.shape[0] > 0:
-            _normalise(joint, tile_log_prob, scale)
+            _normalise(tile.joint, tile.log_prob, tile.scale)
         if responsibilities.shape[0] > 0:
             for t in range(inside):
-                for k in range(n_components):
-                    responsibilities[start + t, k] = joint[k, t] * scale[t]
+                for k in range(responsibilities.shape[1]):
+                    share = tile.joint[k, t] * tile.scale[t]
+                    responsibilities[start + t, k] = share
         if log_prob.shape[0] > 0:
             for t in range(inside):
-                log_prob[start + t] = tile_log_prob[t]
+                log_prob[start + t] = tile.log_prob[t]
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
@@ -464,6 +523,14 @@ def survey(x: Any, weights: Any, sums: Any) -> int:
                 if not (abs(x[t, i]) < np.inf):
                     return int(t * n_features + i)
     return -1
+
+
+def scratch_size(plan: Plan) -> int:
+    """Numbers of scratch memory that a tile needs."""
+    d, n_components = len(plan.origin), int(plan.starts[-1])
+    n_made = min(_FEATURES, len(plan.natural))
+    n_lines = 4 * d + 2 + n_made + 2 * n_components + 3
+    return n_lines * _TILE
 
 
 def readonly(array: NDArray[Any]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ this limit, 0.5 eps κ; 9e-11 with 1e6, 2.5e-8 with 1e8.
 """
 
 _EMPTY: Final = np.empty(0)
+_thread: Final = threading.local()
 
 
 @final
@@ -46,6 +48,18 @@ class EStep:
     def n_features(self) -> int:
         """Number of features, d."""
         return len(self.plan.origin)
+
+    def scratch(self) -> Array:
+        """Memory for the kernel to work in, this thread's own.
+
+        It is kept from call to call: new memory would cost a page fault for each
+        4 kB, as much time as the work on a small block.
+        """
+        size = kernel.scratch_size(self.plan)
+        if getattr(_thread, "scratch", _EMPTY).size < size:
+            _thread.scratch = np.empty(size)
+        scratch: Array = _thread.scratch
+        return scratch
 
     @cached_property
     def layout(self) -> list[tuple[int, ...]]:
@@ -215,6 +229,7 @@ def e_step(message: EStep, blocks: Iterator[Block]) -> Sums:
     """The kernel of an EM pass: sums over the blocks of a leaf, for every run."""
     buffer = message.zeros()
     sums = message.views(buffer)
+    scratch = message.scratch()
     for block in blocks:
         weights = _EMPTY if block.weights is None else block.weights
         kernel.accumulate(
@@ -222,6 +237,7 @@ def e_step(message: EStep, blocks: Iterator[Block]) -> Sums:
             kernel.readonly(block.x),
             kernel.readonly(weights),
             sums,
+            scratch,
         )
     return Sums(buffer)
 

@@ -68,6 +68,7 @@ def answer_into(question: Question, x: NDArray[Any], out: NDArray[Any]) -> None:
         labels,
         responsibilities,
         log_prob,
+        question.message.scratch(),
     )
 
 
