@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, kmeans_plusplus
 
+from daskgmm.blas import single_threaded_openmp
 from daskgmm.covariance import CovarianceShape
 from daskgmm.likelihood import TINY, MaximumLikelihood
 from daskgmm.mixture import Mixture
@@ -96,12 +97,9 @@ def _assign(
     if start.method == "random":
         return _random_moments(start, sample, random_state)
     if start.method == "kmeans":
-        # scikit-learn wants weights of the data's dtype or converts them itself.
-        labels = (
-            KMeans(n_clusters=start.n_components, n_init=1, random_state=random_state)
-            .fit(sample.x, sample_weight=sample.weights)
-            .labels_
-        )
+        means = KMeans(start.n_components, n_init=1, random_state=random_state)
+        with single_threaded_openmp():
+            labels = means.fit(sample.x, sample_weight=sample.weights).labels_
         groups = [np.flatnonzero(labels == k) for k in range(start.n_components)]
         return _group_moments(start.shape, sample, groups)
     rows = _draw_means(start, sample, random_state)
