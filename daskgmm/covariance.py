@@ -109,7 +109,10 @@ class CovarianceShape(ABC):
 
     @abstractmethod
     def kept(self, dense: Array, diagonal: Array) -> Array:
-        """A scatter (K, S) from matrices (K, d, d) or else diagonals (K, d)."""
+        """A scatter (K, S) from matrices (K, d, d), their lower triangles, or diagonals.
+
+        Which of the two depends on `dense`.
+        """
 
     @abstractmethod
     def covariances(
@@ -227,7 +230,7 @@ class _MatrixShape(CovarianceShape):
         return _pack((deviations.T * weights) @ deviations)
 
     def kept(self, dense: Array, diagonal: Array) -> Array:
-        return self.pool(_pack(dense))
+        return self.pool(_pack(dense.swapaxes(-1, -2)))
 
     def covariances(
         self, scatter: Array, counts: Array, n_features: int, reg_covar: float

@@ -34,6 +34,8 @@ _TILE: Final = 256
 """Rows of a tile."""
 _LINE: Final = 8
 """Numbers of a cache line."""
+_BLOCK: Final = 32
+"""Rows of a band of a triangular matrix."""
 _FEATURES: Final = 64
 """Features made at a time: with a tile's rows, they fit the second-level cache."""
 
@@ -63,7 +65,7 @@ class Plan(NamedTuple):
     common: Array  # (R, d, d) transposed factors of common forms, zero if centred, or 0
     centred: NDArray[np.int64]  # (C,) numbers of the centred components
     means: Array  # (C, d)
-    dense: Array  # (C, d, d) transposed Cholesky factors of the precisions, or (0, …)
+    dense: Array  # (C, F) `pack_factors` of the precisions, or (0, 0)
     diagonal: Array  # (C, d) the same where they are diagonal, or (0, d)
     offsets: Array  # (C,) log weight + log normalising constant
 
@@ -90,7 +92,7 @@ class Sums(NamedTuple):
     common: Array  # (d, d): of y yᵀ, not by responsibility; or (0, 0)
     mass: Array  # (C,): of 1
     drift: Array  # (C, d): of x - m
-    dense: Array  # (C, d, d): of (x - m)(x - m)ᵀ, or (0, …)
+    dense: Array  # (C, d, d): of (x - m)(x - m)ᵀ below the diagonal, or (0, …)
     diagonal: Array  # (C, d): of (x - m)², or (0, d)
     log_prob: Array  # (R,): of log p(x), by row weight
     weight: Array  # (1,): of the row weights
@@ -275,6 +277,19 @@ def _add_common_forms(plan: Any, tile: Any) -> None:
 
 
 @njit(**_JIT)  # type: ignore[untyped-decorator]
+def _triangular_product(packed: Any, x: Any, out: Any) -> None:
+    """Product of a lower triangular matrix, as `pack_factors` has it, with x."""
+    d = x.shape[0]
+    start = 0
+    for first in range(0, d, _BLOCK):
+        last = min(d, first + _BLOCK)
+        end = start + (last - first) * last
+        block = packed[start:end].reshape(last - first, last)
+        np.dot(block, x[:last], out[first:last])
+        start = end
+
+
+@njit(**_JIT)  # type: ignore[untyped-decorator]
 def _centred_joint(plan: Any, tile: Any) -> None:
     """Fill the rows of centred components."""
     d, width = tile.rows.shape
@@ -283,7 +298,7 @@ def _centred_joint(plan: Any, tile: Any) -> None:
         row[:] = plan.offsets[c]
         if plan.dense.shape[0] > 0:
             _deviate(tile.rows, plan.means[c], tile.work)
-            np.dot(plan.dense[c], tile.work, tile.z)
+            _triangular_product(plan.dense[c], tile.work, tile.z)
         else:
             for i in range(d):
                 for t in range(width):
@@ -408,7 +423,10 @@ def _add_centred(plan: Any, sums: Any, tile: Any) -> None:
                 drift += scaled[i, t]
             sums.drift[c, i] += drift
         if sums.dense.shape[0] > 0:
-            _add(np.dot(scaled, deviations.T), sums.dense[c])
+            for first in range(0, d, _BLOCK):
+                last = min(d, first + _BLOCK)
+                part = np.dot(scaled[first:last], deviations[:last].T)
+                _add(part, sums.dense[c, first:last, :last])
         else:
             for i in range(d):
                 spread = 0.0
@@ -523,6 +541,21 @@ def survey(x: Any, weights: Any, sums: Any) -> int:
                 if not (abs(x[t, i]) < np.inf):
                     return int(t * n_features + i)
     return -1
+
+
+def pack_factors(factors: Array) -> Array:
+    """Lower triangular matrices (C, d, d) as (C, F): bands of rows, less their zeros.
+
+    Half the products with a triangular matrix are with zeros; a band at a time, most
+    of them are left out.
+    """
+    n, d = factors.shape[:2]
+    ends = [min(d, first + _BLOCK) for first in range(0, d, _BLOCK)]
+    bands = [
+        factors[:, first:end, :end].reshape(n, (end - first) * end)
+        for first, end in zip(range(0, d, _BLOCK), ends, strict=True)
+    ]
+    return np.concatenate(bands, axis=1)
 
 
 def scratch_size(plan: Plan) -> int:

@@ -177,7 +177,7 @@ def plan(mixtures: Sequence[Mixture], origin: Array) -> EStep:
             common=_common_forms(mixtures, forms),
             centred=np.flatnonzero(centred),
             means=means,
-            dense=factors if shape.dense else np.empty((0, d, d)),
+            dense=kernel.pack_factors(factors) if shape.dense else np.empty((0, 0)),
             diagonal=np.empty((0, d)) if shape.dense else factors,
             offsets=offsets,
         )
