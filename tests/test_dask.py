@@ -209,7 +209,7 @@ def test_the_same_bits_on_every_scheduler_and_number_of_workers():
                 n_workers=n_workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address=":0",
             ) as cluster,
             Client(cluster),
             dask.config.set(scheduler="distributed"),

@@ -1,0 +1,161 @@
+"""The demo, and that its checks do fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import dask
+import numpy as np
+import pytest
+import zarr
+
+from daskgmm import GaussianMixture, demo
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux holds memory")
+
+
+def run_demo(*args, timeout=250):
+    return subprocess.run(
+        [sys.executable, "-m", "daskgmm", "demo", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def run_python(code):
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+@pytest.mark.slow
+def test_small(tmp_path):
+    result = run_demo("--folder", tmp_path, "--size", 0.2, "--keep")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "The truth was found, and the memory was kept to." in result.stdout
+    assert (tmp_path / "mixture.png").read_bytes().startswith(b"\x89PNG")
+    assert zarr.open_array(tmp_path / "rows.zarr", mode="r").nbytes >= 1.9e8
+
+
+@pytest.mark.slow
+@LINUX
+def test_whole(tmp_path):
+    result = run_demo("--folder", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "each worker is refused the memory" in result.stdout
+    assert not (tmp_path / "rows.zarr").exists()
+
+
+def test_no_room_on_the_disk(tmp_path):
+    result = run_demo("--folder", tmp_path, "--size", 1e9)
+    assert result.returncode == 1
+    assert "GB of disk" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_rows_follow_the_truth():
+    truth = demo.make_truth(0)
+    rows = demo._draw_block(truth, 200_000, 0)
+    mean = truth.weights @ truth.means
+    np.testing.assert_allclose(rows.mean(axis=0), mean, atol=0.05)
+    centred = truth.means - mean
+    covariance = np.einsum("k,kij->ij", truth.weights, truth.covariances)
+    covariance += np.einsum("k,ki,kj->ij", truth.weights, centred, centred)
+    np.testing.assert_allclose(np.cov(rows.T), covariance, atol=0.15)
+
+
+def test_blocks_differ_and_do_not_depend_on_the_scheduler(tmp_path):
+    truth = demo.make_truth(0)
+    arrays = []
+    for scheduler in ("synchronous", "threads"):
+        with dask.config.set(scheduler=scheduler):
+            demo.write(str(tmp_path / scheduler), truth, 2, seed=0)
+        arrays.append(zarr.open_array(tmp_path / scheduler, mode="r")[:])
+    assert np.array_equal(*arrays)
+    assert not np.array_equal(*np.split(arrays[0], 2))
+
+
+def a_model_of(truth, order):
+    model = GaussianMixture(len(order))
+    model.weights_ = truth.weights[order]
+    model.means_ = truth.means[order]
+    model.covariances_ = truth.covariances[order]
+    return model
+
+
+def test_components_are_matched_in_any_order():
+    truth = demo.make_truth(0)
+    found = demo.match(a_model_of(truth, [3, 1, 4, 0, 2]), truth)
+    assert np.array_equal(found.means, truth.means)
+    assert np.array_equal(found.weights, truth.weights)
+    assert np.array_equal(found.covariances, truth.covariances)
+    assert found.near
+
+
+def test_errors_are_measured_in_standard_deviations():
+    truth = demo.make_truth(0)
+    model = a_model_of(truth, [0, 1, 2, 3, 4])
+    model.means_ = (
+        truth.means + np.array([0, 0.25, 0, 0, 0])[:, None] * truth.roots[1, 0]
+    )
+    found = demo.match(model, truth)
+    np.testing.assert_allclose(found.mean_errors, [0, 0.25, 0, 0, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "errors", ["weight_errors", "mean_errors", "covariance_errors"]
+)
+def test_what_is_far_from_the_truth_is_not_near(errors):
+    truth = demo.make_truth(0)
+    found = demo.match(a_model_of(truth, [0, 1, 2, 3, 4]), truth)
+    far = np.array([0, 0, 0, 0, 0.06])
+    assert not dataclasses.replace(found, **{errors: far}).near
+    assert not dataclasses.replace(found, **{errors: far * np.nan}).near
+
+
+@pytest.mark.parametrize(
+    ("peak", "refused", "restarted", "kept"),
+    [
+        (demo.BUDGET - 1, True, False, True),
+        (demo.BUDGET + 1, True, False, False),
+        (demo.BUDGET - 1, True, True, False),
+        pytest.param(demo.BUDGET - 1, False, False, False, marks=LINUX),
+    ],
+)
+def test_memory_is_kept_only_if_no_process_took_more_or_could_have(
+    peak, refused, restarted, kept
+):
+    peaks = {"client and scheduler": 100.0, "worker 0": float(peak)}
+    assert demo.Memory(peaks, refused, restarted).kept == kept
+
+
+@LINUX
+def test_held_memory_is_refused_and_less_is_given():
+    code = """
+from daskgmm import demo
+import numpy as np
+before = demo.is_refused(10**9)
+demo.hold_memory(600)
+small = np.ones(10**8, dtype=np.uint8)
+print(before, demo.is_refused(10**9), demo.is_refused(10**7))
+"""
+    assert run_python(code) == ["False", "True", "False"]
+
+
+@LINUX
+def test_peak_memory_is_of_this_process_and_outlives_its_use():
+    code = """
+from daskgmm import demo
+import numpy as np
+before = demo.peak_memory()
+np.ones(3 * 10**8, dtype=np.uint8)
+print(before, demo.peak_memory())
+"""
+    before, after = map(float, run_python(code))
+    assert 50 < before < after
+    assert 250 < after - before < 350

@@ -1,0 +1,107 @@
+"""The examples run, and show the numbers that they should."""
+
+from __future__ import annotations
+
+import runpy
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+WEIGHTS = [0.3903, 0.4001, 0.2097]
+MEANS = [[0.051, 0.075], [-1.408, 1.427], [3.399, 1.059]]
+
+
+@pytest.fixture(scope="module")
+def walkthrough():
+    import matplotlib
+
+    backend = matplotlib.get_backend()
+    yield runpy.run_path(str(EXAMPLES / "seed_walkthrough.py"))
+    matplotlib.use(backend)
+
+
+@pytest.fixture(scope="module")
+def fitted(walkthrough, tmp_path_factory):
+    from matplotlib import pyplot as plt
+
+    folder = tmp_path_factory.mktemp("walkthrough")
+    model = walkthrough["main"](folder)
+    plt.close("all")
+    return model, folder
+
+
+def in_order(model):
+    """Components in the order of the numbers above."""
+    distances = np.linalg.norm(model.means_ - np.array(MEANS)[:, np.newaxis], axis=2)
+    order = distances.argmin(axis=1)
+    assert sorted(order) == [0, 1, 2]
+    return order
+
+
+def test_script_finds_the_known_mixture(fitted):
+    model, _ = fitted
+    order = in_order(model)
+    np.testing.assert_allclose(model.weights_[order], WEIGHTS, atol=1.5e-4)
+    np.testing.assert_allclose(model.means_[order], MEANS, atol=1e-3)
+    assert model.converged_ is True
+    assert model.n_iter_ == 4
+
+
+def test_script_draws_the_four_covariance_types(fitted):
+    _, folder = fitted
+    assert (folder / "covariance_types.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_model_says_of_the_rows(walkthrough, fitted):
+    model, _ = fitted
+    X = walkthrough["make_data"]()
+    labels = model.predict(X)
+    assert labels.chunks == (X.chunks[0],)
+    proba = model.predict_proba(X).compute()
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    assert np.array_equal(proba.argmax(axis=1), labels.compute())
+    # The rows come cluster by cluster, the small one last.
+    assert (labels[1000:].compute() == in_order(model)[2]).mean() > 0.95
+    log_density = model.score_samples(X).compute()
+    assert model.score(X) == pytest.approx(log_density.mean())
+    rows, components = model.sample(6)
+    assert rows.shape == (6, 2)
+    assert set(components) <= {0, 1, 2}
+
+
+def test_notebook_runs_and_finds_the_known_mixture():
+    nbformat = pytest.importorskip("nbformat")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the notebook tools' own
+        nbclient = pytest.importorskip("nbclient")
+        notebook = nbformat.read(EXAMPLES / "seed_walkthrough.ipynb", as_version=4)
+        nbformat.validate(notebook)
+        notebook.cells.append(
+            nbformat.v4.new_code_cell(
+                "print(*gm.weights_.tolist(), *gm.means_.ravel().tolist(), "
+                "int(gm.converged_), gm.n_iter_)"
+            )
+        )
+        client = nbclient.NotebookClient(notebook, timeout=120)
+        client.execute()
+    stated = np.array(notebook.cells[-1].outputs[0].text.split(), dtype=float)
+    weights, means = stated[:3], stated[3:9].reshape(3, 2)
+    order = np.argsort(weights)
+    expected = np.argsort(WEIGHTS)
+    np.testing.assert_allclose(weights[order], np.take(WEIGHTS, expected), atol=1.5e-4)
+    np.testing.assert_allclose(means[order], np.take(MEANS, expected, 0), atol=1e-3)
+    assert stated[9:].tolist() == [1, 4]
+
+
+def test_stored_outputs_of_the_notebook_are_those_of_a_run():
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES / "seed_walkthrough.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type in {"error", "stream"} for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2

@@ -1,0 +1,116 @@
+"""Imports go down, from floor to floor: what is above is not known below."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import daskgmm
+
+PACKAGE = Path(daskgmm.__file__).parent
+
+FLOORS = {
+    "errors": 0,
+    "blas": 0,
+    "kernel": 1,
+    "reduction": 1,
+    "covariance": 2,
+    "graph": 2,
+    "mixture": 3,
+    "sources": 3,
+    "moments": 4,
+    "survey": 4,
+    "likelihood": 5,
+    "posterior": 5,
+    "seeding": 6,
+    "em": 6,
+    "training": 7,
+    "store": 7,
+    "reporting": 8,
+    "estimators": 9,
+    "plotting": 10,
+    "demo": 11,
+    "cli": 12,
+    "__init__": 13,
+    "__main__": 13,
+}
+
+LATE = {"matplotlib"}
+"""What may be imported when it is needed: it is an extra, and slow to import."""
+
+
+def modules():
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def parse(module):
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imported(node):
+    """Dotted names that an import statement loads, or may load."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        parts = ["daskgmm"] * bool(node.level) + [node.module] * bool(node.module)
+        return [".".join([*parts, alias.name]) for alias in node.names]
+    return []
+
+
+def own_imports(tree):
+    """Modules of the package that a tree imports, wherever in it."""
+    paths = [name.split(".") for node in ast.walk(tree) for name in imported(node)]
+    own = [path[1] if len(path) > 1 else "" for path in paths if path[0] == "daskgmm"]
+    # What is no submodule is taken from the package itself.
+    return {name if name in FLOORS else "__init__" for name in own}
+
+
+def test_every_module_has_a_floor_and_every_floor_a_module():
+    assert {str(path.with_suffix("")) for path in modules()} == FLOORS.keys()
+
+
+@pytest.mark.parametrize("module", FLOORS)
+def test_imports_go_down(module):
+    up = {m for m in own_imports(parse(module)) if FLOORS[m] >= FLOORS[module]}
+    assert not up, f"{module} (floor {FLOORS[module]}) must not import {sorted(up)}"
+
+
+@pytest.mark.parametrize("module", FLOORS)
+def test_imports_are_at_the_top(module):
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    late = {
+        name.split(".")[0]
+        for function in ast.walk(parse(module))
+        if isinstance(function, functions)
+        for node in ast.walk(function)
+        for name in imported(node)
+    }
+    assert late <= LATE
+
+
+@pytest.mark.parametrize("module", FLOORS)
+def test_nothing_is_imported_by_its_name_in_a_string(module):
+    names = {n.id for n in ast.walk(parse(module)) if isinstance(n, ast.Name)}
+    names |= {n.attr for n in ast.walk(parse(module)) if isinstance(n, ast.Attribute)}
+    assert not names & {"__import__", "import_module"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("import daskgmm.em", {"em"}),
+        ("from daskgmm import em, store", {"em", "store"}),
+        ("from daskgmm.em import best", {"em"}),
+        ("from .em import best", {"em"}),
+        ("from . import em", {"em"}),
+        ("from daskgmm import GaussianMixture", {"__init__"}),
+        ("from daskgmm import GaussianMixture, em", {"__init__", "em"}),
+        ("import daskgmm", {"__init__"}),
+        ("def f():\n    from daskgmm import em", {"em"}),
+        ("import dask.array", set()),
+    ],
+)
+def test_own_imports(statement, expected):
+    assert own_imports(ast.parse(statement)) == expected
