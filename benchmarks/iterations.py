@@ -152,7 +152,8 @@ def main() -> None:
     versions = {name: version(name) for name in names}
     print(f"{date.today()}, Python {platform.python_version()}, {versions}")
     print(
-        f"{'case':22}{'rows':>9}{'ns/row':>9}{'ms':>9}{'sklearn ms, 1 / 2':>20}{'ratio':>7}"
+        f"{'case':22}{'rows':>9}{'ns/row':>9}{'ms':>9}"
+        f"{'sklearn ms, 1 / 2':>20}{'ratio':>7}"
     )
     rows = []
     for case in CASES:

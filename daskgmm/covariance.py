@@ -25,6 +25,7 @@ from daskgmm.errors import IllDefinedCovarianceError
 Array = NDArray[np.float64]
 Lines = NDArray[np.int64]
 
+_EPS: Final = float(np.finfo(np.float64).eps)
 _ILL_DEFINED: Final = (
     "Fitting the mixture model failed because some components have "
     "ill-defined empirical covariance (for instance caused by singleton "
@@ -58,6 +59,10 @@ def _unpack(packed: Array, n_features: int) -> Array:
 def _upper_factor(covariance: Array) -> Array:
     """U with U Uᵀ the inverse of a covariance; raises `LinAlgError`."""
     lower = np.linalg.cholesky(covariance)
+    # What a singular matrix leaves of a pivot is rounding, above or below zero.
+    rounding = 2 * len(covariance) * _EPS * np.diag(covariance)
+    if (np.diag(lower) ** 2 <= rounding).any():
+        raise np.linalg.LinAlgError
     inverse = solve_triangular(
         lower, np.eye(len(covariance)), lower=True, check_finite=False
     )
@@ -109,7 +114,7 @@ class CovarianceShape(ABC):
 
     @abstractmethod
     def kept(self, dense: Array, diagonal: Array) -> Array:
-        """A scatter (K, S) from matrices (K, d, d), their lower triangles, or diagonals.
+        """A scatter (K, S) from the lower triangles of matrices, or from diagonals.
 
         Which of the two depends on `dense`.
         """
@@ -476,14 +481,15 @@ class Spherical(_DiagonalShape):
         return stored[:, np.newaxis]
 
     def outer(self, a: Array, b: Array) -> Array:
-        product: Array = (a * b).sum(axis=-1, keepdims=True)
-        return product
+        products: Array = np.einsum("...i,...i->...", a, b)[..., np.newaxis]
+        return products
 
     def scatter(self, deviations: Array, weights: Array) -> Array:
         return np.array([weights @ (deviations**2).sum(axis=1)])
 
     def kept(self, dense: Array, diagonal: Array) -> Array:
-        return diagonal.sum(axis=1, keepdims=True)
+        traces: Array = diagonal.sum(axis=1, keepdims=True)
+        return traces
 
     def covariances(
         self, scatter: Array, counts: Array, n_features: int, reg_covar: float

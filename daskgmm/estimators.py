@@ -257,7 +257,8 @@ default='kmeans'
     def _check_array_api(self) -> None:
         """Refuse what scikit-learn refuses where array API dispatch is enabled."""
         allowed = ["random", "random_from_data"]
-        if get_config()["array_api_dispatch"] and self.init_params not in allowed:
+        needs_k_means = self.n_components > 1 and self.init_params not in allowed
+        if get_config()["array_api_dispatch"] and needs_k_means:
             raise NotImplementedError(
                 f"Allowed `init_params` are {allowed} if 'array_api_dispatch' is "
                 f"enabled. You passed init_params={self.init_params!r}, which are not "

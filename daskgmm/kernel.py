@@ -98,7 +98,7 @@ class Sums(NamedTuple):
     weight: Array  # (1,): of the row weights
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_bits(_context: Any, _value: Any) -> Any:
     """Reinterpret a float64 as an int64."""
 
@@ -108,7 +108,7 @@ def _as_bits(_context: Any, _value: Any) -> Any:
     return types.int64(types.float64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_float(_context: Any, _value: Any) -> Any:
     """Reinterpret an int64 as a float64."""
 
@@ -127,7 +127,7 @@ _LN2_LOW: Final = 1.90821492927058770002e-10
 _EXP_MIN: Final = -708.0
 
 
-@njit(inline="always", **_JIT)  # type: ignore[untyped-decorator]
+@njit(inline="always", **_JIT)
 def _exp(x: float) -> float:
     """exp(x) for x ≤ 0, within 2 ulp; 0 below -708. Plain enough to be vectorised."""
     clipped = max(x, _EXP_MIN)
@@ -153,12 +153,12 @@ def _exp(x: float) -> float:
     return p * power if x > _EXP_MIN else 0.0
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _lines(scratch: Any, first: int, n_lines: int, width: int) -> Any:
     return scratch[first * width : (first + n_lines) * width].reshape(n_lines, width)
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _tile(plan: Any, n_rows: int, scratch: Any) -> Any:
     """Cut a tile out of scratch memory: no more rows than there are, in whole lines."""
     width = min(_TILE, max(1, -(-n_rows // _LINE)) * _LINE)
@@ -182,7 +182,7 @@ def _tile(plan: Any, n_rows: int, scratch: Any) -> Any:
     )
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _load(x: Any, start: int, rows: Any) -> None:
     """Copy a tile as features × rows; past the end, the last row again."""
     n_rows, n_features = x.shape
@@ -202,7 +202,7 @@ def _load(x: Any, start: int, rows: Any) -> None:
             rows[i, t] = rows[i, inside - 1]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _lift(rows: Any, origin: Any, base: Any) -> None:
     """Fill the base, but for its first line of ones."""
     n_features, tile = rows.shape
@@ -215,7 +215,7 @@ def _lift(rows: Any, origin: Any, base: Any) -> None:
             norm[t] += line[t] * line[t]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _make_features(plan: Any, base: Any, first: int, features: Any) -> None:
     for q in range(features.shape[0]):
         a, b = base[plan.left[first + q]], base[plan.right[first + q]]
@@ -223,28 +223,28 @@ def _make_features(plan: Any, base: Any, first: int, features: Any) -> None:
             features[q, t] = a[t] * b[t]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _subtract_half_squares(z: Any, row: Any) -> None:
     for i in range(z.shape[0]):
         for t in range(z.shape[1]):
             row[t] -= 0.5 * z[i, t] * z[i, t]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _deviate(rows: Any, mean: Any, deviations: Any) -> None:
     for i in range(rows.shape[0]):
         for t in range(rows.shape[1]):
             deviations[i, t] = rows[i, t] - mean[i]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _add(part: Any, whole: Any) -> None:
     for i in range(whole.shape[0]):
         for j in range(whole.shape[1]):
             whole[i, j] += part[i, j]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _lifted_joint(plan: Any, tile: Any) -> None:
     """Fill the rows of lifted components, but for common forms."""
     length, n_lifted = plan.natural.shape
@@ -263,7 +263,7 @@ def _lifted_joint(plan: Any, tile: Any) -> None:
             tile.joint[plan.lifted[k]] = out[k]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _add_common_forms(plan: Any, tile: Any) -> None:
     d, width = tile.rows.shape
     half_squares = tile.work[0]
@@ -276,7 +276,7 @@ def _add_common_forms(plan: Any, tile: Any) -> None:
                 tile.joint[k, t] += half_squares[t]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _triangular_product(packed: Any, x: Any, out: Any) -> None:
     """Product of a lower triangular matrix, as `pack_factors` has it, with x."""
     d = x.shape[0]
@@ -289,7 +289,7 @@ def _triangular_product(packed: Any, x: Any, out: Any) -> None:
         start = end
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _centred_joint(plan: Any, tile: Any) -> None:
     """Fill the rows of centred components."""
     d, width = tile.rows.shape
@@ -307,7 +307,7 @@ def _centred_joint(plan: Any, tile: Any) -> None:
         _subtract_half_squares(tile.z, row)
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _log_joint(plan: Any, tile: Any) -> None:
     """Log of weight times density, components × rows."""
     if plan.lifted.shape[0] > 0:
@@ -317,7 +317,7 @@ def _log_joint(plan: Any, tile: Any) -> None:
     _centred_joint(plan, tile)
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _normalise(joint: Any, log_prob: Any, scale: Any) -> None:
     """Turn one run's log joint into exp(joint - its maximum) by row; log p(x) beside.
 
@@ -341,7 +341,7 @@ def _normalise(joint: Any, log_prob: Any, scale: Any) -> None:
         scale[t] = 1.0 / scale[t]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _set_weights(weights: Any, start: int, n_rows: int, of_tile: Any) -> float:
     """Weights of a tile's rows, zero past the end; returns their sum."""
     total = 0.0
@@ -355,7 +355,7 @@ def _set_weights(weights: Any, start: int, n_rows: int, of_tile: Any) -> float:
     return total
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _set_responsibilities(plan: Any, tile: Any, log_prob_sums: Any) -> None:
     """Turn log joint into responsibilities times row weights; sum log p(x) by run."""
     width = tile.weights.shape[0]
@@ -374,7 +374,7 @@ def _set_responsibilities(plan: Any, tile: Any, log_prob_sums: Any) -> None:
                 joint[k, t] *= tile.scale[t]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _add_lifted(plan: Any, sums: Any, tile: Any) -> None:
     """Add responsibilities times features of the lifted components."""
     length, n_lifted = sums.lifted.shape
@@ -391,7 +391,7 @@ def _add_lifted(plan: Any, sums: Any, tile: Any) -> None:
         _add(np.dot(features, responsibilities.T), sums.lifted[first:last])
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _add_common(sums: Any, tile: Any) -> None:
     """Add y yᵀ, for the components of all runs with a common form."""
     if sums.common.shape[0] == 0:
@@ -404,7 +404,7 @@ def _add_common(sums: Any, tile: Any) -> None:
     _add(np.dot(tile.work, y.T), sums.common)
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _add_centred(plan: Any, sums: Any, tile: Any) -> None:
     """Add responsibilities times deviations of the centred components."""
     d, width = tile.rows.shape
@@ -435,7 +435,7 @@ def _add_centred(plan: Any, sums: Any, tile: Any) -> None:
                 sums.diagonal[c, i] += spread
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def accumulate(plan: Any, x: Any, weights: Any, sums: Any, scratch: Any) -> None:
     """E-step of a block: add to `sums` what its rows give for every component.
 
@@ -460,7 +460,7 @@ def accumulate(plan: Any, x: Any, weights: Any, sums: Any, scratch: Any) -> None
         _add_centred(plan, sums, tile)
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def evaluate(
     plan: Any,
     x: Any,
@@ -503,7 +503,7 @@ def evaluate(
                 log_prob[start + t] = tile.log_prob[t]
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def _most_probable(joint: Any, labels: Any) -> None:
     labels[:] = 0
     for k in range(1, joint.shape[0]):
@@ -512,7 +512,7 @@ def _most_probable(joint: Any, labels: Any) -> None:
                 labels[t] = k
 
 
-@njit(**_JIT)  # type: ignore[untyped-decorator]
+@njit(**_JIT)
 def survey(x: Any, weights: Any, sums: Any) -> int:
     """Add each column's weighted sum to `sums`; return the first non-finite entry.
 

@@ -46,9 +46,6 @@ class MaximumLikelihood:
         tiny = TINY * self.row_weight
         counts = moments.mass + tiny
         shift = (moments.drift - tiny * means) / counts[:, np.newaxis]
-        # A shift within the coordinates' rounding is none: it would give rows that are
-        # all the same a variance.
-        shift[np.abs(shift) <= 2 * TINY * np.abs(means)] = 0.0
         scatter = shape.recentre(moments.scatter, moments.drift, moments.mass, shift)
         covariances = shape.covariances(scatter, counts, means.shape[1], self.reg_covar)
         return counts, means + shift, covariances

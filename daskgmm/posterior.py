@@ -114,14 +114,16 @@ def answer_lazily(question: Question, x: da.Array) -> da.Array:
     """Answer for a Dask array of rows in one column of chunks: a Dask array like it."""
     dtype = question.dtype(x.dtype)
     wide = question.kind == "responsibilities"
-    return x.map_blocks(
+    answers: da.Array = da.map_blocks(
         answer_block,
+        x,
         question,
         dtype=dtype,
         drop_axis=[] if wide else 1,
         chunks=(x.chunks[0], (question.n_components,)) if wide else (x.chunks[0],),
         meta=np.empty((0,) * (2 if wide else 1), dtype=dtype),
     )
+    return answers
 
 
 @final

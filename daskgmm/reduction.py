@@ -43,7 +43,7 @@ Kernel = Callable[[Any, Iterator[Any]], Addable]
 """``kernel(message, blocks)``: the value of one leaf."""
 
 Partial = dict[tuple[int, int], Addable]
-"""Sums of whole subtrees by (level, index), of the 2^level leaves from index·2^level."""
+"""Sums of whole subtrees by (level, index): 2^level leaves from index · 2^level on."""
 
 
 def leaf_bounds(n_blocks: int) -> list[int]:

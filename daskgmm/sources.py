@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Final, final
 
 import dask
@@ -16,7 +17,7 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask._task_spec import Task, TaskRef
-from dask.base import get_scheduler, tokenize
+from dask.base import get_scheduler, optimize, persist, tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
@@ -79,7 +80,7 @@ class Source(ABC):
 
 
 def is_lazy(X: Any) -> bool:
-    """Whether rows are read block by block: Dask, Zarr, or the place of a Zarr array."""
+    """Whether rows are read block by block: Dask, Zarr, or a Zarr array's place."""
     return isinstance(X, da.Array | zarr.Array | str | os.PathLike)
 
 
@@ -121,7 +122,8 @@ def _lazy_rows(X: Any, *, group: bool) -> da.Array:
     if not isinstance(X, da.Array):
         X = _from_zarr(_open_zarr(X), group=group)
     _check_rows(X)
-    return X if X.numblocks[1] == 1 else X.rechunk({1: -1})
+    rows: da.Array = X if X.numblocks[1] == 1 else X.rechunk({1: -1})
+    return rows
 
 
 def _open_zarr(X: Any) -> Any:
@@ -148,7 +150,8 @@ def _from_zarr(array: Any, *, group: bool) -> da.Array:
         row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
         rows *= max(1, _READ_BYTES // max(1, rows * row_bytes))
     # A chunk is read whole: cutting it in columns would read it several times.
-    return da.from_zarr(array, chunks=(max(1, rows), *array.shape[1:]))
+    lazy: da.Array = da.from_zarr(array, chunks=(max(1, rows), *array.shape[1:]))
+    return lazy
 
 
 def _check_rows(X: da.Array) -> None:
@@ -181,7 +184,7 @@ def _check_kind(meta: Any, name: str) -> None:
         )
 
 
-def _lazy_weights(weights: Any, rows: da.Array) -> da.Array:
+def _lazy_weights(weights: Any, rows: da.Array) -> Any:
     """Weights cut like the rows."""
     if not is_lazy(weights):
         weights = _weights_in_memory(weights, rows)
@@ -203,7 +206,7 @@ def _lazy_weights(weights: Any, rows: da.Array) -> da.Array:
     return weights.rechunk((rows.chunks[0],))
 
 
-def _weights_in_memory(weights: Any, rows: da.Array) -> da.Array:
+def _weights_in_memory(weights: Any, rows: da.Array) -> Any:
     if np.isnan(rows.shape[0]):
         raise DataError(
             "sample_weight is an array in memory, and the lengths of X's blocks are "
@@ -286,7 +289,7 @@ class ArraySource(Source):
         return ThreadShards(
             [
                 _ArrayShard(self._x, self._weights, first, last)
-                for first, last in zip(bounds, bounds[1:], strict=False)
+                for first, last in pairwise(bounds)
             ],
             CPU_COUNT,
         )
@@ -326,18 +329,16 @@ class DaskSource(Source):
 
     def shards(self) -> Shards:
         """See `Source.shards`."""
-        x, weights = self._x, self._weights
-        collections = [x] if weights is None else [x, weights]
+        collections = [c for c in (self._x, self._weights) if c is not None]
         # Dask's optimisation drops the futures of persisted blocks.
         if not any(has_futures(c.dask) for c in collections):
-            x, *rest = collections = list(dask.optimize(*collections))
-            weights = rest[0] if rest else None
-        x_keys = [row[0] for row in x.__dask_keys__()]
-        keys = [(k,) for k in x_keys]
-        if weights is not None:
-            keys = list(zip(x_keys, weights.__dask_keys__(), strict=True))
+            collections = list(optimize(*collections))
+        x_keys: Any = collections[0].__dask_keys__()
+        columns: list[Any] = [[row[0] for row in x_keys]]
+        columns += [weights.__dask_keys__() for weights in collections[1:]]
+        keys = list(zip(*columns, strict=True))
         graph = Graph({k: v for c in collections for k, v in dict(c.dask).items()})
-        return DaskShards(dask.persist(*_build(graph, keys, self.n_features)))
+        return DaskShards(persist(*_build(graph, keys, self.n_features)))
 
 
 def _build(
@@ -351,7 +352,7 @@ def _build(
     layer: dict[Key, Any] = {**graph.nodes, **graph.futures} if cuts else {}
     layer.update(graph.futures)
     shard_keys = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         of_shard = leaves[first : last + 1]
         recipes = Recipes(graph, keys[of_shard[0] : of_shard[-1]], cuts)
         key = (name, first)
@@ -408,7 +409,7 @@ class _DaskShard:
         blocks = self._blocks()
         if plan.recipes.reads:
             blocks = _read_ahead(blocks)
-        sizes = [b - a for a, b in zip(plan.bounds, plan.bounds[1:], strict=False)]
+        sizes = [b - a for a, b in pairwise(plan.bounds)]
         with closing(blocks):
             for leaf, size in enumerate(sizes, start=plan.first_leaf):
                 yield leaf, islice(blocks, size)
@@ -433,12 +434,32 @@ def as_block_of(index: int, made: tuple[Any, ...], n_features: int) -> Block:
     return as_block(index, made[0], n_features, *made[1:])
 
 
+_thread: Final = threading.local()
+
+
+def _reader() -> ThreadPoolExecutor:
+    """The thread that reads for this one, kept from pass to pass.
+
+    New threads would each take memory from another of the allocator's arenas, and
+    every arena keeps some of what was freed.
+    """
+    if not hasattr(_thread, "reader"):
+        _thread.reader = ThreadPoolExecutor(1, "daskgmm-reader")
+    reader: ThreadPoolExecutor = _thread.reader
+    return reader
+
+
 def _read_ahead(blocks: Generator[Block]) -> Generator[Block]:
-    """Make the next block in a thread of its own while the last one is worked on."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, blocks, None)
+    """Make the next block in another thread while the last one is worked on."""
+    reader = _reader()
+    coming = reader.submit(next, blocks, None)
+    try:
         while (block := coming.result()) is not None:
             coming = reader.submit(next, blocks, None)
             ready = [block]
             del block
+            # Passed on without a name here, which would keep it alive.
             yield ready.pop()
+    finally:
+        wait([coming])
+        blocks.close()

@@ -11,9 +11,9 @@ from conftest import blobs
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_scikit_learn import assert_same_model, fit_both
 
 from daskgmm import GaussianMixture
-from test_scikit_learn import assert_same_model, fit_both
 
 
 @pytest.fixture(autouse=True)

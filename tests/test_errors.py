@@ -36,7 +36,9 @@ def test_non_finite_rows_name_block_row_and_column(bad, method):
     x[57, 2] = bad
     lazy = da.from_array(x, chunks=(25, 3))
     what = "NaN" if np.isnan(bad) else "infinity"
-    with pytest.raises(DataError, match=f"X contains {what} in block 2, row 7, column 2"):
+    with pytest.raises(
+        DataError, match=f"X contains {what} in block 2, row 7, column 2"
+    ):
         if method == "fit":
             _model().fit(lazy)
         elif method == "score":
@@ -144,7 +146,9 @@ def test_bad_weights(lazy):
     with pytest.raises(ValueError, match="[Nn]egative"):
         _model().fit(rows(), sample_weight=negative)
     if lazy:
-        with pytest.raises(DataError, match=r"sample_weight is negative .* block 2, row 5"):
+        with pytest.raises(
+            DataError, match=r"sample_weight is negative .* block 2, row 5"
+        ):
             _model().fit(rows(), sample_weight=negative)
     with pytest.raises(ValueError, match="zero for every row|weights are zero|zero"):
         _model().fit(rows(), sample_weight=np.zeros(40))
@@ -174,7 +178,9 @@ def test_an_ill_defined_covariance_names_component_and_remedy(covariance_type):
     x = np.vstack([np.zeros((20, 2)), np.ones((20, 2))])
     model = _model(covariance_type=covariance_type, reg_covar=0)
     where = "all components share" if covariance_type == "tied" else "component [01]"
-    with pytest.raises(IllDefinedCovarianceError, match=rf"increase reg_covar.*{where}"):
+    with pytest.raises(
+        IllDefinedCovarianceError, match=rf"increase reg_covar.*{where}"
+    ):
         model.fit(x)
 
 
@@ -247,7 +253,9 @@ def test_an_interrupted_fit_leaves_the_estimator_as_it_was(error, fitted, lazy):
 
     other = blobs(10, 100, 4, 2)
     with pytest.raises(error):
-        model._fit(da.from_array(other, chunks=30) if lazy else other, observer=interrupt)
+        model._fit(
+            da.from_array(other, chunks=30) if lazy else other, observer=interrupt
+        )
     after = vars(model)
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
@@ -260,7 +268,9 @@ def test_an_error_while_reading_names_the_block():
         return block
 
     lazy = da.ones((50, 2), chunks=(10, 2)).map_blocks(read, dtype=float)
-    with dask.config.set(scheduler="threads"):
-        with pytest.raises(OSError, match="the disk is gone") as raised:
-            _model().fit(lazy)
+    with (
+        dask.config.set(scheduler="threads"),
+        pytest.raises(OSError, match="the disk is gone") as raised,
+    ):
+        _model().fit(lazy)
     assert any("block 3" in note for note in raised.value.__notes__)

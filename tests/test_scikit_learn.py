@@ -260,7 +260,8 @@ def _with_our_class(folder: Path) -> None:
         ],
         "test_mixture.py": [
             (
-                "from sklearn.mixture import BayesianGaussianMixture, GaussianMixture\n",
+                "from sklearn.mixture import BayesianGaussianMixture, "
+                "GaussianMixture\n",
                 "from daskgmm import GaussianMixture\n",
             ),
             (", BayesianGaussianMixture()]", "]"),
