@@ -43,11 +43,6 @@ class Graph:
         return self.nodes[key].dependencies if key in self.nodes else ()
 
 
-def has_futures(graph: Mapping[Hashable, Any]) -> bool:
-    """Whether a graph holds blocks that are on a cluster already."""
-    return any(isinstance(value, Future) for value in ensure_dict(graph).values())
-
-
 def _post_order(
     starts: Iterable[Key],
     dependencies: Callable[[Key], Iterable[Key]],

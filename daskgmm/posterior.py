@@ -17,7 +17,7 @@ from daskgmm.blas import single_threaded_blas
 from daskgmm.mixture import Mixture
 from daskgmm.moments import EStep, plan
 from daskgmm.reduction import Shards
-from daskgmm.sources import Block, as_block, block_rows
+from daskgmm.sources import Block, as_block, block_rows, float_dtype
 from daskgmm.survey import check_finite
 
 Kind = Literal["labels", "responsibilities", "log_prob"]
@@ -32,11 +32,9 @@ class Question:
     kind: Kind
     n_components: int
 
-    def dtype(self, of_rows: Any) -> np.dtype[Any]:
-        """The answer's dtype for rows of a dtype: float32 stays, others are float64."""
-        if self.kind == "labels":
-            return np.dtype(np.int64)
-        return np.dtype(np.float32 if of_rows == np.float32 else np.float64)
+    def dtype(self, of_rows: np.dtype[Any]) -> np.dtype[Any]:
+        """The answer's dtype for rows of a dtype."""
+        return np.dtype(np.int64) if self.kind == "labels" else float_dtype(of_rows)
 
     def shape(self, n_rows: int) -> tuple[int, ...]:
         """The answer's shape."""

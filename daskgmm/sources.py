@@ -17,7 +17,7 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask._task_spec import Task, TaskRef
-from dask.base import get_scheduler, optimize, persist, tokenize
+from dask.base import get_scheduler, persist, tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
@@ -25,7 +25,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from daskgmm.errors import DataError, StoreError
-from daskgmm.graph import Graph, Key, Recipes, cut, has_futures
+from daskgmm.graph import Graph, Key, Recipes, cut
 from daskgmm.reduction import (
     MAX_LEAVES,
     DaskShards,
@@ -203,6 +203,8 @@ def _lazy_weights(weights: Any, rows: da.Array) -> Any:
             )
         return weights
     _check_n_weights(n_weights, n_rows)
+    if n_rows == 0:  # Dask does not rechunk what is empty
+        return da.zeros(0, chunks=(rows.chunks[0],))
     return weights.rechunk((rows.chunks[0],))
 
 
@@ -259,12 +261,15 @@ def _as_floats(array: Any, name: str, *, keep_single: bool) -> NDArray[Any]:
         array = array.data
     array = np.asarray(array) if np.isscalar(array) else array
     _check_kind(array, name)
-    single = keep_single and array.dtype.kind == "f" and array.dtype.itemsize == 4
+    dtype = float_dtype(array.dtype) if keep_single else np.dtype(np.float64)
     # Native byte order comes with it, and no copy where nothing changes.
-    floats: NDArray[Any] = array.astype(
-        np.float32 if single else np.float64, copy=False
-    )
+    floats: NDArray[Any] = array.astype(dtype, copy=False)
     return floats
+
+
+def float_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Dtype of results for rows of a dtype: float32 stays, all else is float64."""
+    return np.dtype(np.float32 if dtype.newbyteorder("=") == np.float32 else np.float64)
 
 
 def block_rows(n_rows: int, n_features: int) -> int:
@@ -325,14 +330,13 @@ class DaskSource(Source):
     def __init__(self, x: da.Array, weights: da.Array | None) -> None:
         self._x, self._weights = x, weights
         self.n_features = int(x.shape[1])
-        self.dtype = np.dtype(np.float32 if x.dtype == np.float32 else np.float64)
+        self.dtype = float_dtype(x.dtype)
 
     def shards(self) -> Shards:
         """See `Source.shards`."""
         collections = [c for c in (self._x, self._weights) if c is not None]
-        # Dask's optimisation drops the futures of persisted blocks.
-        if not any(has_futures(c.dask) for c in collections):
-            collections = list(optimize(*collections))
+        # Not optimised by Dask: it fuses shared work into each block that uses it, and
+        # drops the futures of persisted blocks.
         x_keys: Any = collections[0].__dask_keys__()
         columns: list[Any] = [[row[0] for row in x_keys]]
         columns += [weights.__dask_keys__() for weights in collections[1:]]
