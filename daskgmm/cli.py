@@ -19,6 +19,7 @@ import fsspec
 import numpy as np
 import zarr
 from distributed import Client, KilledWorker, LocalCluster, progress
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn.exceptions import ConvergenceWarning
@@ -404,7 +405,7 @@ def _describe(model: GaussianMixture, console: Console) -> None:
         console,
         f"{how} after {model.n_iter_} iterations, bound {model.lower_bound_:.6f}",
     )
-    table = Table("component", "weight", "mean")
+    table = Table("component", "weight", "mean", box=box.SIMPLE_HEAD, pad_edge=False)
     for k, (weight, mean) in enumerate(zip(model.weights_, model.means_, strict=True)):
         numbers = np.array2string(mean, precision=4, threshold=8, suppress_small=True)
         table.add_row(str(k), f"{weight:.4f}", numbers)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from scipy.linalg import blas
 from scipy.optimize import linear_sum_assignment
 
 from daskgmm.estimators import GaussianMixture
@@ -137,10 +138,21 @@ def hold_memory(megabytes: int) -> None:
     """
     if sys.platform != "linux":
         return
+    _set_aside_for_blas()
     now = psutil.Process().memory_info()
     left = max(0, megabytes * 10**6 - now.rss)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (now.data + left, hard))
+
+
+def _set_aside_for_blas() -> None:
+    """Have NumPy's and SciPy's BLAS reserve their buffers, 128 MB each, never filled.
+
+    OpenBLAS does so with the first product, and tries for ever if it is refused.
+    """
+    square = np.ones((512, 512))
+    np.matmul(square, square)
+    blas.dgemm(1.0, square, square)
 
 
 @contextmanager
