@@ -20,7 +20,7 @@ from typing import Any, Final, final
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ContainsArrayError, GroupNotFoundError, NodeTypeValidationError
+from zarr.errors import ContainsArrayError, NodeTypeValidationError
 
 from daskgmm.errors import ModelFileError
 
@@ -78,9 +78,14 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
     child = group.create_group(state)
     for name, array in arrays.items():
         # An array of zeros would otherwise be left out, and a lost one read as zeros.
-        child.create_array(
-            name, data=array, chunks=array.shape, config={"write_empty_chunks": True}
+        written = child.create_array(
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=tuple(max(1, size) for size in array.shape),
+            config={"write_empty_chunks": True},
         )
+        written[...] = array
     group.attrs[_KEY] = header
     if old is not None:
         del group[old["state"]]
@@ -144,7 +149,7 @@ def _header(target: str) -> Any:
     """The model's attributes; None if there is no model."""
     try:
         group = zarr.open_group(target, mode="r")
-    except (FileNotFoundError, GroupNotFoundError):
+    except FileNotFoundError:
         return None
     except (ContainsArrayError, NodeTypeValidationError) as error:
         raise ModelFileError(f"{target} holds no model, but a Zarr array.") from error
