@@ -16,7 +16,7 @@ from daskgmm import GaussianMixture, demo
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux holds memory")
 
 
-def run_demo(*args, timeout=250):
+def run_demo(*args, timeout=500):
     return subprocess.run(
         [sys.executable, "-m", "daskgmm", "demo", *map(str, args)],
         capture_output=True,
@@ -43,6 +43,7 @@ def test_small(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @LINUX
 def test_whole(tmp_path):
     result = run_demo("--folder", tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import dask
@@ -259,6 +261,40 @@ def test_an_interrupted_fit_leaves_the_estimator_as_it_was(error, fitted, lazy):
     after = vars(model)
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
+
+
+_INTERRUPTED = """
+import os, signal, sys
+import dask.array as da
+import numpy as np
+from daskgmm import GaussianMixture
+
+x = np.random.default_rng(0).normal(size=(400_000, 8))
+rows = da.from_array(x, chunks=(20_000, 8)) if sys.argv[1] == "lazy" else x
+model = GaussianMixture(8, tol=0, max_iter=100_000, random_state=0)
+before = dict(vars(model))
+
+def observe(progress):
+    if progress.n_pass == 2:  # from another process, in the middle of a later pass
+        os.system(f"(sleep 0.3; kill -INT {os.getpid()}) &")
+
+try:
+    model._fit(rows, observer=observe)
+except KeyboardInterrupt:
+    print("interrupted", vars(model) == before, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["lazy", "array"])
+def test_ctrl_c_ends_a_fit_and_leaves_the_estimator_as_it_was(kind):
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, kind],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "interrupted True\n"
 
 
 def test_an_error_while_reading_names_the_block():

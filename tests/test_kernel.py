@@ -120,6 +120,26 @@ def test_both_forms_stand_side_by_side_in_one_pass(covariance_type):
         )
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_many_features(covariance_type, scale):
+    """More than one band of a factor and more than one lot of features."""
+    rng = np.random.default_rng(5)
+    d = 70
+    mixture = random_mixture(rng, covariance_type, 3, d, scale=scale)
+    x, _ = mixture.sample(300, np.random.RandomState(5))
+    message = plan([mixture], np.zeros(d))
+    assert (len(message.plan.centred) > 0) == (scale < 1)
+    [got] = moments(message, e_step(message, iter([Block(0, x, None)])), [mixture])
+    mass, drift, scatter, log_prob = _moments_by_oracle(
+        mixture, x, np.ones(len(x)), covariance_type
+    )
+    np.testing.assert_allclose(got.mass, mass.astype(float), rtol=1e-8)
+    np.testing.assert_allclose(got.drift, drift.astype(float), atol=1e-8 * scale * 300)
+    expected = _scatter_matrices(covariance_type, scatter, d).astype(float)
+    np.testing.assert_allclose(got.scatter, expected, atol=1e-8 * scale**2 * 300)
+    assert got.log_prob == pytest.approx(float(log_prob), rel=1e-10)
+
+
 def test_blocks_of_any_layout_give_the_same_sums(covariance_type):
     rng = np.random.default_rng(2)
     mixture = random_mixture(rng, covariance_type, 3, 5)
