@@ -21,6 +21,21 @@ _FEW: Final = 8
 """A node that so few blocks want is not cut: neighbours sharing a chunk of a source."""
 
 
+_MOVES: Final = frozenset(
+    {
+        "concatenate",
+        "concatenate3",
+        "concatenate_shaped",
+        "getitem",
+        "getter",
+        "getter_inline",
+        "getter_nofancy",
+        "take",
+    }
+)
+"""Functions that hand rows on as they are: their results are as large as the data."""
+
+
 @final
 class Graph:
     """Nodes by key, with futures set apart."""
@@ -37,6 +52,15 @@ class Graph:
         """Whether there is something to compute: no literal, no future."""
         node = self.nodes.get(key)
         return node is not None and not isinstance(node, DataNode)
+
+    def is_elsewhere(self, key: Key) -> bool:
+        """Whether a cluster holds it: a future, also one passed as an argument."""
+        return key not in self.nodes
+
+    def moves_rows(self, key: Key) -> bool:
+        """Whether a node makes chunks from chunks, and computes nothing."""
+        function = getattr(self.nodes[key], "func", None)
+        return getattr(function, "__name__", "") in _MOVES
 
     def dependencies(self, key: Key) -> Iterable[Key]:
         """Keys that a node needs directly."""
@@ -70,7 +94,8 @@ def cut(graph: Graph, blocks: Sequence[Sequence[Key]]) -> set[Key]:
     Cut is a node that more than half of the blocks want, or more than a few while it
     gathers from many sources (a mean over a group of chunks). A node below a cut is
     wanted by that node alone: its block does not reach through. A chunk of a source
-    shared by neighbours is not cut, it would be kept in memory for all passes.
+    shared by neighbours is not cut, nor one put together from small ones and cut up
+    again: the data would be kept in memory for all passes.
 
     Parameters
     ----------
@@ -85,20 +110,29 @@ def cut(graph: Graph, blocks: Sequence[Sequence[Key]]) -> set[Key]:
     for i, keys in enumerate(blocks):
         for key in keys:
             wanted_by.setdefault(key, set()).add(i)
+    own: set[Key] = set()
     many = max(2, len(blocks) // 2 + 1)
     chosen: set[Key] = set()
     for key in reversed(everything):
         wants = wanted_by.pop(key, None)
         if wants is None or not graph.is_work(key):
             continue
-        if len(wants) >= many or (len(wants) > _FEW and _gathers(graph, key)):
+        if len(wants) >= many or (
+            len(wants) > _FEW and not graph.moves_rows(key) and _gathers(graph, key)
+        ):
             chosen.add(key)
             continue
         for needed in graph.dependencies(key):
             if graph.is_work(needed):
-                known = wanted_by.get(needed)
-                # Shared until a second consumer comes: most nodes have one.
-                wanted_by[needed] = wants if known is None else known | wants
+                # Shared until a second consumer comes: most nodes have one. Then a
+                # set of its own, which grows in place: many may come.
+                if needed not in wanted_by:
+                    wanted_by[needed] = wants
+                elif needed in own:
+                    wanted_by[needed] |= wants
+                else:
+                    wanted_by[needed] = wanted_by[needed] | wants
+                    own.add(needed)
     return chosen
 
 
@@ -114,6 +148,22 @@ def _gathers(graph: Graph, key: Key) -> bool:
     return n_sources > _FEW
 
 
+def count_sources(graph: Graph, blocks: Sequence[Sequence[Key]], cuts: set[Key]) -> int:
+    """Number of nodes that nothing else need be computed for, apart from cuts."""
+
+    def is_given(key: Key) -> bool:
+        return key in cuts or not graph.is_work(key)
+
+    tops = {key for keys in blocks for key in keys}
+    below = _post_order(
+        tops, lambda key: () if key in cuts else graph.dependencies(key), set()
+    )
+    return sum(
+        key in tops if is_given(key) else all(map(is_given, graph.dependencies(key)))
+        for key in below
+    )
+
+
 @final
 class Recipes:
     """How to make some blocks, one after the other.
@@ -125,6 +175,8 @@ class Recipes:
     ----------
     inputs : tuple of key
         What must be given.
+    literals : dict
+        What the graph holds itself, by key.
     """
 
     def __init__(
@@ -135,14 +187,15 @@ class Recipes:
 
         visited: set[Key] = set()
         orders = [_post_order(keys, dependencies, visited) for keys in blocks]
-        outside = cuts | graph.futures.keys()
-        self.inputs = tuple(k for keys in orders for k in keys if k in outside)
+        self.inputs = tuple(
+            k for keys in orders for k in keys if k in cuts or graph.is_elsewhere(k)
+        )
         given = set(self.inputs)
         self._blocks = [tuple(keys) for keys in blocks]
-        self._literals = {
+        self.literals = {
             k: graph.nodes[k]({}) for k in visited - given if not graph.is_work(k)
         }
-        given |= self._literals.keys()
+        given |= self.literals.keys()
         self._steps = [
             [(k, graph.nodes[k]) for k in order if k not in given] for order in orders
         ]
@@ -159,7 +212,7 @@ class Recipes:
 
     def make(self, inputs: Mapping[Key, Any]) -> Iterable[tuple[Any, ...]]:
         """Compute the blocks in turn: for each, the values of its keys."""
-        values = {**self._literals, **inputs}
+        values = {**self.literals, **inputs}
         left = dict(self._uses)
 
         def release(key: Key) -> None:
@@ -170,7 +223,8 @@ class Recipes:
 
         for keys, steps in zip(self._blocks, self._steps, strict=True):
             for key, node in steps:
-                values[key] = node(values)
+                # Only what it needs: a node looks at all that it is given.
+                values[key] = node({k: values[k] for k in node.dependencies})
                 for needed in node.dependencies:
                     release(needed)
             made = tuple(values[key] for key in keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
@@ -25,7 +26,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from daskgmm.errors import DataError, StoreError
-from daskgmm.graph import Graph, Key, Recipes, cut
+from daskgmm.graph import Graph, Key, Recipes, count_sources, cut
 from daskgmm.reduction import (
     MAX_LEAVES,
     DaskShards,
@@ -135,6 +136,9 @@ def _open_zarr(X: Any) -> Any:
         found = zarr.open(place, mode="r")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"There is no Zarr array at {place}.") from error
+    except Exception as error:
+        # An unknown protocol, a missing library, and what those libraries raise.
+        raise StoreError(f"No Zarr array can be opened at {place}: {error}") from error
     if isinstance(found, zarr.Array):
         return found
     names = sorted(name for name, _ in found.arrays())
@@ -342,6 +346,11 @@ class DaskSource(Source):
         columns += [weights.__dask_keys__() for weights in collections[1:]]
         keys = list(zip(*columns, strict=True))
         graph = Graph({k: v for c in collections for k, v in dict(c.dask).items()})
+        if graph.futures and _client() is None:
+            raise DataError(
+                "X or sample_weight is held by a cluster, but Dask is set to run in "
+                "this process: make the cluster's Client the current one."
+            )
         return DaskShards(persist(*_build(graph, keys, self.n_features)))
 
 
@@ -351,7 +360,10 @@ def _build(
     """Shards as Dask tasks, so that a lost one is built again from its recipe."""
     cuts = cut(graph, keys)
     leaves = leaf_bounds(len(keys))
-    bounds = shard_bounds(len(leaves) - 1, _SHARDS_PER_THREAD * _n_threads())
+    threads = _n_threads()
+    # A source that several shards want is read by each of them.
+    most = max(threads, count_sources(graph, keys, cuts))
+    bounds = shard_bounds(len(leaves) - 1, min(_SHARDS_PER_THREAD * threads, most))
     name = f"shard-{tokenize(keys, bounds)}"
     layer: dict[Key, Any] = {**graph.nodes, **graph.futures} if cuts else {}
     layer.update(graph.futures)
@@ -371,13 +383,17 @@ def _build(
     return [Delayed(key, together, layer=name) for key in shard_keys]
 
 
+def _client() -> Client | None:
+    """The client of the cluster that will run the shards, if one will."""
+    owner = getattr(get_scheduler(), "__self__", None)
+    return owner if isinstance(owner, Client) else None
+
+
 def _n_threads() -> int:
     """Threads of the scheduler that will run the shards."""
-    scheduler = get_scheduler()
-    client = getattr(scheduler, "__self__", None)
-    if isinstance(client, Client):
+    if (client := _client()) is not None:
         return sum(client.nthreads().values()) or CPU_COUNT
-    if scheduler is dask.local.get_sync:
+    if get_scheduler() is dask.local.get_sync:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
@@ -407,6 +423,12 @@ class _DaskShard:
         self._plan = plan
         self._inputs = inputs
 
+    def __sizeof__(self) -> int:
+        """Bytes held: Dask weighs by them whether to move or to spill a shard."""
+        held = [*self._inputs.values(), *self._plan.recipes.literals.values()]
+        n_bytes = sum(value.nbytes for value in held if isinstance(value, np.ndarray))
+        return object.__sizeof__(self) + n_bytes
+
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
         """See `reduction.Shard`."""
         plan = self._plan
@@ -416,7 +438,10 @@ class _DaskShard:
         sizes = [b - a for a, b in pairwise(plan.bounds)]
         with closing(blocks):
             for leaf, size in enumerate(sizes, start=plan.first_leaf):
-                yield leaf, islice(blocks, size)
+                rest = islice(blocks, size)
+                yield leaf, rest
+                # What a kernel left must not become the next leaf's.
+                deque(rest, maxlen=0)
 
     def _blocks(self) -> Generator[Block]:
         index = self._plan.bounds[0]

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import zarr
 from dask.delayed import delayed
+from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskgmm import sources
-from daskgmm.errors import DataError
+from daskgmm.errors import DataError, StoreError
 from daskgmm.graph import Graph, cut
 from daskgmm.sources import as_block, as_dask, block_rows, open_source
 
@@ -493,3 +494,59 @@ def test_shapes_that_are_no_rows(tmp_path):
     zarr.create_array(str(tmp_path / "number"), data=np.float64(1.0))
     with pytest.raises(DataError, match="single number"):
         open_source(tmp_path / "number")
+
+
+def _add(block, term):
+    return block + term
+
+
+def test_a_future_passed_as_an_argument(client):
+    with client.as_current(), dask.config.set(scheduler=client):
+        five = client.submit(int, 5)
+        lazy = da.ones((40, 2), chunks=(10, 2)).map_blocks(_add, five, dtype=float)
+        assert_reads(lazy, np.full((40, 2), 6.0))
+
+
+def test_data_on_a_cluster_need_its_client(client):
+    with client.as_current(), dask.config.set(scheduler=client):
+        persisted = da.ones((40, 2), chunks=(10, 2)).persist()
+        wait(persisted)
+    with pytest.raises(DataError, match="Client"):
+        open_source(persisted).shards()
+
+
+@pytest.mark.parametrize("place", ["no-such-protocol://x/y", "memory://nothing"])
+def test_urls_that_cannot_be_opened(place):
+    with pytest.raises(StoreError, match=place):
+        open_source(place)
+
+
+def test_a_resident_shard_tells_its_size():
+    persisted = da.ones((4000, 4), chunks=(100, 4)).persist()
+    graph = Graph(dict(persisted.dask))
+    recipes = sources.Recipes(graph, [(k,) for k in graph.nodes], set(graph.nodes))
+    plan = sources._ShardPlan(recipes, 0, [0, 40], 4)
+    arrays = [graph.nodes[key]({}) for key in recipes.inputs]
+    assert sizeof(sources._make_shard(plan, *arrays)) >= persisted.nbytes
+
+
+def test_chunks_put_together_and_cut_up_again_are_not_kept():
+    x = da.ones((40_000, 1), chunks=(100, 1)).map_blocks(np.negative)
+    lazy = x.rechunk((4000, 1)).rechunk((200, 1))
+    keys = [(row[0],) for row in lazy.__dask_keys__()]
+    assert not cut(Graph(dict(lazy.dask)), keys)
+
+
+def test_blocks_that_a_kernel_leaves_are_skipped():
+    def first(_message, blocks):
+        return [next(blocks).index]
+
+    lazy = da.ones((2100, 1), chunks=(1, 1))
+    assert open_source(lazy).shards().reduce(first, None) == list(range(0, 2100, 3))
+
+
+def test_few_large_chunks_are_not_read_by_many_shards():
+    reads = CountedReads(4, rows=30)
+    shards = open_source(reads.array().rechunk((10, 2))).shards()
+    shards.reduce(_collect, None)
+    assert sum(reads.counts.values()) == 4
