@@ -20,7 +20,6 @@ from typing import Any, Final, final
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ContainsArrayError, NodeTypeValidationError
 
 from daskgmm.errors import ModelFileError
 
@@ -148,14 +147,14 @@ def _is_empty(path: Path) -> bool:
 def _header(target: str) -> Any:
     """The model's attributes; None if there is no model."""
     try:
-        group = zarr.open_group(target, mode="r")
+        found = zarr.open(target, mode="r")
     except FileNotFoundError:
         return None
-    except (ContainsArrayError, NodeTypeValidationError) as error:
-        raise ModelFileError(f"{target} holds no model, but a Zarr array.") from error
     except Exception as error:
         raise _damaged(target, f"{type(error).__name__}: {error}") from error
-    return group.attrs.asdict().get(_KEY)
+    if isinstance(found, zarr.Array):
+        raise ModelFileError(f"{target} holds no model, but a Zarr array.")
+    return found.attrs.asdict().get(_KEY)
 
 
 def _digest(header: Mapping[str, Any], arrays: Arrays) -> str:

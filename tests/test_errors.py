@@ -167,8 +167,8 @@ def test_bad_weights(lazy):
 def test_a_missing_store_and_what_is_no_array(tmp_path):
     with pytest.raises(StoreError, match="nothing"):
         _model().fit(tmp_path / "nothing.zarr")
-    group = zarr.create_group(str(tmp_path / "group"))
-    group.create_array("inside", data=np.eye(3))
+    zarr.create_group(str(tmp_path / "group"))
+    zarr.create_array(str(tmp_path / "group" / "inside"), data=np.eye(3))
     with pytest.raises(StoreError, match="inside"):
         _model().fit(tmp_path / "group")
     (tmp_path / "file.txt").write_text("no array")
