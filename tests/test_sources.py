@@ -170,9 +170,7 @@ def test_on_a_cluster(client, name):
 
 def test_shards_are_built_again_when_a_worker_is_lost():
     x = _data(300)
-    lazy = da.from_array(x, chunks=(20, 3)).map_blocks(np.sqrt, dtype=float)
     with (
-        np.errstate(invalid="ignore"),
         LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
