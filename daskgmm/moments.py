@@ -80,10 +80,14 @@ class EStep:
             (1,),
         ]
 
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """Where each field ends in a flat buffer."""
+        return np.cumsum([np.prod(shape, dtype=np.int64) for shape in self.layout])
+
     def views(self, buffer: Array) -> kernel.Sums:
         """The fields of `kernel.Sums` in one flat buffer, (size,)."""
-        sizes = [int(np.prod(shape)) for shape in self.layout]
-        parts = np.split(buffer, np.cumsum(sizes)[:-1])
+        parts = np.split(buffer, self._ends[:-1])
         shapes = self.layout
         return kernel.Sums(
             *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
@@ -91,7 +95,7 @@ class EStep:
 
     def zeros(self) -> Array:
         """A buffer for sums."""
-        return np.zeros(sum(int(np.prod(shape)) for shape in self.layout))
+        return np.zeros(self._ends[-1])
 
 
 @final

@@ -365,8 +365,7 @@ def _build(
     most = max(threads, count_sources(graph, keys, cuts))
     bounds = shard_bounds(len(leaves) - 1, min(_SHARDS_PER_THREAD * threads, most))
     name = f"shard-{tokenize(keys, bounds)}"
-    layer: dict[Key, Any] = {**graph.nodes, **graph.futures} if cuts else {}
-    layer.update(graph.futures)
+    layer: dict[Key, Any] = {**(graph.nodes if cuts else {}), **graph.futures}
     shard_keys = []
     for first, last in pairwise(bounds):
         of_shard = leaves[first : last + 1]
@@ -444,7 +443,6 @@ class _DaskShard:
                 deque(rest, maxlen=0)
 
     def _blocks(self) -> Generator[Block]:
-        index = self._plan.bounds[0]
         made = iter(self._plan.recipes.make(self._inputs))
         for index in range(self._plan.bounds[0], self._plan.bounds[-1]):
             try:
