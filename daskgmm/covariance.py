@@ -23,7 +23,6 @@ from scipy.linalg import solve_triangular
 from daskgmm.errors import IllDefinedCovarianceError
 
 Array = NDArray[np.float64]
-Lines = NDArray[np.int64]
 
 _EPS: Final = float(np.finfo(np.float64).eps)
 _ILL_DEFINED: Final = (
@@ -101,10 +100,6 @@ class CovarianceShape(ABC):
         """Free parameters of the covariances."""
 
     @abstractmethod
-    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
-        """Lines of the kernel's base whose products are the quadratic features."""
-
-    @abstractmethod
     def outer(self, a: Array, b: Array) -> Array:
         """½(a bᵀ + b aᵀ) of vectors (K, d), as a scatter is kept, (K, S)."""
 
@@ -156,26 +151,6 @@ class CovarianceShape(ABC):
     @abstractmethod
     def log_dets(self, factors: Array, n_components: int, n_features: int) -> Array:
         """½ log det Λ of each component, (K,)."""
-
-    @abstractmethod
-    def natural(self, factors: Array, means: Array) -> tuple[Array, Array, Array]:
-        """Coefficients of -½ (y - m)ᵀ Λ (y - m) that multiply a lifted row y.
-
-        Returns
-        -------
-        quadratic : ndarray of shape (K, number of quadratic features)
-        linear : ndarray of shape (K, d)
-            Λ m.
-        constant : ndarray of shape (K,)
-            -½ mᵀ Λ m.
-        """
-
-    @abstractmethod
-    def cancellation(self, factors: Array, distances: Array) -> Array:
-        """κ = aᵀ|Λ|a, (K,), with a = distances (K, d) + the component's own σ.
-
-        The log density of a lifted row adds terms of about this size.
-        """
 
     @abstractmethod
     def kernel_factors(self, factors: Array, n_components: int, d: int) -> Array:
@@ -279,28 +254,6 @@ class _MatrixShape(CovarianceShape):
         diagonals = np.einsum("kii->ki", self._matrices(factors))
         return np.broadcast_to(np.log(diagonals).sum(axis=1), n_components)
 
-    def natural(self, factors: Array, means: Array) -> tuple[Array, Array, Array]:
-        matrices = self._matrices(factors)
-        whitened = np.matmul(means[:, np.newaxis], matrices)
-        linear = np.matmul(whitened, matrices.swapaxes(-1, -2))[:, 0]
-        constant = -0.5 * (whitened[:, 0] ** 2).sum(axis=1)
-        return self._quadratic(self.precisions(factors)), linear, constant
-
-    @staticmethod
-    @abstractmethod
-    def _quadratic(precisions: Array) -> Array:
-        """Coefficients of the quadratic features."""
-
-    def cancellation(self, factors: Array, distances: Array) -> Array:
-        matrices = self._matrices(factors)
-        deviations = np.stack(
-            [np.linalg.norm(_inverse_transposed(f), axis=1) for f in matrices]
-        )
-        a = distances + deviations
-        sizes = np.abs(self._matrices(self.precisions(factors)))
-        kappa: Array = np.matmul(np.matmul(a[:, np.newaxis], sizes), a[..., np.newaxis])
-        return kappa[:, 0, 0]
-
     def kernel_factors(self, factors: Array, n_components: int, d: int) -> Array:
         transposed = self._matrices(factors).swapaxes(-1, -2)
         return np.broadcast_to(transposed, (n_components, d, d))
@@ -344,16 +297,6 @@ class _DiagonalShape(CovarianceShape):
         log_dets: Array = np.log(table).sum(axis=1) * (n_features / table.shape[1])
         return log_dets
 
-    def natural(self, factors: Array, means: Array) -> tuple[Array, Array, Array]:
-        precisions = self._variances(factors) ** 2
-        linear = precisions * means
-        return -0.5 * precisions, linear, -0.5 * (linear * means).sum(axis=1)
-
-    def cancellation(self, factors: Array, distances: Array) -> Array:
-        table = self._variances(factors)
-        kappa: Array = ((distances * table + 1.0) ** 2).sum(axis=1)
-        return kappa
-
     def kernel_factors(self, factors: Array, n_components: int, d: int) -> Array:
         return np.broadcast_to(self._variances(factors), (n_components, d))
 
@@ -376,10 +319,6 @@ class Full(_MatrixShape):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features * (n_features + 1) // 2
 
-    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
-        i, j = _pairs(n_features)
-        return i + 1, j + 1
-
     @staticmethod
     def _matrices(stored: Array) -> Array:
         return stored
@@ -387,12 +326,6 @@ class Full(_MatrixShape):
     @staticmethod
     def _store(matrices: Array) -> Array:
         return matrices
-
-    @staticmethod
-    def _quadratic(precisions: Array) -> Array:
-        i, j = _pairs(precisions.shape[-1])
-        # A pair i < j stands for two entries of the matrix.
-        return _pack(precisions) * np.where(i == j, -0.5, -1.0)
 
 
 @final
@@ -408,10 +341,6 @@ class Tied(_MatrixShape):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_features * (n_features + 1) // 2
 
-    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
-        # The kernel adds the common form itself, to all components at once.
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-
     @staticmethod
     def _matrices(stored: Array) -> Array:
         return stored[np.newaxis]
@@ -420,10 +349,6 @@ class Tied(_MatrixShape):
     def _store(matrices: Array) -> Array:
         stored: Array = matrices[0]
         return stored
-
-    @staticmethod
-    def _quadratic(precisions: Array) -> Array:
-        return np.empty((1, 0))
 
 
 @final
@@ -437,10 +362,6 @@ class Diag(_DiagonalShape):
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features
-
-    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
-        lines = np.arange(1, n_features + 1)
-        return lines, lines
 
     @staticmethod
     def _variances(stored: Array) -> Array:
@@ -472,9 +393,6 @@ class Spherical(_DiagonalShape):
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components
-
-    def quadratic_features(self, n_features: int) -> tuple[Lines, Lines]:
-        return np.array([0]), np.array([n_features + 1])  # 1 times ‖y‖²
 
     @staticmethod
     def _variances(stored: Array) -> Array:

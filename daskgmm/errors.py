@@ -7,6 +7,14 @@ class DaskGMMError(Exception):
     """Base class of the errors that are this package's own."""
 
 
+class CheckpointError(DaskGMMError, ValueError):
+    """A checkpoint is of another fit: the message says what differs."""
+
+
+class ClusterError(DaskGMMError, RuntimeError):
+    """The cluster lost its workers or its scheduler: the message says what to do."""
+
+
 class DataError(DaskGMMError, ValueError):
     """The data cannot be used as they are: the message names the place."""
 
@@ -19,5 +27,9 @@ class ModelFileError(DaskGMMError, ValueError):
     """A saved model is missing, damaged or of a version not known here."""
 
 
+class NewerFormatError(ModelFileError):
+    """A saved model or checkpoint was written by a newer version of the package."""
+
+
 class StoreError(DaskGMMError, OSError):
-    """A store of data is missing, or is no Zarr array."""
+    """A store of data is missing, or cannot be read: the message names the chunk."""

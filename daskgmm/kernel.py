@@ -1,469 +1,682 @@
 """The compiled kernel: every row of a block against every component, once.
 
-It knows nothing of covariance shapes. A component's log density comes in one of two
-forms, chosen by the caller:
+It knows nothing of covariance shapes. All is measured in deviations from a
+component's own mean, so nothing cancels, and comes in one of three forms that the
+caller chooses:
 
-- *lifted*: natural parameters times features of the row about a common origin, one
-  matrix product for all components of all runs, and one more for their sums. A
-  *common* quadratic form may stand beside the features where all components of a run
-  share one precision.
-- *centred*: deviations from the component's own mean times the Cholesky factor of its
-  precision. Twice the arithmetic, and no cancellation.
+- *dense*: each component has a factor of its own. The squared distance of a row is the
+  sum of squares of the factor's product with the deviation e, and the scatter is the
+  lower triangle of Σ r e eᵀ: half the arithmetic of two matrix products.
+- *diagonal*: the same where factors are diagonal.
+- *pooled*: all components of a run share one dense factor. Rows are whitened once,
+  about the run's origin, and the distances are diagonal. The scatter of a row y about
+  all means m is that of its residual v = y - Σ r m and of the means about their average
+  (the law of total variance). The latter is Σ r_k r_l (m_k - m_l)(m_k - m_l)ᵀ over
+  k < l: so the products r_k r_l are added up, and nothing cancels here either.
 
-Rows go through in tiles that stay in the cache, stored features × rows so that each
-operation runs along contiguous rows. The *base* of a tile is [1, y, ‖y‖²], y the rows
-about the origin, d + 2 lines in all; a feature is the product of two of its lines.
-Features are made a few at a time and made again for the second product: that is
-cheaper than to fetch many of them from memory. One call holds the GIL at no time.
+Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
+that a vector holds one feature of several rows. Products are made in register tiles of
+four rows by `COLUMNS` vectors, where a number is loaded once for many multiplications.
+One call holds the GIL at no time.
 """
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
+
+from daskgmm.vectors import (
+    COLUMNS,
+    LANES,
+    add,
+    add_lane_sums,
+    add_outer,
+    add_scaled_squares,
+    add_squares,
+    add_to_rows,
+    constant,
+    divide,
+    exp,
+    load,
+    log,
+    maximum,
+    multiply,
+    multiply_add,
+    prefetch,
+    root,
+    row_sums,
+    splat,
+    store,
+    subtract,
+    transpose,
+    where_above,
+    zeros,
+)
 
 Array = NDArray[np.float64]
 
-_TILE: Final = 256
-"""Rows of a tile."""
-_LINE: Final = 8
-"""Numbers of a cache line."""
-_BLOCK: Final = 32
-"""Rows of a band of a triangular matrix."""
-_FEATURES: Final = 64
-"""Features made at a time: with a tile's rows, they fit the second-level cache."""
+_AHEAD: Final = 2048
+"""Numbers ahead of those being read that are fetched: far enough for slow memory."""
+_BAND: Final = 4
+"""Rows of a register tile."""
+_WIDTH: Final = COLUMNS * LANES
+"""Rows of data in a register tile."""
+_TILE: Final = 256 // _WIDTH * _WIDTH
+"""Rows of data in a tile, if they are not too wide."""
+_TILE_NUMBERS: Final = 2**16
+"""Numbers of a tile, so that it stays in the second-level cache."""
+_LINE: Final = _TILE + LANES
+"""From line to line. A power of two would put all into the same sets of the cache."""
 
 _JIT: Final[dict[str, Any]] = {
     "nogil": True,
-    "cache": True,
     "error_model": "numpy",
+    # No reference counts: the kernel makes no arrays, and they cost more than the work.
+    "_nrt": False,
     # No reassociation: vector code without it gives the same bits on each call.
     "fastmath": {"contract", "nsz"},
+    # Nobody calls them from Python.
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
 }
+_INLINE: Final[dict[str, Any]] = {**_JIT, "forceinline": True}
+"""For what hands on register tiles: a call would write them to memory."""
+_ENTRY: Final[dict[str, Any]] = {**_JIT, "cache": True, "no_cpython_wrapper": False}
 
 
 class Plan(NamedTuple):
     """What the kernel needs of the mixtures of R runs, K components in all.
 
     The runs' components stand one after the other: those of run r are numbers
-    ``starts[r]`` to ``starts[r + 1]``; L of them are lifted and C centred. D is the
-    number of features of a lifted row.
+    ``starts[r]`` to ``starts[r + 1]``. The form is dense if `dense` has components,
+    pooled if `pooled` has runs, else diagonal.
     """
 
-    left: NDArray[np.int64]  # (D,) lines of the base whose products
-    right: NDArray[np.int64]  # (D,) are the features
-    origin: Array  # (d,)
     starts: NDArray[np.int64]  # (R + 1,)
-    lifted: NDArray[np.int64]  # (L,) numbers of the lifted components
-    natural: Array  # (D, L) natural parameters, or (0, 0)
-    common: Array  # (R, d, d) transposed factors of common forms, zero if centred, or 0
-    centred: NDArray[np.int64]  # (C,) numbers of the centred components
-    means: Array  # (C, d)
-    dense: Array  # (C, F) `pack_factors` of the precisions, or (0, 0)
-    diagonal: Array  # (C, d) the same where they are diagonal, or (0, d)
-    offsets: Array  # (C,) log weight + log normalising constant
-
-
-class _Tile(NamedTuple):
-    """Where a tile of T rows is worked on."""
-
-    rows: Array  # (d, T) as they are
-    z: Array  # (d, T)
-    work: Array  # (d, T)
-    base: Array  # (d + 2, T)
-    features: Array  # (up to _FEATURES, T)
-    joint: Array  # (K, T) log joint, then responsibilities
-    apart: Array  # (L, T) the same of lifted components, where there are others
-    weights: Array  # (T,) of rows
-    log_prob: Array  # (T,)
-    scale: Array  # (T,)
+    offsets: Array  # (K,) log weight + log normalising constant
+    means: Array  # (K, d)
+    dense: Array  # (K, F) `pack_triangular` of the components, or (0, 0)
+    pooled: Array  # (R, F) `pack_triangular` of the runs, or (0, 0)
+    origins: Array  # (R, d) where the rows of pooled runs are measured from, or (0, d)
+    mixing: Array  # (K d,) `pack` of the means about it, run by run, or (0,)
+    centres: Array  # (K, d) means: of whitened rows if pooled; or (0, d) if dense
+    scales: Array  # (K, d) diagonal factors: ones if pooled; or (0, d) if dense
+    nothing: Array  # (K,) zeros
 
 
 class Sums(NamedTuple):
-    """What the kernel adds up over rows, weighted by responsibility and row weight."""
+    """What the kernel adds up over rows, weighted by responsibility and row weight.
 
-    lifted: Array  # (D, L): of the features, or (0, 0)
-    common: Array  # (d, d): of y yᵀ, not by responsibility; or (0, 0)
-    mass: Array  # (C,): of 1
-    drift: Array  # (C, d): of x - m
-    dense: Array  # (C, d, d): of (x - m)(x - m)ᵀ below the diagonal, or (0, …)
-    diagonal: Array  # (C, d): of (x - m)², or (0, d)
+    The rows of a matrix stand `stride` of its columns apart, and of a symmetric one
+    the lower triangle counts. [y, 1] is a row with a one behind it. Sums that the form
+    does not make have length 0.
+    """
+
+    mass: Array  # (K,): of 1, unless pooled
+    drift: Array  # (K, d): of e, unless pooled
+    dense: Array  # (K, d, stride): of e eᵀ
+    diagonal: Array  # (K, d): of e²
+    raw: Array  # (K, stride of d + 1): of [y, 1], if pooled
+    residual: Array  # (R, d, stride): of v vᵀ, by row weight, if pooled
+    shared: Array  # (Σ K' stride of K',): of r rᵀ, by row weight, run by run, if pooled
     log_prob: Array  # (R,): of log p(x), by row weight
     weight: Array  # (1,): of the row weights
 
 
-@intrinsic
-def _as_bits(_context: Any, _value: Any) -> Any:
-    """Reinterpret a float64 as an int64."""
+class Rows(NamedTuple):
+    """A block of rows, (n, d), as they lie in memory: one kind for all layouts.
 
-    def generate(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(64))
+    The numbers are in one of the two flat arrays, the other is empty. What lies side by
+    side is either a row or, where rows are told apart by column, a feature.
+    """
 
-    return types.int64(types.float64), generate
-
-
-@intrinsic
-def _as_float(_context: Any, _value: Any) -> Any:
-    """Reinterpret an int64 as a float64."""
-
-    def generate(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
+    double: Array
+    single: NDArray[np.float32]
+    n_rows: int
+    step: int  # from row to row; by column, from column to column
+    by_column: bool
 
 
-_LOG2_E: Final = 1.4426950408889634
-# Adding it rounds to a whole number, which then stands in the lowest bits.
-_ROUND: Final = 6755399441055744.0
-# ln 2 in two parts, the first short enough that n times it is exact (fdlibm, e_exp.c).
-_LN2_HIGH: Final = 6.93147180369123816490e-01
-_LN2_LOW: Final = 1.90821492927058770002e-10
-_EXP_MIN: Final = -708.0
+class _Tile(NamedTuple):
+    """Where a tile of rows is worked on: lines that stand `_LINE` numbers apart."""
+
+    rows: Array  # d lines, as they are
+    work: Array  # d + 1 lines
+    white: Array  # d lines
+    joint: Array  # K lines: log joint, then what is made of it
+    weights: Array  # one line each
+    log_prob: Array
+    scale: Array
 
 
-@njit(inline="always", **_JIT)
-def _exp(x: float) -> float:
-    """exp(x) for x ≤ 0, within 2 ulp; 0 below -708. Plain enough to be vectorised."""
-    clipped = max(x, _EXP_MIN)
-    shifted = clipped * _LOG2_E + _ROUND
-    whole = shifted - _ROUND
-    r = (clipped - whole * _LN2_HIGH) - whole * _LN2_LOW
-    # Taylor's series: |r| ≤ ln(2)/2, so the first term left out is below 5e-18.
-    p = 1.0 / 6227020800.0
-    p = p * r + 1.0 / 479001600.0
-    p = p * r + 1.0 / 39916800.0
-    p = p * r + 1.0 / 3628800.0
-    p = p * r + 1.0 / 362880.0
-    p = p * r + 1.0 / 40320.0
-    p = p * r + 1.0 / 5040.0
-    p = p * r + 1.0 / 720.0
-    p = p * r + 1.0 / 120.0
-    p = p * r + 1.0 / 24.0
-    p = p * r + 1.0 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    power = _as_float((_as_bits(shifted) + 1023) << 52)
-    return p * power if x > _EXP_MIN else 0.0
+def stride(n_columns: int) -> int:
+    """From row to row of a matrix in `Sums` with so many columns."""
+    return -(-n_columns // COLUMNS) * COLUMNS
+
+
+_stride: Final = njit(**_INLINE)(stride)
+
+
+def scratch_size(plan: Plan) -> int:
+    """Numbers of scratch memory that a tile needs."""
+    n_components, d = plan.means.shape
+    n_lines = 3 * d + 1 + n_components + 3
+    # A register tile may reach beyond the last line of each of the four areas.
+    return int((n_lines + 4 * COLUMNS) * _LINE)
 
 
 @njit(**_JIT)
-def _lines(scratch: Any, first: int, n_lines: int, width: int) -> Any:
-    return scratch[first * width : (first + n_lines) * width].reshape(n_lines, width)
-
-
-@njit(**_JIT)
-def _tile(plan: Any, n_rows: int, scratch: Any) -> Any:
-    """Cut a tile out of scratch memory: no more rows than there are, in whole lines."""
-    width = min(_TILE, max(1, -(-n_rows // _LINE)) * _LINE)
-    d, n_components = plan.origin.shape[0], plan.starts[-1]
-    n_made = min(_FEATURES, plan.natural.shape[0])
-    base = _lines(scratch, 3 * d, d + 2, width)
-    base[0, :] = 1.0
-    rest = 4 * d + 2 + n_made
-    single = rest + 2 * n_components
+def _tile(plan: Any, scratch: Any) -> Any:
+    """Cut a tile out of scratch memory."""
+    n_components, d = plan.means.shape
+    work = (d + COLUMNS) * _LINE
+    white = work + (d + 1 + COLUMNS) * _LINE
+    joint = white + (d + COLUMNS) * _LINE
+    single = joint + (n_components + COLUMNS) * _LINE
     return _Tile(
-        rows=_lines(scratch, 0, d, width),
-        z=_lines(scratch, d, d, width),
-        work=_lines(scratch, 2 * d, d, width),
-        base=base,
-        features=_lines(scratch, 4 * d + 2, n_made, width),
-        joint=_lines(scratch, rest, n_components, width),
-        apart=_lines(scratch, rest + n_components, plan.lifted.shape[0], width),
-        weights=_lines(scratch, single, 1, width)[0],
-        log_prob=_lines(scratch, single + 1, 1, width)[0],
-        scale=_lines(scratch, single + 2, 1, width)[0],
+        rows=scratch[:work],
+        work=scratch[work:white],
+        white=scratch[white:joint],
+        joint=scratch[joint:single],
+        weights=scratch[single : single + _LINE],
+        log_prob=scratch[single + _LINE : single + 2 * _LINE],
+        scale=scratch[single + 2 * _LINE : single + 3 * _LINE],
     )
 
 
-@njit(**_JIT)
-def _load(x: Any, start: int, rows: Any) -> None:
-    """Copy a tile as features × rows; past the end, the last row again."""
-    n_rows, n_features = x.shape
-    tile = rows.shape[1]
-    inside = min(tile, n_rows - start)
-    whole = inside // _LINE * _LINE
-    # Eight rows at a time fill whole cache lines; one would touch a line per feature,
-    # all of them in the same few sets of the cache.
-    for first in range(0, whole, _LINE):
-        for i in range(n_features):
-            for t in range(_LINE):
-                rows[i, first + t] = x[start + first + t, i]
-    for i in range(n_features):
-        for t in range(whole, inside):
-            rows[i, t] = x[start + t, i]
-        for t in range(inside, tile):
-            rows[i, t] = rows[i, inside - 1]
+@njit(**_INLINE)
+def _tile_rows(d: int) -> int:
+    """Most rows of a tile."""
+    return min(_TILE, max(1, _TILE_NUMBERS // d // _WIDTH) * _WIDTH)
+
+
+@njit(**_INLINE)
+def _whole(n: int) -> int:
+    """Up to whole register tiles."""
+    return -(-n // _WIDTH) * _WIDTH
 
 
 @njit(**_JIT)
-def _lift(rows: Any, origin: Any, base: Any) -> None:
-    """Fill the base, but for its first line of ones."""
-    n_features, tile = rows.shape
-    norm = base[n_features + 1]
-    norm[:] = 0.0
-    for i in range(n_features):
-        line = base[i + 1]
-        for t in range(tile):
-            line[t] = rows[i, t] - origin[i]
-            norm[t] += line[t] * line[t]
+def _load_rows(x: Any, d: int, step: int, start: int, inside: int, lines: Any) -> None:
+    """Copy rows to lines; past the end, the last row again."""
+    together = inside // LANES * LANES
+    blocks = d // LANES * LANES
+    for first in range(0, together, LANES):
+        at = (start + first) * step
+        for i in range(0, blocks, LANES):
+            for t in range(LANES):
+                prefetch(x, at + _AHEAD + t * step + i)
+            square = load(x, at + i, step, LANES, 1)
+            store(transpose(square), lines, i * _LINE + first, _LINE, 1)
+        for i in range(blocks, d):
+            for t in range(LANES):
+                lines[i * _LINE + first + t] = x[at + t * step + i]
+    for t in range(together, _whole(inside)):
+        at = (start + min(t, inside - 1)) * step
+        for i in range(d):
+            lines[i * _LINE + t] = x[at + i]
 
 
 @njit(**_JIT)
-def _make_features(plan: Any, base: Any, first: int, features: Any) -> None:
-    for q in range(features.shape[0]):
-        a, b = base[plan.left[first + q]], base[plan.right[first + q]]
-        for t in range(features.shape[1]):
-            features[q, t] = a[t] * b[t]
+def _load_columns(
+    x: Any, d: int, step: int, start: int, inside: int, lines: Any
+) -> None:
+    """The same from columns, which are lines already."""
+    together = inside // LANES * LANES
+    for i in range(d):
+        at, line = i * step + start, i * _LINE
+        for t in range(0, together, LANES):
+            # The next tile's part of the column is on another page.
+            prefetch(x, at + t + inside)
+            store(load(x, at + t, 0, 1, 1), lines, line + t, 0, 1)
+        for t in range(together, _whole(inside)):
+            lines[line + t] = x[at + min(t, inside - 1)]
 
 
 @njit(**_JIT)
-def _subtract_half_squares(z: Any, row: Any) -> None:
-    for i in range(z.shape[0]):
-        for t in range(z.shape[1]):
-            row[t] -= 0.5 * z[i, t] * z[i, t]
-
-
-@njit(**_JIT)
-def _deviate(rows: Any, mean: Any, deviations: Any) -> None:
-    for i in range(rows.shape[0]):
-        for t in range(rows.shape[1]):
-            deviations[i, t] = rows[i, t] - mean[i]
-
-
-@njit(**_JIT)
-def _add(part: Any, whole: Any) -> None:
-    for i in range(whole.shape[0]):
-        for j in range(whole.shape[1]):
-            whole[i, j] += part[i, j]
-
-
-@njit(**_JIT)
-def _lifted_joint(plan: Any, tile: Any) -> None:
-    """Fill the rows of lifted components, but for common forms."""
-    length, n_lifted = plan.natural.shape
-    out = tile.joint if n_lifted == tile.joint.shape[0] else tile.apart
-    for first in range(0, length, _FEATURES):
-        last = min(length, first + _FEATURES)
-        features = tile.features[: last - first]
-        _make_features(plan, tile.base, first, features)
-        coefficients = plan.natural[first:last].T
-        if first == 0:
-            np.dot(coefficients, features, out)
+def _load(rows: Any, d: int, start: int, inside: int, lines: Any) -> None:
+    """Copy rows of any layout to lines."""
+    step = rows.step
+    if rows.double.shape[0] > 0:
+        if rows.by_column:
+            _load_columns(rows.double, d, step, start, inside, lines)
         else:
-            _add(np.dot(coefficients, features), out)
-    if n_lifted < tile.joint.shape[0]:
-        for k in range(n_lifted):
-            tile.joint[plan.lifted[k]] = out[k]
+            _load_rows(rows.double, d, step, start, inside, lines)
+    elif rows.by_column:
+        _load_columns(rows.single, d, step, start, inside, lines)
+    else:
+        _load_rows(rows.single, d, step, start, inside, lines)
 
 
 @njit(**_JIT)
-def _add_common_forms(plan: Any, tile: Any) -> None:
-    d, width = tile.rows.shape
-    half_squares = tile.work[0]
-    for run in range(plan.common.shape[0]):
-        np.dot(plan.common[run], tile.base[1 : d + 1], tile.z)
-        half_squares[:] = 0.0
-        _subtract_half_squares(tile.z, half_squares)
-        for k in range(plan.starts[run], plan.starts[run + 1]):
-            for t in range(width):
-                tile.joint[k, t] += half_squares[t]
-
-
-@njit(**_JIT)
-def _triangular_product(packed: Any, x: Any, out: Any) -> None:
-    """Product of a lower triangular matrix, as `pack_factors` has it, with x."""
-    d = x.shape[0]
-    start = 0
-    for first in range(0, d, _BLOCK):
-        last = min(d, first + _BLOCK)
-        end = start + (last - first) * last
-        block = packed[start:end].reshape(last - first, last)
-        np.dot(block, x[:last], out[first:last])
-        start = end
-
-
-@njit(**_JIT)
-def _centred_joint(plan: Any, tile: Any) -> None:
-    """Fill the rows of centred components."""
-    d, width = tile.rows.shape
-    for c in range(plan.centred.shape[0]):
-        row = tile.joint[plan.centred[c]]
-        row[:] = plan.offsets[c]
-        if plan.dense.shape[0] > 0:
-            _deviate(tile.rows, plan.means[c], tile.work)
-            _triangular_product(plan.dense[c], tile.work, tile.z)
-        else:
-            for i in range(d):
-                for t in range(width):
-                    deviation = tile.rows[i, t] - plan.means[c, i]
-                    tile.z[i, t] = deviation * plan.diagonal[c, i]
-        _subtract_half_squares(tile.z, row)
-
-
-@njit(**_JIT)
-def _log_joint(plan: Any, tile: Any) -> None:
-    """Log of weight times density, components × rows."""
-    if plan.lifted.shape[0] > 0:
-        _lift(tile.rows, plan.origin, tile.base)
-        _lifted_joint(plan, tile)
-        _add_common_forms(plan, tile)
-    _centred_joint(plan, tile)
-
-
-@njit(**_JIT)
-def _normalise(joint: Any, log_prob: Any, scale: Any) -> None:
-    """Turn one run's log joint into exp(joint - its maximum) by row; log p(x) beside.
-
-    A responsibility is then the entry times the row's `scale`.
-    """
-    n_components, tile = joint.shape
-    for t in range(tile):
-        log_prob[t] = joint[0, t]
-    for k in range(1, n_components):
-        for t in range(tile):
-            log_prob[t] = max(log_prob[t], joint[k, t])
-    for t in range(tile):
-        scale[t] = 0.0
-    for k in range(n_components):
-        for t in range(tile):
-            part = _exp(joint[k, t] - log_prob[t])
-            joint[k, t] = part
-            scale[t] += part
-    for t in range(tile):
-        log_prob[t] += math.log(scale[t])
-        scale[t] = 1.0 / scale[t]
-
-
-@njit(**_JIT)
-def _set_weights(weights: Any, start: int, n_rows: int, of_tile: Any) -> float:
+def _set_weights(weights: Any, start: int, inside: int, line: Any) -> float:
     """Weights of a tile's rows, zero past the end; returns their sum."""
-    total = 0.0
-    for t in range(of_tile.shape[0]):
-        row = start + t
-        weight = 0.0
-        if row < n_rows:
-            weight = weights[row] if weights.shape[0] > 0 else 1.0
-        of_tile[t] = weight
-        total += weight
+    total = float(inside)
+    if weights.shape[0] > 0:
+        total = 0.0
+        for t in range(inside):
+            line[t] = weights[start + t]
+            total += weights[start + t]
+    elif start == 0 or inside < _TILE:
+        line[:inside] = 1.0  # they stay from tile to tile
+    for t in range(inside, _whole(inside)):
+        line[t] = 0.0
     return total
 
 
-@njit(**_JIT)
-def _set_responsibilities(plan: Any, tile: Any, log_prob_sums: Any) -> None:
-    """Turn log joint into responsibilities times row weights; sum log p(x) by run."""
-    width = tile.weights.shape[0]
-    for run in range(plan.starts.shape[0] - 1):
-        joint = tile.joint[plan.starts[run] : plan.starts[run + 1]]
-        _normalise(joint, tile.log_prob, tile.scale)
-        total = 0.0
-        for t in range(width):
-            # A row without weight adds nothing, whatever its density.
-            weight = tile.weights[t]
-            total += weight * tile.log_prob[t] if weight > 0 else 0.0
-            tile.scale[t] *= weight
-        log_prob_sums[run] += total
-        for k in range(joint.shape[0]):
-            for t in range(width):
-                joint[k, t] *= tile.scale[t]
+# --- products in register tiles -------------------------------------------------------
+
+
+def _make_product(n_rows: int) -> Any:
+    n_vectors = n_rows * COLUMNS
+
+    @njit(**_INLINE)
+    def product(
+        packed: Any, at: int, n: int, lines: Any, t: int, means: Any, mean: int
+    ) -> Any:
+        """Some rows of a packed matrix times n lines less a mean."""
+        tile = zeros(n_vectors)
+        for j in range(n):
+            line = load(lines, j * _LINE + t, 0, 1, COLUMNS)
+            line = subtract(line, splat(means, mean + j, 1, 1))
+            numbers = splat(packed, at + j * n_rows, 1, n_rows)
+            tile = add_outer(numbers, line, tile)
+        return tile
+
+    return product
+
+
+_band_product: Final = _make_product(_BAND)
+_row_product: Final = _make_product(1)
+
+
+@njit(**_INLINE)
+def _squared_distances(
+    packed: Any, at: int, lines: Any, t: int, means: Any, mean: int, d: int
+) -> Any:
+    """Squares of a packed triangular matrix times lines less a mean, summed."""
+    sums = zeros(COLUMNS)
+    whole = d - d % _BAND
+    for last in range(_BAND, whole + 1, _BAND):
+        tile = _band_product(packed, at, last, lines, t, means, mean)
+        sums = add_squares(tile, sums)
+        at += _BAND * last
+    for last in range(whole + 1, d + 1):
+        tile = _row_product(packed, at, last, lines, t, means, mean)
+        sums = add_squares(tile, sums)
+        at += last
+    return sums
 
 
 @njit(**_JIT)
-def _add_lifted(plan: Any, sums: Any, tile: Any) -> None:
-    """Add responsibilities times features of the lifted components."""
-    length, n_lifted = sums.lifted.shape
-    responsibilities = tile.joint
-    if n_lifted < tile.joint.shape[0]:
-        responsibilities = tile.apart
-        for k in range(n_lifted):
-            responsibilities[k] = tile.joint[plan.lifted[k]]
-    for first in range(0, length, _FEATURES):
-        last = min(length, first + _FEATURES)
-        features = tile.features[: last - first]
-        if length > _FEATURES:  # else they are still there
-            _make_features(plan, tile.base, first, features)
-        _add(np.dot(features, responsibilities.T), sums.lifted[first:last])
+def _multiply_lines(
+    packed: Any,
+    at: int,
+    n_rows: int,
+    n: int,
+    lines: Any,
+    means: Any,
+    mean: int,
+    width: int,
+    out: Any,
+) -> None:
+    """A packed matrix times n lines less a mean; a triangular matrix if n is 0."""
+    start, whole = at, n_rows - n_rows % _BAND
+    for t in range(0, width, _WIDTH):
+        at = start
+        for first in range(0, whole, _BAND):
+            length = n if n else first + _BAND
+            tile = _band_product(packed, at, length, lines, t, means, mean)
+            store(tile, out, first * _LINE + t, _LINE, COLUMNS)
+            at += _BAND * length
+        for i in range(whole, n_rows):
+            length = n if n else i + 1
+            tile = _row_product(packed, at, length, lines, t, means, mean)
+            store(tile, out, i * _LINE + t, 0, COLUMNS)
+            at += length
+
+
+def _make_dot(n_rows: int) -> Any:
+    n_vectors = n_rows * COLUMNS
+
+    @njit(**_INLINE)
+    def dot(
+        left: Any, i: int, right: Any, j: int, width: int, out: Any, at: int, step: int
+    ) -> None:
+        """Add sums over rows of data of left lines from i times right ones from j."""
+        tile = zeros(n_vectors)
+        for t in range(0, width, LANES):
+            a = load(left, i * _LINE + t, _LINE, n_rows, 1)
+            b = load(right, j * _LINE + t, _LINE, COLUMNS, 1)
+            tile = add_outer(a, b, tile)
+        add_lane_sums(tile, out, at, step, COLUMNS)
+
+    return dot
+
+
+_band_dot: Final = _make_dot(_BAND)
+_row_dot: Final = _make_dot(1)
 
 
 @njit(**_JIT)
-def _add_common(sums: Any, tile: Any) -> None:
-    """Add y yᵀ, for the components of all runs with a common form."""
-    if sums.common.shape[0] == 0:
-        return
-    d, width = tile.rows.shape
-    y = tile.base[1 : d + 1]
-    for i in range(d):
-        for t in range(width):
-            tile.work[i, t] = y[i, t] * tile.weights[t]
-    _add(np.dot(tile.work, y.T), sums.common)
+def _add_dots(
+    left: Any,
+    n_left: int,
+    right: Any,
+    n_right: int,
+    width: int,
+    out: Any,
+    start: int,
+    step: int,
+) -> None:
+    """Add left lines times right ones to a matrix; a lower triangle if n_right is 0."""
+    whole = n_left - n_left % _BAND
+    for first in range(0, whole, _BAND):
+        at = start + first * step
+        for j in range(0, n_right if n_right else first + _BAND, COLUMNS):
+            _band_dot(left, first, right, j, width, out, at + j, step)
+    for i in range(whole, n_left):
+        at = start + i * step
+        for j in range(0, n_right if n_right else i + 1, COLUMNS):
+            _row_dot(left, i, right, j, width, out, at + j, step)
+
+
+# --- log joint ------------------------------------------------------------------------
 
 
 @njit(**_JIT)
-def _add_centred(plan: Any, sums: Any, tile: Any) -> None:
-    """Add responsibilities times deviations of the centred components."""
-    d, width = tile.rows.shape
-    deviations, scaled = tile.work, tile.z
-    for c in range(plan.centred.shape[0]):
-        responsibilities = tile.joint[plan.centred[c]]
-        _deviate(tile.rows, plan.means[c], deviations)
-        mass = 0.0
-        for t in range(width):
-            mass += responsibilities[t]
-        sums.mass[c] += mass
+def _dense_joint(plan: Any, tile: Any, width: int) -> None:
+    n_components, d = plan.means.shape
+    half, means, factors = (
+        constant(-0.5),
+        plan.means.reshape(-1),
+        plan.dense.reshape(-1),
+    )
+    length = plan.dense.shape[1]
+    for k in range(n_components):
+        offset = splat(plan.offsets, k, 1, 1)
+        for t in range(0, width, _WIDTH):
+            squares = _squared_distances(
+                factors, k * length, tile.rows, t, means, k * d, d
+            )
+            joint = multiply_add(squares, half, offset)
+            store(joint, tile.joint, k * _LINE + t, 0, COLUMNS)
+
+
+def _make_diagonal_joint(n: int) -> Any:
+    n_vectors = n * COLUMNS
+
+    @njit(**_INLINE)
+    def diagonal_joint(plan: Any, lines: Any, k: int, t: int, joint: Any) -> None:
+        """Log joint of n components from k on, from lines less their centres."""
+        d = plan.means.shape[1]
+        centres, scales = plan.centres.reshape(-1), plan.scales.reshape(-1)
+        tile = zeros(n_vectors)
         for i in range(d):
-            drift = 0.0
-            for t in range(width):
-                scaled[i, t] = responsibilities[t] * deviations[i, t]
-                drift += scaled[i, t]
-            sums.drift[c, i] += drift
-        if sums.dense.shape[0] > 0:
-            for first in range(0, d, _BLOCK):
-                last = min(d, first + _BLOCK)
-                part = np.dot(scaled[first:last], deviations[:last].T)
-                _add(part, sums.dense[c, first:last, :last])
-        else:
-            for i in range(d):
-                spread = 0.0
-                for t in range(width):
-                    spread += scaled[i, t] * deviations[i, t]
-                sums.diagonal[c, i] += spread
+            line = load(lines, i * _LINE + t, 0, 1, COLUMNS)
+            of_centres = splat(centres, k * d + i, d, n)
+            of_scales = splat(scales, k * d + i, d, n)
+            tile = add_scaled_squares(line, of_centres, of_scales, tile)
+        tile = multiply(tile, constant(-0.5))
+        tile = add_to_rows(splat(plan.offsets, k, 1, n), tile)
+        store(tile, joint, k * _LINE + t, _LINE, COLUMNS)
+
+    return diagonal_joint
+
+
+_band_joint: Final = _make_diagonal_joint(_BAND)
+_row_joint: Final = _make_diagonal_joint(1)
 
 
 @njit(**_JIT)
-def accumulate(plan: Any, x: Any, weights: Any, sums: Any, scratch: Any) -> None:
+def _diagonal_joint(
+    plan: Any, lines: Any, first: int, last: int, width: int, joint: Any
+) -> None:
+    """Log joint of the components from first to last."""
+    whole = last - (last - first) % _BAND
+    for t in range(0, width, _WIDTH):
+        for k in range(first, whole, _BAND):
+            _band_joint(plan, lines, k, t, joint)
+        for k in range(whole, last):
+            _row_joint(plan, lines, k, t, joint)
+
+
+@njit(**_JIT)
+def _log_joint(plan: Any, tile: Any, width: int) -> None:
+    """Log of weight times density, components × rows."""
+    n_components, d = plan.means.shape
+    n_pooled = plan.pooled.shape[0]
+    if plan.dense.shape[0] > 0:
+        _dense_joint(plan, tile, width)
+        return
+    pooled, origins = plan.pooled.reshape(-1), plan.origins.reshape(-1)
+    # Without pooled factors there is one round, of all components.
+    for run in range(max(1, n_pooled)):
+        lines, first, last = tile.rows, 0, n_components
+        if n_pooled > 0:
+            at = run * plan.pooled.shape[1]
+            _multiply_lines(
+                pooled, at, d, 0, lines, origins, run * d, width, tile.white
+            )
+            lines, first, last = tile.white, plan.starts[run], plan.starts[run + 1]
+        _diagonal_joint(plan, lines, first, last, width, tile.joint)
+
+
+@njit(**_INLINE)
+def _normalise(tile: Any, first: int, last: int, width: int) -> None:
+    """Turn one run's log joint into h = exp(½ (joint - its maximum)), row by row.
+
+    Beside it log p(x) and the scale s: a responsibility is h² s. Its root h √s is what
+    most sums are made with, and costs one square root a row.
+    """
+    for t in range(0, width, _WIDTH):
+        top = load(tile.joint, first * _LINE + t, 0, 1, COLUMNS)
+        for k in range(first + 1, last):
+            top = maximum(load(tile.joint, k * _LINE + t, 0, 1, COLUMNS), top)
+        total = zeros(COLUMNS)
+        for k in range(first, last):
+            line = load(tile.joint, k * _LINE + t, 0, 1, COLUMNS)
+            part = exp(multiply(subtract(line, top), constant(0.5)))
+            store(part, tile.joint, k * _LINE + t, 0, COLUMNS)
+            total = multiply_add(part, part, total)
+        store(add(top, log(total)), tile.log_prob, t, 0, COLUMNS)
+        store(divide(constant(1.0), total), tile.scale, t, 0, COLUMNS)
+
+
+# --- sums -----------------------------------------------------------------------------
+
+
+@njit(**_JIT)
+def _add_log_prob(tile: Any, width: int, sums: Any, run: int) -> None:
+    """Add log p(x) by row weight."""
+    nothing, total = constant(0.0), zeros(COLUMNS)
+    for t in range(0, width, _WIDTH):
+        weight = load(tile.weights, t, 0, 1, COLUMNS)
+        part = multiply(weight, load(tile.log_prob, t, 0, 1, COLUMNS))
+        # A row without weight adds nothing, whatever its density.
+        total = add(total, where_above(weight, nothing, part, nothing))
+    add_lane_sums(total, sums, run, 0, 1)
+
+
+@njit(**_JIT)
+def _share(plan: Any, tile: Any, first: int, last: int, width: int) -> None:
+    """Turn h into what the form's sums are made with, w the row weights.
+
+    Dense: √(w r). Pooled: √w r. Diagonal: w r.
+    """
+    nothing = constant(0.0)
+    is_dense, is_pooled = plan.dense.shape[0] > 0, plan.pooled.shape[0] > 0
+    for t in range(0, width, _WIDTH):
+        weight = load(tile.weights, t, 0, 1, COLUMNS)
+        scale = load(tile.scale, t, 0, 1, COLUMNS)
+        if is_dense:
+            factor = root(multiply(scale, weight))
+        elif is_pooled:
+            factor = multiply(scale, root(weight))
+        else:
+            factor = multiply(scale, weight)
+        factor = where_above(weight, nothing, factor, nothing)
+        for k in range(first, last):
+            line = load(tile.joint, k * _LINE + t, 0, 1, COLUMNS)
+            part = multiply(line, factor)
+            if not is_dense:
+                part = multiply(part, line)
+            store(part, tile.joint, k * _LINE + t, 0, COLUMNS)
+
+
+@njit(**_JIT)
+def _add_dense(plan: Any, tile: Any, width: int, sums: Any) -> None:
+    """Add 1, e and e eᵀ of every component."""
+    n_components, d = plan.means.shape
+    step, means = sums.dense.shape[2], plan.means.reshape(-1)
+    dense, drift = sums.dense.reshape(-1), sums.drift.reshape(-1)
+    for k in range(n_components):
+        mass = zeros(COLUMNS)
+        for t in range(0, width, _WIDTH):
+            mass = add_squares(load(tile.joint, k * _LINE + t, 0, 1, COLUMNS), mass)
+        add_lane_sums(row_sums(mass, 1), sums.mass, k, 0, 1)
+        for i in range(d):
+            mean, total = splat(means, k * d + i, 1, 1), zeros(COLUMNS)
+            for t in range(0, width, _WIDTH):
+                line = load(tile.rows, i * _LINE + t, 0, 1, COLUMNS)
+                rooted = load(tile.joint, k * _LINE + t, 0, 1, COLUMNS)
+                part = multiply(subtract(line, mean), rooted)
+                total = multiply_add(part, rooted, total)
+                store(part, tile.work, i * _LINE + t, 0, COLUMNS)
+            add_lane_sums(row_sums(total, 1), drift, k * d + i, 0, 1)
+        _add_dots(tile.work, d, tile.work, 0, width, dense, k * d * step, step)
+
+
+def _make_diagonal_sums(n: int, n_columns: int) -> Any:
+    n_vectors, step = n * n_columns, n_columns * LANES
+
+    @njit(**_INLINE)
+    def diagonal_sums(
+        tile: Any, k: int, width: int, means: Any, d: int, sums: Any
+    ) -> None:
+        """Add 1, e and e² of n components from k on."""
+        mass = zeros(n_vectors)
+        for t in range(0, width, step):
+            shares = load(tile.joint, k * _LINE + t, _LINE, n, n_columns)
+            mass = add(mass, shares)
+        add_lane_sums(row_sums(mass, n), sums.mass, k, 1, 1)
+        drift_sums, spread_sums = sums.drift.reshape(-1), sums.diagonal.reshape(-1)
+        for i in range(d):
+            centres = splat(means, k * d + i, d, n)
+            drift, spread = zeros(n_vectors), zeros(n_vectors)
+            for t in range(0, width, step):
+                line = load(tile.rows, i * _LINE + t, 0, 1, n_columns)
+                deviation = subtract(line, centres)
+                shares = load(tile.joint, k * _LINE + t, _LINE, n, n_columns)
+                part = multiply(shares, deviation)
+                drift = add(drift, part)
+                spread = multiply_add(part, deviation, spread)
+            add_lane_sums(row_sums(drift, n), drift_sums, k * d + i, d, 1)
+            add_lane_sums(row_sums(spread, n), spread_sums, k * d + i, d, 1)
+
+    return diagonal_sums
+
+
+_band_sums: Final = _make_diagonal_sums(_BAND, 1)
+_row_sums: Final = _make_diagonal_sums(1, COLUMNS)
+
+
+@njit(**_JIT)
+def _add_diagonal(plan: Any, tile: Any, width: int, sums: Any) -> None:
+    """Add 1, e and e² of every component."""
+    n_components, d = plan.means.shape
+    means, whole = plan.means.reshape(-1), n_components - n_components % _BAND
+    for k in range(0, whole, _BAND):
+        _band_sums(tile, k, width, means, d, sums)
+    for k in range(whole, n_components):
+        _row_sums(tile, k, width, means, d, sums)
+
+
+@njit(**_JIT)
+def _root_rows(plan: Any, tile: Any, run: int, width: int) -> None:
+    """Set the working lines to √w [y, 1]."""
+    d, origins = plan.means.shape[1], plan.origins.reshape(-1)
+    for t in range(0, width, _WIDTH):
+        rooted = root(load(tile.weights, t, 0, 1, COLUMNS))
+        for i in range(d):
+            line = load(tile.rows, i * _LINE + t, 0, 1, COLUMNS)
+            y = subtract(line, splat(origins, run * d + i, 1, 1))
+            store(multiply(y, rooted), tile.work, i * _LINE + t, 0, COLUMNS)
+        store(rooted, tile.work, d * _LINE + t, 0, COLUMNS)
+
+
+@njit(**_JIT)
+def _add_pooled(plan: Any, tile: Any, width: int, sums: Any) -> None:
+    """Add [y, 1] of every component; v vᵀ and r rᵀ of every run."""
+    d, nothing = plan.means.shape[1], plan.nothing
+    raw, raw_step = sums.raw.reshape(-1), sums.raw.shape[1]
+    residual, step = sums.residual.reshape(-1), sums.residual.shape[2]
+    shared_at = 0
+    for run in range(plan.pooled.shape[0]):
+        first, last = plan.starts[run], plan.starts[run + 1]
+        n = last - first
+        shares = tile.joint[first * _LINE :]
+        _root_rows(plan, tile, run, width)
+        _add_dots(shares, n, tile.work, d + 1, width, raw, first * raw_step, raw_step)
+        shared_step = _stride(n)
+        _add_dots(shares, n, shares, 0, width, sums.shared, shared_at, shared_step)
+        shared_at += n * shared_step
+        _multiply_lines(
+            plan.mixing, first * d, d, n, shares, nothing, 0, width, tile.white
+        )
+        for at in range(0, d * _LINE, _LINE):
+            for t in range(at, at + width, _WIDTH):
+                y = load(tile.work, t, 0, 1, COLUMNS)
+                v = subtract(y, load(tile.white, t, 0, 1, COLUMNS))
+                store(v, tile.white, t, 0, COLUMNS)
+        at = run * d * step
+        _add_dots(tile.white, d, tile.white, 0, width, residual, at, step)
+
+
+@njit(**_ENTRY)
+def accumulate(plan: Any, rows: Any, weights: Any, sums: Any, scratch: Any) -> None:
     """E-step of a block: add to `sums` what its rows give for every component.
 
     Parameters
     ----------
     plan : Plan
-    x : ndarray of shape (n, d), float32 or float64, C order
+    rows : Rows
     weights : ndarray of shape (n,), or (0,) for weights of one
     sums : Sums
         Added to in place.
     scratch : ndarray of shape (`scratch_size`,)
     """
-    n_rows = x.shape[0]
-    tile = _tile(plan, n_rows, scratch)
-    for start in range(0, n_rows, tile.rows.shape[1]):
-        _load(x, start, tile.rows)
-        sums.weight[0] += _set_weights(weights, start, n_rows, tile.weights)
-        _log_joint(plan, tile)
-        _set_responsibilities(plan, tile, sums.log_prob)
-        _add_lifted(plan, sums, tile)
-        _add_common(sums, tile)
-        _add_centred(plan, sums, tile)
+    d = plan.means.shape[1]
+    n_rows, most = rows.n_rows, _tile_rows(d)
+    tile = _tile(plan, scratch)
+    for start in range(0, n_rows, most):
+        inside = min(most, n_rows - start)
+        width = _whole(inside)
+        _load(rows, d, start, inside, tile.rows)
+        sums.weight[0] += _set_weights(weights, start, inside, tile.weights)
+        _log_joint(plan, tile, width)
+        for run in range(plan.starts.shape[0] - 1):
+            first, last = plan.starts[run], plan.starts[run + 1]
+            _normalise(tile, first, last, width)
+            _add_log_prob(tile, width, sums.log_prob, run)
+            _share(plan, tile, first, last, width)
+        if plan.dense.shape[0] > 0:
+            _add_dense(plan, tile, width, sums)
+        elif plan.pooled.shape[0] > 0:
+            _add_pooled(plan, tile, width, sums)
+        else:
+            _add_diagonal(plan, tile, width, sums)
 
 
-@njit(**_JIT)
+@njit(**_ENTRY)
 def evaluate(
     plan: Any,
-    x: Any,
+    rows: Any,
     labels: Any,
     responsibilities: Any,
     log_prob: Any,
@@ -475,95 +688,108 @@ def evaluate(
     ----------
     plan : Plan
         Of a single run.
-    x : ndarray of shape (n, d), float32 or float64, C order
+    rows : Rows
     labels : ndarray of int64, shape (n,) or (0,)
         The most probable component, the first of those that tie.
-    responsibilities : ndarray like x, shape (n, K) or (0, K)
-    log_prob : ndarray like x, shape (n,) or (0,)
+    responsibilities : ndarray of shape (n, K) or (0, K)
+    log_prob : ndarray of shape (n,) or (0,)
     scratch : ndarray of shape (`scratch_size`,)
     """
-    n_rows = x.shape[0]
-    tile = _tile(plan, n_rows, scratch)
-    width = tile.rows.shape[1]
-    for start in range(0, n_rows, width):
-        inside = min(width, n_rows - start)
-        _load(x, start, tile.rows)
-        _log_joint(plan, tile)
+    n_components, d = plan.means.shape
+    n_rows, most = rows.n_rows, _tile_rows(d)
+    tile = _tile(plan, scratch)
+    for start in range(0, n_rows, most):
+        inside = min(most, n_rows - start)
+        width = _whole(inside)
+        _load(rows, d, start, inside, tile.rows)
+        _log_joint(plan, tile, width)
         if labels.shape[0] > 0:
-            _most_probable(tile.joint, labels[start : start + inside])
-        if responsibilities.shape[0] > 0 or log_prob.shape[0] > 0:
-            _normalise(tile.joint, tile.log_prob, tile.scale)
-        if responsibilities.shape[0] > 0:
+            _find_most_probable(tile, n_components, width)
             for t in range(inside):
-                for k in range(responsibilities.shape[1]):
-                    share = tile.joint[k, t] * tile.scale[t]
-                    responsibilities[start + t, k] = share
-        if log_prob.shape[0] > 0:
-            for t in range(inside):
-                log_prob[start + t] = tile.log_prob[t]
+                labels[start + t] = np.int64(tile.scale[t])
+        else:
+            _normalise(tile, 0, n_components, width)
+        for t in range(inside if responsibilities.shape[0] > 0 else 0):
+            for k in range(n_components):
+                h = tile.joint[k * _LINE + t]
+                responsibilities[start + t, k] = h * h * tile.scale[t]
+        for t in range(inside if log_prob.shape[0] > 0 else 0):
+            log_prob[start + t] = tile.log_prob[t]
 
 
 @njit(**_JIT)
-def _most_probable(joint: Any, labels: Any) -> None:
-    labels[:] = 0
-    for k in range(1, joint.shape[0]):
-        for t in range(labels.shape[0]):
-            if joint[k, t] > joint[labels[t], t]:
-                labels[t] = k
+def _find_most_probable(tile: Any, n_components: int, width: int) -> None:
+    """Numbers of the most probable components, into the line of scales."""
+    for t in range(0, width, _WIDTH):
+        top, best = load(tile.joint, t, 0, 1, COLUMNS), zeros(COLUMNS)
+        for k in range(1, n_components):
+            line = load(tile.joint, k * _LINE + t, 0, 1, COLUMNS)
+            best = where_above(line, top, constant(float(k)), best)
+            top = maximum(line, top)
+        store(best, tile.scale, t, 0, COLUMNS)
 
 
 @njit(**_JIT)
-def survey(x: Any, weights: Any, sums: Any) -> int:
-    """Add each column's weighted sum to `sums`; return the first non-finite entry.
-
-    Parameters
-    ----------
-    x : ndarray of shape (n, d), float32 or float64, C order
-    weights : ndarray of shape (n,), or (0,) for weights of one
-    sums : ndarray of shape (d,)
-
-    Returns
-    -------
-    int
-        Its row times d plus its column, or -1 if all entries are finite.
-    """
-    n_rows, n_features = x.shape
+def _any_not_finite(x: Any, n: int, length: int, step: int) -> bool:
+    """Whether one of n runs of numbers holds a NaN or infinity."""
+    if step == length:
+        n, length = 1, n * length
     bad = 0
-    for t in range(n_rows):
-        weight = weights[t] if weights.shape[0] > 0 else 1.0
-        for i in range(n_features):
-            value = np.float64(x[t, i])
-            sums[i] += weight * value
+    for i in range(n):
+        for value in x[i * step : i * step + length]:
             bad += not (abs(value) < np.inf)
-    if bad:
-        for t in range(n_rows):
-            for i in range(n_features):
-                if not (abs(x[t, i]) < np.inf):
-                    return int(t * n_features + i)
+    return bad > 0
+
+
+@njit(**_JIT)
+def _first_not_finite(x: Any, rows: Any, d: int) -> int:
+    if rows.by_column:
+        by_row, by_column = 1, rows.step
+        found = _any_not_finite(x, d, rows.n_rows, rows.step)
+    else:
+        by_row, by_column = rows.step, 1
+        found = _any_not_finite(x, rows.n_rows, d, rows.step)
+    for i in range(rows.n_rows if found else 0):
+        for j in range(d):
+            if not (abs(x[i * by_row + j * by_column]) < np.inf):
+                return i * d + j
     return -1
 
 
-def pack_factors(factors: Array) -> Array:
-    """Lower triangular matrices (C, d, d) as (C, F): bands of rows, less their zeros.
+@njit(**_ENTRY)
+def first_not_finite(rows: Any, d: int) -> int:
+    """Row times d plus column of the first NaN or infinity of rows; -1 without one."""
+    found: int
+    if rows.double.shape[0] > 0:
+        found = _first_not_finite(rows.double, rows, d)
+    else:
+        found = _first_not_finite(rows.single, rows, d)
+    return found
 
-    Half the products with a triangular matrix are with zeros; a band at a time, most
-    of them are left out.
+
+def pack(matrices: Array) -> Array:
+    """Matrices (C, m, n) as (C, m n): bands of four rows, each column by column, then
+    the rows that are left.
+
+    So the numbers that a register tile takes in turn stand side by side.
     """
-    n, d = factors.shape[:2]
-    ends = [min(d, first + _BLOCK) for first in range(0, d, _BLOCK)]
-    bands = [
-        factors[:, first:end, :end].reshape(n, (end - first) * end)
-        for first, end in zip(range(0, d, _BLOCK), ends, strict=True)
-    ]
+    return _pack(matrices, triangular=False)
+
+
+def pack_triangular(matrices: Array) -> Array:
+    """Lower triangular matrices (C, d, d) as (C, F): bands without columns of zeros."""
+    return _pack(matrices, triangular=True)
+
+
+def _pack(matrices: Array, *, triangular: bool) -> Array:
+    n, n_rows, n_columns = matrices.shape
+    whole = n_rows - n_rows % _BAND
+    ends = [*range(0, whole, _BAND), *range(whole, n_rows + 1)]
+    bands = []
+    for first, last in pairwise(ends):
+        band = matrices[:, first:last, : last if triangular else n_columns]
+        bands.append(band.swapaxes(1, 2).reshape(n, -1))
     return np.concatenate(bands, axis=1)
-
-
-def scratch_size(plan: Plan) -> int:
-    """Numbers of scratch memory that a tile needs."""
-    d, n_components = len(plan.origin), int(plan.starts[-1])
-    n_made = min(_FEATURES, len(plan.natural))
-    n_lines = 4 * d + 2 + n_made + 2 * n_components + 3
-    return n_lines * _TILE
 
 
 def readonly(array: NDArray[Any]) -> NDArray[Any]:
@@ -572,6 +798,42 @@ def readonly(array: NDArray[Any]) -> NDArray[Any]:
     Arrays that came through a scheduler may or may not be writable; compiled code
     would be made once for each kind.
     """
-    view = np.require(array, requirements=["C", "A"]).view()
-    view.flags.writeable = False
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(array, requirements=["C", "A"])
+    view = array.view()
+    view.setflags(write=False)
     return view
+
+
+_NONE: Final = readonly(np.empty(0))
+_NONE_SINGLE: Final = readonly(np.empty(0, dtype=np.float32))
+
+
+def as_rows(x: NDArray[Any]) -> Rows:
+    """Rows, (n, d), float64 or float32, as compiled code takes them.
+
+    They are copied only if neither the numbers of a row nor those of a column lie side
+    by side.
+    """
+    n_rows, d = x.shape
+    by_column = _side_by_side(x.T)
+    if not by_column and not _side_by_side(x):
+        x = np.require(x, requirements=["C", "A"])
+    n, length = (d, n_rows) if by_column else (n_rows, d)
+    step = x.strides[1 if by_column else 0] // x.itemsize if n > 1 else length
+    reach = (n - 1) * step + length if x.size else 0
+    flat = as_strided(x, (reach,), (x.itemsize,), writeable=False)
+    if x.dtype == np.float64:
+        return Rows(flat, _NONE_SINGLE, n_rows, step, by_column)
+    return Rows(_NONE, flat, n_rows, step, by_column)
+
+
+def _side_by_side(x: NDArray[Any]) -> bool:
+    """Whether the numbers of each row are, and rows stand one after the other."""
+    n, length = x.shape
+    ahead, within = x.strides
+    return (
+        x.flags.aligned
+        and (within == x.itemsize or length < 2)
+        and (n < 2 or (ahead >= 0 and ahead % x.itemsize == 0))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskgmm import kernel
-from daskgmm.covariance import CovarianceShape
 from daskgmm.mixture import Mixture
 
 Array = NDArray[np.float64]
 
-CENTRED_ABOVE: Final = 1e7
-"""A component whose κ (`CovarianceShape.cancellation`) is larger is not lifted.
+POOLED_BELOW: Final = 1e6
+"""The longest whitened row, mean and σ together, for which rows are whitened once.
 
-The largest error of a lifted row's log density, as a share of max(1, |log p|), was
-measured over all shapes, d = 1 to 64, strong correlations and far rows: 1.2e-9 with
-this limit, 0.5 eps κ; 9e-11 with 1e6, 2.5e-8 with 1e8.
+Whitening about one origin for all components rounds a row to eps times this length.
 """
 
-_EMPTY: Final = np.empty(0)
+_SMALL: Final = 2**15
+"""Numbers of a block from which on it is worth a call of its own."""
+
+_EMPTY: Final = kernel.readonly(np.empty(0))
 _thread: Final = threading.local()
 
 
@@ -47,7 +48,7 @@ class EStep:
     @property
     def n_features(self) -> int:
         """Number of features, d."""
-        return len(self.plan.origin)
+        return int(self.plan.means.shape[1])
 
     def scratch(self) -> Array:
         """Memory for the kernel to work in, this thread's own.
@@ -57,45 +58,51 @@ class EStep:
         """
         size = kernel.scratch_size(self.plan)
         if getattr(_thread, "scratch", _EMPTY).size < size:
-            _thread.scratch = np.empty(size)
+            _thread.scratch = np.zeros(size)
         scratch: Array = _thread.scratch
         return scratch
 
     @cached_property
-    def layout(self) -> list[tuple[int, ...]]:
+    def layout(self) -> dict[str, tuple[int, ...]]:
         """Shapes of `kernel.Sums`, field by field."""
-        plan = self.plan
-        n_runs, d = len(plan.starts) - 1, self.n_features
-        n_centred = len(plan.centred)
-        n_dense = len(plan.dense)
-        common = d if len(plan.common) else 0
-        return [
-            plan.natural.shape,
-            (common, common),
-            (n_centred,),
-            (n_centred, d),
-            (n_dense, d, d),
-            (n_centred if n_dense == 0 else 0, d),
-            (n_runs,),
-            (1,),
-        ]
+        plan, d = self.plan, self.n_features
+        n_runs, stride = len(plan.starts) - 1, kernel.stride
+        n_components, n_dense = len(plan.means), len(plan.dense)
+        n_pooled = len(plan.pooled)
+        is_diagonal = n_dense == n_pooled == 0
+        n_pooled_components = n_components if n_pooled else 0
+        return {
+            "mass": (n_components - n_pooled_components,),
+            "drift": (n_components - n_pooled_components, d),
+            "dense": (n_dense, d, stride(d)),
+            "diagonal": (n_components if is_diagonal else 0, d),
+            "raw": (n_pooled_components, stride(d + 1)),
+            "residual": (n_pooled, d, stride(d)),
+            "shared": (_shared_size(plan.starts) if n_pooled else 0,),
+            "log_prob": (n_runs,),
+            "weight": (1,),
+        }
 
     @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        """Where each field ends in a flat buffer."""
-        return np.cumsum([np.prod(shape, dtype=np.int64) for shape in self.layout])
+    def _places(self) -> list[tuple[slice, tuple[int, ...]]]:
+        """Where each field stands in a flat buffer, and its shape."""
+        places, start = [], 0
+        for name in kernel.Sums._fields:
+            shape = self.layout[name]
+            size = math.prod(shape)
+            places.append((slice(start, start + size), shape))
+            start += size
+        return places
 
     def views(self, buffer: Array) -> kernel.Sums:
         """The fields of `kernel.Sums` in one flat buffer, (size,)."""
-        parts = np.split(buffer, self._ends[:-1])
-        shapes = self.layout
-        return kernel.Sums(
-            *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+        return kernel.Sums._make(
+            buffer[place].reshape(shape) for place, shape in self._places
         )
 
     def zeros(self) -> Array:
         """A buffer for sums."""
-        return np.zeros(self._ends[-1])
+        return np.zeros(self._places[-1][0].stop)
 
 
 @final
@@ -149,154 +156,153 @@ class Block(Protocol):
         """Row weights, (n,), or None for ones."""
 
 
-def plan(mixtures: Sequence[Mixture], origin: Array) -> EStep:
-    """Choose each component's form and lay out what the kernel needs.
-
-    Parameters
-    ----------
-    mixtures : sequence of Mixture
-        Of one shape and number of features.
-    origin : ndarray of shape (d,)
-        Where lifted rows are measured from: near the middle of the data.
-    """
-    shape = mixtures[0].shape
-    forms = [_is_centred(mixture, origin) for mixture in mixtures]
-    centred = np.concatenate(forms)
-    d = len(origin)
+def plan(mixtures: Sequence[Mixture]) -> EStep:
+    """Lay out what the kernel needs of mixtures of one shape and number of features."""
+    shape, d = mixtures[0].shape, mixtures[0].n_features
+    means = np.concatenate([m.means for m in mixtures])
+    fields: dict[str, Any] = {
+        "starts": np.cumsum([0, *(m.n_components for m in mixtures)], dtype=np.int64),
+        "offsets": np.concatenate([m.log_normalisers() for m in mixtures]),
+        "means": means,
+        "nothing": np.zeros(len(means)),
+        "dense": np.empty((0, 0)),
+        "pooled": np.empty((0, 0)),
+        "origins": np.empty((0, d)),
+        "mixing": np.empty(0),
+        "centres": np.empty((0, d)),
+        "scales": np.empty((0, d)),
+    }
+    if shape.pooled and all(map(_can_be_pooled, mixtures)):
+        return EStep(kernel.Plan(**{**fields, **_pooled(mixtures)}))
     factors = np.concatenate(
         [shape.kernel_factors(m.factors, m.n_components, d) for m in mixtures]
-    )[centred]
-    means = np.concatenate([m.means for m in mixtures])[centred]
-    offsets = np.concatenate([m.log_normalisers() for m in mixtures])[centred]
-    lifted = np.flatnonzero(~centred)
-    left, right = shape.quadratic_features(d)
-    return EStep(
-        kernel.Plan(
-            left=np.concatenate([np.zeros(d + 1, dtype=np.int64), left]),
-            right=np.concatenate([np.arange(d + 1), right]),
-            origin=np.ascontiguousarray(origin, dtype=np.float64),
-            starts=np.cumsum([0, *(m.n_components for m in mixtures)], dtype=np.int64),
-            lifted=lifted,
-            natural=_natural(mixtures, origin)[:, lifted],
-            common=_common_forms(mixtures, forms),
-            centred=np.flatnonzero(centred),
-            means=means,
-            dense=kernel.pack_factors(factors) if shape.dense else np.empty((0, 0)),
-            diagonal=np.empty((0, d)) if shape.dense else factors,
-            offsets=offsets,
-        )
     )
-
-
-def _is_centred(mixture: Mixture, origin: Array) -> NDArray[np.bool_]:
-    """Whether each component, (K,), loses too much if lifted."""
-    shape = mixture.shape
-    distances = np.abs(mixture.means - origin)
-    # Written so that NaN and infinity are centred.
-    centred = ~(shape.cancellation(mixture.factors, distances) <= CENTRED_ABOVE)
-    # A common form is lifted for all components or for none.
-    return np.full_like(centred, centred.any()) if shape.pooled else centred
-
-
-def _natural(mixtures: Sequence[Mixture], origin: Array) -> Array:
-    """Coefficients of the features, (D, K).
-
-    The features are 1, the row about the origin, and the shape's quadratic ones.
-    """
-    of_runs = []
-    for mixture in mixtures:
-        quadratic, linear, constant = mixture.shape.natural(
-            mixture.factors, mixture.means - origin
-        )
-        quadratic = np.broadcast_to(quadratic, (len(linear), quadratic.shape[1]))
-        constant = constant + mixture.log_normalisers()
-        of_runs.append(np.column_stack([constant, linear, quadratic]))
-    return np.concatenate(of_runs).T
-
-
-def _common_forms(
-    mixtures: Sequence[Mixture], forms: Sequence[NDArray[np.bool_]]
-) -> Array:
-    """Transposed factor of each run's common form, (R, d, d); zero if centred."""
-    shape, d = mixtures[0].shape, mixtures[0].n_features
-    if not shape.pooled or all(centred.all() for centred in forms):
-        return np.empty((0, d, d))
-    return np.stack(
-        [
-            shape.kernel_factors(m.factors, 1, d)[0] * (not centred.any())
-            for m, centred in zip(mixtures, forms, strict=True)
-        ]
+    form = (
+        {"dense": kernel.pack_triangular(factors)}
+        if shape.dense
+        else {"centres": means, "scales": factors}
     )
+    return EStep(kernel.Plan(**{**fields, **form}))
+
+
+def _pooled_factor(mixture: Mixture) -> Array:
+    """Uᵀ of the one precision, (d, d)."""
+    shape, d = mixture.shape, mixture.n_features
+    factor: Array = shape.kernel_factors(mixture.factors, 1, d)[0]
+    return factor
+
+
+def _can_be_pooled(mixture: Mixture) -> bool:
+    """Whether whitening all rows about one origin is as exact, and no more work."""
+    n_components, d = mixture.means.shape
+    if n_components > d * (d + 1):
+        return False  # products of responsibilities are then more than of features
+    deviations = np.sqrt(np.diagonal(mixture.covariances))
+    sizes = np.abs(mixture.means - mixture.centre) + deviations
+    whitened = np.linalg.norm(sizes @ np.abs(_pooled_factor(mixture)).T, axis=1)
+    # Written so that NaN and infinity are not pooled.
+    return bool((whitened <= POOLED_BELOW).all())
+
+
+def _pooled(mixtures: Sequence[Mixture]) -> dict[str, Array]:
+    """The fields of a plan of the pooled form."""
+    factors = np.stack([_pooled_factor(mixture) for mixture in mixtures])
+    about = [mixture.means - mixture.centre for mixture in mixtures]
+    centres = [m @ factor.T for m, factor in zip(about, factors, strict=True)]
+    return {
+        "pooled": kernel.pack_triangular(factors),
+        "origins": np.stack([mixture.centre for mixture in mixtures]),
+        "mixing": np.concatenate([kernel.pack(m.T[np.newaxis])[0] for m in about]),
+        "centres": np.concatenate(centres),
+        "scales": np.ones_like(np.concatenate(centres)),
+    }
 
 
 def e_step(message: EStep, blocks: Iterator[Block]) -> Sums:
     """The kernel of an EM pass: sums over the blocks of a leaf, for every run."""
     buffer = message.zeros()
-    sums = message.views(buffer)
-    scratch = message.scratch()
-    for block in blocks:
-        weights = _EMPTY if block.weights is None else block.weights
+    sums, scratch = message.views(buffer), message.scratch()
+    for x, weights in _pieces(blocks):
         kernel.accumulate(
             message.compiled_plan,
-            kernel.readonly(block.x),
-            kernel.readonly(weights),
+            kernel.as_rows(x),
+            _EMPTY if weights is None else kernel.readonly(weights),
             sums,
             scratch,
         )
     return Sums(buffer)
 
 
+_Rows = tuple[NDArray[Any], Array | None]
+"""Rows and their weights."""
+
+
+def _pieces(blocks: Iterator[Block]) -> Iterator[_Rows]:
+    """Blocks one by one, and small ones put together: a call costs more than a copy."""
+    small: list[Block] = []
+    size = 0
+    for block in blocks:
+        if not small and block.x.size >= _SMALL:
+            yield block.x, block.weights
+            continue
+        small.append(block)
+        size += block.x.size
+        if size >= _SMALL:
+            yield _joined(small)
+            small, size = [], 0
+    if small:
+        yield _joined(small)
+
+
+def _joined(blocks: Sequence[Block]) -> _Rows:
+    if len(blocks) == 1:
+        return blocks[0].x, blocks[0].weights
+    weights = [block.weights for block in blocks if block.weights is not None]
+    rows = np.concatenate([block.x for block in blocks])
+    return rows, np.concatenate(weights) if weights else None
+
+
 def moments(message: EStep, sums: Sums, mixtures: Sequence[Mixture]) -> list[Moments]:
     """Each run's moments, from the sums of a whole pass."""
-    views = message.views(sums.buffer)
-    starts = message.plan.starts
+    views, starts = message.views(sums.buffer), message.plan.starts
+    read = _read_pooled if len(message.plan.pooled) else _read
     return [
-        _moments_of_run(message.plan, views, mixture, run, starts[run])
+        Moments(
+            *read(message.plan, views, mixture, run, slice(*starts[run : run + 2])),
+            float(views.log_prob[run]),
+            float(views.weight[0]),
+        )
         for run, mixture in enumerate(mixtures)
     ]
 
 
-def _moments_of_run(
-    plan: kernel.Plan, sums: kernel.Sums, mixture: Mixture, run: int, start: int
-) -> Moments:
-    shape, means, d = mixture.shape, mixture.means, mixture.n_features
-    n_components = mixture.n_components
-    mass, drift = np.empty(n_components), np.empty((n_components, d))
-    rows = slice(start, start + n_components)
-    lifted = np.ones(n_components, dtype=bool)
-    here = _within(plan.centred, rows)
-    centred = plan.centred[here] - start
-    lifted[centred] = False
-    scatter = np.zeros((1 if shape.pooled else n_components, _scatter_length(shape, d)))
-    if lifted.any():
-        about_origin = sums.lifted[:, _within(plan.lifted, rows)].T
-        mass[lifted] = about_origin[:, 0]
-        raw = about_origin[:, 1 : d + 1]
-        shift = means[lifted] - plan.origin
-        drift[lifted] = raw - mass[lifted, np.newaxis] * shift
-        second = (
-            shape.kept(sums.common[np.newaxis], np.empty((0, d)))
-            if shape.pooled
-            else about_origin[:, d + 1 :]
-        )
-        scatter[... if shape.pooled else lifted] = shape.recentre(
-            second, raw, mass[lifted], shift
-        )
-    if len(centred):
-        mass[centred], drift[centred] = sums.mass[here], sums.drift[here]
-        about_means = shape.kept(sums.dense[here], sums.diagonal[here])
-        scatter[... if shape.pooled else centred] = about_means
-    return Moments(
-        mass, drift, scatter, float(sums.log_prob[run]), float(sums.weight[0])
-    )
+def _read(
+    _plan: kernel.Plan, sums: kernel.Sums, mixture: Mixture, _run: int, its: slice
+) -> tuple[Array, Array, Array]:
+    """Mass, drift and scatter of a run of the dense or the diagonal form."""
+    dense = sums.dense[its, :, : mixture.n_features]
+    scatter = mixture.shape.kept(dense, sums.diagonal[its])
+    return sums.mass[its], sums.drift[its], scatter
 
 
-def _within(numbers: NDArray[np.int64], components: slice) -> slice:
-    """Where those components' numbers stand in a sorted list of numbers."""
-    first, last = np.searchsorted(numbers, [components.start, components.stop])
-    return slice(int(first), int(last))
+def _shared_size(starts: NDArray[np.int64]) -> int:
+    """Numbers of `kernel.Sums.shared` for runs whose components start there."""
+    return sum(int(n) * kernel.stride(int(n)) for n in np.diff(starts))
 
 
-def _scatter_length(shape: CovarianceShape, n_features: int) -> int:
-    nothing = np.zeros((1, n_features))
-    return len(shape.outer(nothing, nothing)[0])
+def _read_pooled(
+    plan: kernel.Plan, sums: kernel.Sums, mixture: Mixture, run: int, its: slice
+) -> tuple[Array, Array, Array]:
+    """The same of the pooled form."""
+    shape, means = mixture.shape, mixture.means
+    n_components, d = means.shape
+    raw = sums.raw[its]
+    mass = raw[:, d]
+    drift = raw[:, :d] - mass[:, np.newaxis] * (means - plan.origins[run])
+    scatter = shape.kept(sums.residual[run : run + 1, :, :d], np.empty((0, d)))
+    # Those of earlier runs come before.
+    first, last = (_shared_size(plan.starts[: run + n]) for n in (1, 2))
+    shared = sums.shared[first:last].reshape(n_components, -1)
+    for k in range(1, n_components):
+        scatter[0] += shape.scatter(means[:k] - means[k], shared[k, :k])
+    return mass, drift, scatter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,30 +45,25 @@ class Question:
 
 
 def ask(mixture: Mixture, kind: Kind) -> Question:
-    """Prepare a question: rows are measured from the mixture's own mean."""
-    return Question(plan([mixture], mixture.centre), kind, mixture.n_components)
+    """Prepare a question."""
+    return Question(plan([mixture]), kind, mixture.n_components)
 
 
 def answer_into(question: Question, x: NDArray[Any], out: NDArray[Any]) -> None:
     """Answer for a block of rows, (n, d), float32 or float64, into `out`."""
-    floats = question.dtype(x.dtype) if question.kind != "labels" else x.dtype
-    labels = np.empty(0, dtype=np.int64)
-    responsibilities = np.empty((0, question.n_components), dtype=floats)
-    log_prob = np.empty(0, dtype=floats)
-    if question.kind == "labels":
-        labels = out
-    elif question.kind == "responsibilities":
-        responsibilities = out
-    else:
-        log_prob = out
+    wanted = out if out.dtype in (np.float64, np.int64) else np.empty(out.shape)
     kernel.evaluate(
         question.message.compiled_plan,
-        kernel.readonly(x),
-        labels,
-        responsibilities,
-        log_prob,
+        kernel.as_rows(x),
+        wanted if question.kind == "labels" else np.empty(0, dtype=np.int64),
+        wanted
+        if question.kind == "responsibilities"
+        else np.empty((0, question.n_components)),
+        wanted if question.kind == "log_prob" else np.empty(0),
         question.message.scratch(),
     )
+    if wanted is not out:
+        out[:] = wanted
 
 
 def answer(question: Question, x: NDArray[Any]) -> NDArray[Any]:
@@ -101,7 +97,7 @@ def answer_block(
         Naming the block, row and column of a NaN or infinity.
     """
     block = as_block(block_id[0], x, question.message.n_features)
-    check_finite(block, np.zeros(question.message.n_features))
+    check_finite(block)
     out = np.empty(question.shape(len(block.x)), dtype=question.dtype(block.x.dtype))
     with single_threaded_blas():
         answer_into(question, block.x, out)
@@ -140,6 +136,14 @@ class Score:
         """Mean log density of a row."""
         return self.log_prob / self.weight
 
+    def aic(self, n_parameters: int) -> float:
+        """Akaike's information criterion of a mixture with so many parameters."""
+        return -2.0 * self.log_prob + 2.0 * n_parameters
+
+    def bic(self, n_parameters: int) -> float:
+        """Bayesian information criterion of a mixture with so many parameters."""
+        return -2.0 * self.log_prob + n_parameters * math.log(self.weight)
+
 
 def score(mixture: Mixture, shards: Shards) -> Score:
     """Log density of all rows, in one pass."""
@@ -150,8 +154,7 @@ def score(mixture: Mixture, shards: Shards) -> Score:
 def _score_leaf(question: Question, blocks: Iterator[Block]) -> Score:
     total = Score(0.0, 0.0)
     for block in blocks:
-        # The sums are not used, but no density is given for a NaN.
-        check_finite(block, np.zeros(question.message.n_features))
+        check_finite(block)
         log_prob = np.empty(len(block.x), dtype=question.dtype(block.x.dtype))
         answer_into(question, block.x, log_prob)
         total += _score_of(log_prob, block.weights)

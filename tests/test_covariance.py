@@ -84,38 +84,6 @@ def test_recentre_moves_a_scatter(case):
     np.testing.assert_allclose(moved, scatter(new), rtol=1e-10)
 
 
-def test_natural_parameters_give_the_quadratic_form(case):
-    shape, covariances, k, d = case
-    rng = np.random.default_rng(2)
-    means, y = rng.normal(size=(k, d)), rng.normal(size=(20, d))
-    quadratic, linear, constant = shape.natural(shape.factors(covariances), means)
-    i, j = np.triu_indices(d)
-    features = {
-        "full": y[:, i] * y[:, j],
-        "tied": np.empty((20, 0)),
-        "diag": y**2,
-        "spherical": (y**2).sum(axis=1, keepdims=True),
-    }[shape.name]
-    got = features @ np.broadcast_to(quadratic, (k, features.shape[1])).T
-    got = got + y @ linear.T + constant
-    precisions = np.linalg.inv(_dense(shape, covariances, k, d))
-    deviations = y[:, np.newaxis] - means
-    expected = -0.5 * np.einsum("nki,kij,nkj->nk", deviations, precisions, deviations)
-    if shape.pooled:  # the kernel adds the common form
-        expected += 0.5 * np.einsum("ni,ij,nj->n", y, precisions[0], y)[:, np.newaxis]
-    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_cancellation_is_its_formula(case):
-    shape, covariances, k, d = case
-    distances = np.abs(np.random.default_rng(3).normal(size=(k, d)))
-    dense = _dense(shape, covariances, k, d)
-    a = distances + np.sqrt(np.einsum("kii->ki", dense))
-    expected = np.einsum("ki,kij,kj->k", a, np.abs(np.linalg.inv(dense)), a)
-    got = shape.cancellation(shape.factors(covariances), distances)
-    np.testing.assert_allclose(got, expected, rtol=1e-10)
-
-
 def test_a_covariance_that_is_not_positive_names_its_component(covariance_type):
     shape = SHAPES[covariance_type]
     covariances = random_covariances(np.random.default_rng(4), covariance_type, 3, 2)
