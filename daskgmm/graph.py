@@ -21,19 +21,22 @@ _FEW: Final = 8
 """A node that so few blocks want is not cut: neighbours sharing a chunk of a source."""
 
 
-_MOVES: Final = frozenset(
-    {
-        "concatenate",
-        "concatenate3",
-        "concatenate_shaped",
-        "getitem",
-        "getter",
-        "getter_inline",
-        "getter_nofancy",
-        "take",
-    }
-)
+GETTERS: Final = frozenset({"getter", "getter_inline", "getter_nofancy"})
+"""Dask's functions that take a slice of an array."""
+
+_MOVES: Final = GETTERS | {
+    "concatenate",
+    "concatenate3",
+    "concatenate_shaped",
+    "getitem",
+    "take",
+}
 """Functions that hand rows on as they are: their results are as large as the data."""
+
+
+def function_name(node: Any) -> str:
+    """What a node calls; nothing if it is no task."""
+    return str(getattr(getattr(node, "func", None), "__name__", ""))
 
 
 @final
@@ -59,8 +62,7 @@ class Graph:
 
     def moves_rows(self, key: Key) -> bool:
         """Whether a node makes chunks from chunks, and computes nothing."""
-        function = getattr(self.nodes[key], "func", None)
-        return getattr(function, "__name__", "") in _MOVES
+        return function_name(self.nodes[key]) in _MOVES
 
     def dependencies(self, key: Key) -> Iterable[Key]:
         """Keys that a node needs directly."""

@@ -16,8 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, Self, final
 
 from dask.delayed import Delayed, delayed
+from distributed import KilledWorker
 
+from daskgmm import config
 from daskgmm.blas import single_threaded_blas
+from daskgmm.cluster import compute, drop, explain, hold, is_finished, revive
 
 MAX_LEAVES: Final = 1024
 """More leaves than this are not made: each costs its own (K, d, d) sums."""
@@ -129,20 +132,73 @@ class ThreadShards(Shards):
 
 @final
 class DaskShards(Shards):
-    """Persisted shards, run wherever Dask's scheduler put them."""
+    """Persisted shards, run wherever Dask's scheduler put them.
 
-    def __init__(self, shards: Sequence[Delayed]) -> None:
-        self._shards = shards
+    Parameters
+    ----------
+    cut : callable
+        Cuts the data into persisted shards; after the first time, only if the cluster
+        has grown so much that there are too few, and else returns None.
+    block_bytes : float or None
+        Size of the largest block, for messages.
+    """
+
+    def __init__(
+        self,
+        cut: Callable[[], Sequence[Delayed] | None],
+        block_bytes: float | None = None,
+    ) -> None:
+        self._cut = cut
+        self._shards: Sequence[Delayed] = cut() or ()
+        self._block_bytes = block_bytes
 
     def reduce(self, kernel: Kernel, message: Any) -> Any:
-        """See `Shards.reduce`."""
-        # One node holds the message: each worker fetches it once, not once a task.
-        sent = delayed(message, traverse=False)
+        """See `Shards.reduce`.
+
+        Where the workers of a task died again and again, what the others made is kept,
+        and the pass goes on as long as more of it gets done each time.
+
+        Raises
+        ------
+        ClusterError
+            If the workers or the scheduler are gone, or the workers die of the data.
+        """
+        self._shards = self._cut() or self._shards
         run = delayed(map_shard, pure=False, traverse=False)
-        partials = [run(kernel, sent, shard) for shard in self._shards]
-        while len(partials) > _FAN_IN:
-            partials = [
-                delayed(merge, pure=False)(partials[i : i + _FAN_IN])
-                for i in range(0, len(partials), _FAN_IN)
-            ]
-        return delayed(total, pure=False)(partials).compute()
+        partials: list[Delayed | None] = [None] * len(self._shards)
+        done: set[int] = set()
+        retries = most = config.count("pass-retries")
+        while True:
+            # One node holds the message: each worker fetches it once, not once a task.
+            # New keys each time: Dask counts deaths by key, and would give up sooner.
+            sent = delayed(message, traverse=False, pure=False)
+            held = hold(
+                [
+                    run(kernel, sent, shard) if partial is None else partial
+                    for partial, shard in zip(partials, self._shards, strict=True)
+                ]
+            )
+            try:
+                return compute(_merged(held))
+            except KilledWorker as error:
+                partials = [work if is_finished(work) else None for work in held]
+                now_done = {i for i, work in enumerate(partials) if work is not None}
+                retries = most if now_done - done else retries - 1
+                if retries < 0:
+                    raise explain(error, self._block_bytes) from error
+                done |= now_done
+            finally:
+                drop(held)
+            # Shards that were lost too often count as failed: they are built anew.
+            revive(self._shards)
+
+
+def _merged(partials: Sequence[Delayed]) -> Delayed:
+    """The total of partials, merged in a tree."""
+    while len(partials) > _FAN_IN:
+        partials = [
+            delayed(merge, pure=False)(list(partials[i : i + _FAN_IN]))
+            for i in range(0, len(partials), _FAN_IN)
+        ]
+    whole: Delayed = delayed(total, pure=False)(list(partials))
+    return whole

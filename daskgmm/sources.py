@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, Final, final
 
@@ -17,16 +17,27 @@ import dask
 import dask.array as da
 import numpy as np
 import zarr
-from dask._task_spec import Task, TaskRef
+from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import get_scheduler, persist, tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
-from distributed import Client
 from numpy.typing import NDArray
 
-from daskgmm.errors import DataError, StoreError
-from daskgmm.graph import Graph, Key, Recipes, count_sources, cut
+from daskgmm.cluster import active_client, count_threads
+from daskgmm.errors import DataError
+from daskgmm.graph import (
+    GETTERS,
+    Graph,
+    Key,
+    Recipes,
+    count_sources,
+    cut,
+    function_name,
+)
+from daskgmm.opening import open_rows
+from daskgmm.parquet import ParquetRows, Reading, Span
+from daskgmm.reading import Missing, careful
 from daskgmm.reduction import (
     MAX_LEAVES,
     DaskShards,
@@ -37,8 +48,13 @@ from daskgmm.reduction import (
 )
 
 _SHARDS_PER_THREAD: Final = 4
-_READ_BYTES: Final = 8_000_000
+_TASKS_PER_THREAD: Final = 16
+_READ_BYTES: Final = 16_000_000
 """Small chunks of a Zarr array are read together until they make this many."""
+_READS: Final = 16
+"""Reads that are left at least, so that there is work for several threads."""
+_HANDED_BYTES: Final = 1_000_000
+"""Small blocks that are read ahead change threads together."""
 _BLOCK_NUMBERS: Final = 2**17
 _MIN_BLOCK_ROWS: Final = 512
 
@@ -54,11 +70,21 @@ class Block:
         Number of the block in the data set.
     x : ndarray of shape (n, d), float32 or float64
     weights : ndarray of shape (n,), float64, or None
+    chunks : tuple of int, or None
+        Where the user's chunks are others: the block's first row, and rows of a chunk.
     """
 
     index: int
     x: NDArray[Any]
     weights: NDArray[np.float64] | None
+    chunks: tuple[int, int] | None = None
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Number of the block as the user cut the data, and the row in it."""
+        if self.chunks is None:
+            return self.index, row
+        first_row, chunk_rows = self.chunks
+        return divmod(first_row + row, chunk_rows)
 
 
 class Source(ABC):
@@ -81,18 +107,35 @@ class Source(ABC):
 
 
 def is_lazy(X: Any) -> bool:
-    """Whether rows are read block by block: Dask, Zarr, or a Zarr array's place."""
-    return isinstance(X, da.Array | zarr.Array | str | os.PathLike)
+    """Whether rows are read block by block: Dask, Zarr, Parquet, or a place of them."""
+    return isinstance(X, da.Array | zarr.Array | ParquetRows | str | os.PathLike)
 
 
-def open_source(X: Any, sample_weight: Any = None) -> Source:
+def opened(X: Any) -> Any:
+    """Rows, where they are given by a place; whatever else it is, as it is.
+
+    Raises
+    ------
+    DataError, StoreError
+        As `open_source`.
+    """
+    if not isinstance(X, str | os.PathLike):
+        return X
+    return open_rows(X)
+
+
+def open_source(
+    X: Any, sample_weight: Any = None, missing: Missing = "error"
+) -> Source:
     """Take rows of any kind, and their weights.
 
     Parameters
     ----------
-    X : ndarray, dask.array.Array, zarr.Array, str or path
+    X : ndarray, dask.array.Array, zarr.Array, ParquetRows, str or path
         Rows, (n, d). An array in memory must be float32 or float64.
     sample_weight : array-like, lazy or not, shape (n,), or None
+    missing : {'error', 'fill'}
+        What a chunk that is not in its Zarr store is.
 
     Raises
     ------
@@ -102,13 +145,17 @@ def open_source(X: Any, sample_weight: Any = None) -> Source:
         If there is no Zarr array at a place.
     """
     if not is_lazy(X):
-        return ArraySource(np.ascontiguousarray(X), sample_weight)
-    rows = _lazy_rows(X, group=True)
-    weights = None if sample_weight is None else _lazy_weights(sample_weight, rows)
-    return DaskSource(rows, weights)
+        return ArraySource(X, sample_weight)
+    X = opened(X)
+    rows, chunk_rows = _grouped(X, missing)
+    weights = None
+    if sample_weight is not None:
+        weights = _lazy_weights(sample_weight, rows, missing)
+    starts = X.starts if isinstance(X, ParquetRows) else None
+    return DaskSource(rows, weights, chunk_rows, missing, starts)
 
 
-def as_dask(X: Any) -> da.Array:
+def as_dask(X: Any, missing: Missing = "error") -> da.Array:
     """Lazy rows as a Dask array in one column of chunks, cut as X is.
 
     Raises
@@ -116,46 +163,128 @@ def as_dask(X: Any) -> da.Array:
     DataError, StoreError
         As `open_source`.
     """
-    return _lazy_rows(X, group=False)
+    X = opened(X)
+    if isinstance(X, ParquetRows):
+        return _from_parquet(X)
+    return _checked(X if isinstance(X, da.Array) else _from_zarr(X, missing))
 
 
-def _lazy_rows(X: Any, *, group: bool) -> da.Array:
-    if not isinstance(X, da.Array):
-        X = _from_zarr(_open_zarr(X), group=group)
+def _grouped(X: Any, missing: Missing) -> tuple[da.Array, int | None]:
+    """Lazy rows to be read many times: Zarr in reads of a good size.
+
+    With them the rows of the chunks that the user knows, where those are others.
+    """
+    if isinstance(X, ParquetRows):
+        return _from_parquet(X), None
+    if isinstance(X, da.Array):
+        array, cut_alike = _zarr_behind(X), X.chunks
+    else:
+        array = X
+        cut_alike = tuple((size,) for size in array.shards or array.chunks)
+    chunk_rows: Any = cut_alike[0][0] if cut_alike else 0
+    rows = None if array is None else _rows_at_once(array, chunk_rows)
+    if rows is None or rows == chunk_rows:
+        lazy = X if isinstance(X, da.Array) else _from_zarr(array, missing)
+        return _checked(lazy), None
+    return _checked(_from_zarr(array, missing, rows)), chunk_rows
+
+
+def _rows_at_once(array: Any, chunk_rows: int) -> int:
+    """Rows to read together: several chunks if they are small, or a part of a shard."""
+    if array.ndim != 2:
+        return chunk_rows
+    row_bytes = max(1, array.dtype.itemsize * array.shape[1])
+    if array.shards and chunk_rows * row_bytes > _READ_BYTES:
+        chunk_rows = int(array.chunks[0])
+    n_chunks = int(array.shape[0]) // max(1, chunk_rows)
+    together = min(_READ_BYTES // max(1, chunk_rows * row_bytes), n_chunks // _READS)
+    return int(chunk_rows * max(1, together))
+
+
+def _zarr_behind(X: da.Array) -> Any:
+    """The Zarr array whose rows a Dask array is, cut evenly; or else None."""
+    columns: Any = X.chunks
+    if X.ndim != 2 or len(columns[1]) != 1:
+        return None
+    chunks = columns[0]
+    if not sum(chunks) > 0:  # NaN, too, is no number
+        return None
+    if len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0]:
+        return None
+    # A graph of few layers at most: one that computes is not even looked through.
+    if isinstance(X.dask, HighLevelGraph) and len(X.dask.layers) > 2:
+        return None
+    nodes = Graph(dict(X.dask)).nodes
+    arrays = {}
+    for i, first in enumerate(range(0, chunks[0] * len(chunks), chunks[0])):
+        array, slices = _slice_of(nodes.get((X.name, i, 0)), nodes)
+        last = min(first + chunks[0], sum(chunks))
+        if slices != (slice(first, last), slice(0, columns[1][0])):
+            return None
+        arrays[id(array)] = array
+    [array] = arrays.values() if len(arrays) == 1 else [None]
+    return array if isinstance(array, zarr.Array) and array.shape == X.shape else None
+
+
+def _slice_of(node: Any, nodes: Mapping[Key, Any]) -> tuple[Any, Any]:
+    """What a node that does nothing else takes a slice of, and the slice."""
+    if function_name(node) not in GETTERS:
+        return None, None
+    source, place = node.args[:2]
+    source = nodes.get(source.key) if isinstance(source, TaskRef) else source
+    if not (isinstance(source, DataNode) and isinstance(place, DataNode)):
+        return None, None
+    return source.value, place.value
+
+
+def _checked(X: da.Array) -> da.Array:
     _check_rows(X)
     rows: da.Array = X if X.numblocks[1] == 1 else X.rechunk({1: -1})
     return rows
 
 
-def _open_zarr(X: Any) -> Any:
-    """The Zarr array at a place."""
-    if isinstance(X, zarr.Array):
-        return X
-    place = os.fspath(X)
-    try:
-        found = zarr.open(place, mode="r")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(f"There is no Zarr array at {place}.") from error
-    except Exception as error:
-        # An unknown protocol, a missing library, and what those libraries raise.
-        raise StoreError(f"No Zarr array can be opened at {place}: {error}") from error
-    if isinstance(found, zarr.Array):
-        return found
-    names = sorted(name for name, _ in found.arrays())
-    inside = f"a group with the arrays {', '.join(names)}" if names else "a group"
-    raise StoreError(f"There is no Zarr array at {place}, but {inside}: name an array.")
-
-
-def _from_zarr(array: Any, *, group: bool) -> da.Array:
+def _from_zarr(array: Any, missing: Missing, rows: int | None = None) -> da.Array:
+    """A Zarr array as a Dask array in chunks of so many rows, or in its own."""
     if array.ndim == 0:
         raise DataError("The Zarr array is a single number, not rows of features.")
-    rows = (array.shards or array.chunks)[0]
-    if group:
-        row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-        rows *= max(1, _READ_BYTES // max(1, rows * row_bytes))
+    rows = rows or (array.shards or array.chunks)[0]
     # A chunk is read whole: cutting it in columns would read it several times.
-    lazy: da.Array = da.from_zarr(array, chunks=(max(1, rows), *array.shape[1:]))
+    lazy: da.Array = da.from_array(
+        careful(array, missing, whole=True),
+        chunks=(max(1, rows), *array.shape[1:]),
+        meta=np.empty((0,) * array.ndim, dtype=array.dtype),
+        fancy=False,
+    )
     return lazy
+
+
+def _from_parquet(rows: ParquetRows) -> da.Array:
+    """Parquet as a Dask array."""
+    reading = rows.reading()
+    name = f"parquet-{reading.token}"
+    shared = f"{name}-reading"
+    graph: dict[Key, Any] = {shared: DataNode(shared, reading)}
+    for i, spans in enumerate(rows.spans):
+        key = (name, i, 0)
+        graph[key] = Task(key, _read_spans, TaskRef(shared), _Spans(spans))
+    return da.Array(
+        graph,
+        name,
+        chunks=(rows.chunks, (len(rows.columns),)),
+        meta=np.empty((0, 0), dtype=rows.dtype),
+    )
+
+
+@final
+class _Spans:
+    """A plain class: Dask looks into tuples and dataclasses."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = spans
+
+
+def _read_spans(reading: Reading, spans: _Spans) -> NDArray[Any]:
+    return reading.block(spans.spans)
 
 
 def _check_rows(X: da.Array) -> None:
@@ -188,12 +317,12 @@ def _check_kind(meta: Any, name: str) -> None:
         )
 
 
-def _lazy_weights(weights: Any, rows: da.Array) -> Any:
+def _lazy_weights(weights: Any, rows: da.Array, missing: Missing) -> Any:
     """Weights cut like the rows."""
     if not is_lazy(weights):
         weights = _weights_in_memory(weights, rows)
     elif not isinstance(weights, da.Array):
-        weights = _from_zarr(_open_zarr(weights), group=False)
+        weights = _lazy_column(opened(weights), missing)
     if weights.ndim != 1:
         raise DataError(f"sample_weight must be 1-D, got shape {weights.shape}.")
     _check_kind(weights._meta, "sample_weight")
@@ -210,6 +339,14 @@ def _lazy_weights(weights: Any, rows: da.Array) -> Any:
     if n_rows == 0:  # Dask does not rechunk what is empty
         return da.zeros(0, chunks=(rows.chunks[0],))
     return weights.rechunk((rows.chunks[0],))
+
+
+def _lazy_column(weights: Any, missing: Missing) -> da.Array:
+    """Weights of a Zarr array, or of Parquet's only column."""
+    if not isinstance(weights, ParquetRows):
+        return _from_zarr(weights, missing)
+    column: da.Array = _from_parquet(weights)
+    return column[:, 0] if len(weights.columns) == 1 else column
 
 
 def _weights_in_memory(weights: Any, rows: da.Array) -> Any:
@@ -257,8 +394,16 @@ def as_block(index: int, x: Any, n_features: int, weights: Any = None) -> Block:
     return Block(index, x, weights)
 
 
+_AS_IT_IS: Final = {
+    True: (np.dtype(np.float64), np.dtype(np.float32)),
+    False: (np.dtype(np.float64),),
+}
+
+
 def _as_floats(array: Any, name: str, *, keep_single: bool) -> NDArray[Any]:
     """A computed block as float64, or float32 where that is kept."""
+    if type(array) is np.ndarray and array.dtype in _AS_IT_IS[keep_single]:
+        return array
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
             raise DataError(f"{name} has masked entries: fill or drop them before.")
@@ -294,7 +439,7 @@ class ArraySource(Source):
     def shards(self) -> Shards:
         """See `Source.shards`."""
         n_leaves = -(-len(self._x) // block_rows(*self._x.shape))
-        bounds = shard_bounds(n_leaves, _SHARDS_PER_THREAD * CPU_COUNT)
+        bounds = shard_bounds(n_leaves, _TASKS_PER_THREAD * CPU_COUNT)
         return ThreadShards(
             [
                 _ArrayShard(self._x, self._weights, first, last)
@@ -331,8 +476,19 @@ class _ArrayShard:
 class DaskSource(Source):
     """Rows that Dask reads, worked on by Dask's scheduler."""
 
-    def __init__(self, x: da.Array, weights: da.Array | None) -> None:
+    def __init__(
+        self,
+        x: da.Array,
+        weights: da.Array | None,
+        chunk_rows: int | None = None,
+        missing: Missing = "error",
+        starts: frozenset[int] | None = None,
+    ) -> None:
         self._x, self._weights = x, weights
+        self._starts = starts  # blocks that are cheap to begin with, if not all are
+        self._missing = missing
+        # Rows of a block, and of the user's chunks in it.
+        self._cut = None if chunk_rows is None else (x.chunks[0][0], chunk_rows)
         self.n_features = int(x.shape[1])
         self.dtype = float_dtype(x.dtype)
 
@@ -346,24 +502,68 @@ class DaskSource(Source):
         columns += [weights.__dask_keys__() for weights in collections[1:]]
         keys = list(zip(*columns, strict=True))
         graph = Graph({k: v for c in collections for k, v in dict(c.dask).items()})
-        if graph.futures and _client() is None:
+        _read_carefully(graph, self._missing)
+        if graph.futures and active_client() is None:
             raise DataError(
                 "X or sample_weight is held by a cluster, but Dask is set to run in "
                 "this process: make the cluster's Client the current one."
             )
-        return DaskShards(persist(*_build(graph, keys, self.n_features)))
+        built_for = 0
+
+        def cut_for_threads() -> Sequence[Delayed] | None:
+            """Shards; anew where a cluster has grown to twice its size since."""
+            nonlocal built_for
+            threads = _n_threads(otherwise=built_for)
+            if threads < 2 * built_for:
+                return None
+            built_for = threads
+            shards = _build(
+                graph, keys, self.n_features, self._cut, threads, self._starts
+            )
+            persisted: Sequence[Delayed] = persist(*shards)
+            return persisted
+
+        return DaskShards(cut_for_threads, self._largest_block())
+
+    def _largest_block(self) -> float | None:
+        """Bytes of the largest block, if its length is known."""
+        rows = max(self._x.chunks[0], default=0)
+        return None if np.isnan(rows) else rows * self.n_features * self.dtype.itemsize
+
+
+def _read_carefully(graph: Graph, missing: Missing) -> None:
+    """Let tasks that read Zarr arrays try again, and name the chunks that are lost."""
+
+    def with_care(node: Any) -> Any:
+        if isinstance(node, DataNode) and isinstance(node.value, zarr.Array):
+            return DataNode(node.key, careful(node.value, missing, whole=False))
+        return node
+
+    for key, node in graph.nodes.items():
+        if isinstance(node, DataNode):
+            graph.nodes[key] = with_care(node)
+        elif isinstance(node, Task) and function_name(node) in GETTERS:
+            # The array may be inside it.
+            arguments = map(with_care, node.args)
+            graph.nodes[key] = Task(key, node.func, *arguments, **node.kwargs)
 
 
 def _build(
-    graph: Graph, keys: Sequence[Sequence[Key]], n_features: int
+    graph: Graph,
+    keys: Sequence[Sequence[Key]],
+    n_features: int,
+    cut_rows: tuple[int, int] | None,
+    threads: int,
+    starts: frozenset[int] | None = None,
 ) -> list[Delayed]:
     """Shards as Dask tasks, so that a lost one is built again from its recipe."""
     cuts = cut(graph, keys)
     leaves = leaf_bounds(len(keys))
-    threads = _n_threads()
     # A source that several shards want is read by each of them.
     most = max(threads, count_sources(graph, keys, cuts))
     bounds = shard_bounds(len(leaves) - 1, min(_SHARDS_PER_THREAD * threads, most))
+    if starts is not None:
+        bounds = _bounds_at(starts, leaves, bounds, threads)
     name = f"shard-{tokenize(keys, bounds)}"
     layer: dict[Key, Any] = {**(graph.nodes if cuts else {}), **graph.futures}
     shard_keys = []
@@ -374,7 +574,7 @@ def _build(
         layer[key] = Task(
             key,
             _make_shard,
-            _ShardPlan(recipes, first, of_shard, n_features),
+            _ShardPlan(recipes, first, of_shard, n_features, cut_rows),
             *(TaskRef(k) for k in recipes.inputs),
         )
         shard_keys.append(key)
@@ -382,16 +582,26 @@ def _build(
     return [Delayed(key, together, layer=name) for key in shard_keys]
 
 
-def _client() -> Client | None:
-    """The client of the cluster that will run the shards, if one will."""
-    owner = getattr(get_scheduler(), "__self__", None)
-    return owner if isinstance(owner, Client) else None
+def _bounds_at(
+    starts: frozenset[int], leaves: Sequence[int], bounds: Sequence[int], threads: int
+) -> list[int]:
+    """Bounds of shards moved to leaves that are cheap to begin with.
+
+    If that leaves too few shards for the threads, a shard for each of them: what a
+    thread must read in vain is less than what it would miss.
+    """
+    cheap = [i for i, block in enumerate(leaves[:-1]) if block in starts]
+    places = np.array([*cheap, len(leaves) - 1])
+    moved = sorted({int(places[np.abs(places - bound).argmin()]) for bound in bounds})
+    if len(moved) <= threads and len(moved) < len(bounds):
+        return shard_bounds(len(leaves) - 1, threads)
+    return moved
 
 
-def _n_threads() -> int:
-    """Threads of the scheduler that will run the shards."""
-    if (client := _client()) is not None:
-        return sum(client.nthreads().values()) or CPU_COUNT
+def _n_threads(otherwise: int) -> int:
+    """Threads of the scheduler that will run the shards; `otherwise` without answer."""
+    if active_client() is not None:
+        return count_threads() or otherwise or CPU_COUNT
     if get_scheduler() is dask.local.get_sync:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
@@ -402,8 +612,14 @@ class _ShardPlan:
     """All of a shard but its inputs. A plain class: Dask looks into dataclasses."""
 
     def __init__(
-        self, recipes: Recipes, first_leaf: int, bounds: Sequence[int], n_features: int
+        self,
+        recipes: Recipes,
+        first_leaf: int,
+        bounds: Sequence[int],
+        n_features: int,
+        cut_rows: tuple[int, int] | None = None,
     ) -> None:
+        self.cut_rows = cut_rows
         self.recipes = recipes
         self.first_leaf = first_leaf
         self.bounds = list(bounds)
@@ -421,6 +637,11 @@ class _DaskShard:
     def __init__(self, plan: _ShardPlan, inputs: Mapping[Key, Any]) -> None:
         self._plan = plan
         self._inputs = inputs
+        self._kept: list[Block] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the blocks that were made of the inputs."""
+        return {**vars(self), "_kept": None}
 
     def __sizeof__(self) -> int:
         """Bytes held: Dask weighs by them whether to move or to spill a shard."""
@@ -431,9 +652,8 @@ class _DaskShard:
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
         """See `reduction.Shard`."""
         plan = self._plan
-        blocks = self._blocks()
-        if plan.recipes.reads:
-            blocks = _read_ahead(blocks)
+        reads = plan.recipes.reads
+        blocks = _read_ahead(self._blocks()) if reads else self._resident()
         sizes = [b - a for a, b in pairwise(plan.bounds)]
         with closing(blocks):
             for leaf, size in enumerate(sizes, start=plan.first_leaf):
@@ -442,23 +662,32 @@ class _DaskShard:
                 # What a kernel left must not become the next leaf's.
                 deque(rest, maxlen=0)
 
+    def _resident(self) -> Generator[Block]:
+        """Blocks of what is in memory: checked once, not on each pass."""
+        if self._kept is None:
+            self._kept = list(self._blocks())
+        yield from self._kept
+
+    def _block(self, index: int, made: tuple[Any, ...]) -> Block:
+        """A block from its recipe's values: rows, and weights if there are any."""
+        block = as_block(index, made[0], self._plan.n_features, *made[1:])
+        if self._plan.cut_rows is None:
+            return block
+        block_rows, chunk_rows = self._plan.cut_rows
+        return replace(block, chunks=(index * block_rows, chunk_rows))
+
     def _blocks(self) -> Generator[Block]:
         made = iter(self._plan.recipes.make(self._inputs))
         for index in range(self._plan.bounds[0], self._plan.bounds[-1]):
             try:
                 # Passed on at once: a name here would keep the block alive.
-                block = [as_block_of(index, next(made), self._plan.n_features)]
+                block = [self._block(index, next(made))]
             except DataError:
                 raise
             except Exception as error:
                 error.add_note(f"This happened while block {index} of X was read.")
                 raise
             yield block.pop()
-
-
-def as_block_of(index: int, made: tuple[Any, ...], n_features: int) -> Block:
-    """A block from its recipe's values: rows, and weights if there are any."""
-    return as_block(index, made[0], n_features, *made[1:])
 
 
 _thread: Final = threading.local()
@@ -477,16 +706,27 @@ def _reader() -> ThreadPoolExecutor:
 
 
 def _read_ahead(blocks: Generator[Block]) -> Generator[Block]:
-    """Make the next block in another thread while the last one is worked on."""
+    """Make the next blocks in another thread while the last ones are worked on."""
     reader = _reader()
-    coming = reader.submit(next, blocks, None)
+    coming = reader.submit(_take, blocks)
     try:
-        while (block := coming.result()) is not None:
-            coming = reader.submit(next, blocks, None)
-            ready = [block]
-            del block
-            # Passed on without a name here, which would keep it alive.
-            yield ready.pop()
+        while ready := coming.result():
+            coming = reader.submit(_take, blocks)
+            while ready:
+                # Passed on without a name here, which would keep it alive.
+                yield ready.popleft()
     finally:
         wait([coming])
         blocks.close()
+
+
+def _take(blocks: Generator[Block]) -> deque[Block]:
+    """The next block, or several small ones: to change threads for each costs more."""
+    taken: deque[Block] = deque()
+    n_bytes = 0
+    for block in blocks:
+        taken.append(block)
+        n_bytes += block.x.nbytes
+        if n_bytes >= _HANDED_BYTES:
+            break
+    return taken

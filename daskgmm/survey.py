@@ -1,7 +1,8 @@
-"""The passes before EM: counts, the middle of the data, and rows drawn for seeding."""
+"""The passes before EM: counts, checks, and rows drawn for seeding."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self, final
@@ -21,12 +22,17 @@ Array = NDArray[np.float64]
 @final
 @dataclass(frozen=True, slots=True)
 class BlockSummary:
-    """Counts of one block: rows, rows with weight, and their weight."""
+    """Counts of one block: rows, rows with weight, and their weight.
+
+    The digests of what is in it are empty unless they were asked for.
+    """
 
     index: int
     n_rows: int
     n_weighted: int
     weight: float
+    digest: bytes = b""
+    weights_digest: bytes = b""
 
 
 @final
@@ -38,21 +44,17 @@ class Survey:
     ----------
     blocks : tuple of BlockSummary
         In order.
-    sums : ndarray of shape (d,)
-        Weighted sum of each column.
     lightest, heaviest : float
         The smallest and largest weight above zero.
     """
 
     blocks: tuple[BlockSummary, ...]
-    sums: Array
     lightest: float
     heaviest: float
 
     def __add__(self, other: Self) -> Survey:
         return Survey(
             self.blocks + other.blocks,
-            self.sums + other.sums,
             min(self.lightest, other.lightest),
             max(self.heaviest, other.heaviest),
         )
@@ -73,30 +75,30 @@ class Survey:
         return sum(block.weight for block in self.blocks)
 
     @property
-    def mean(self) -> Array:
-        """Weighted mean of the rows, (d,)."""
-        return self.sums / self.weight
-
-    @property
     def equal_weights(self) -> bool:
         """Whether all rows with weight have the same."""
         return self.lightest == self.heaviest
 
 
-def survey(shards: Shards, n_features: int) -> Survey:
+def survey(shards: Shards, *, digest: bool = False) -> Survey:
     """Read the data once.
+
+    Parameters
+    ----------
+    shards : Shards
+    digest : bool
+        Whether to take a digest of each block, by which other data are told apart.
 
     Raises
     ------
     DataError
         Naming the block, row and column of a NaN or infinity, or a negative weight.
     """
-    result: Survey = shards.reduce(_survey_leaf, n_features)
+    result: Survey = shards.reduce(_survey_leaf, digest)
     return result
 
 
-def _survey_leaf(n_features: int, blocks: Iterator[Block]) -> Survey:
-    sums = np.zeros(n_features)
+def _survey_leaf(digest: bool, blocks: Iterator[Block]) -> Survey:
     summaries = []
     lightest, heaviest = np.inf, -np.inf
     for block in blocks:
@@ -111,19 +113,30 @@ def _survey_leaf(n_features: int, blocks: Iterator[Block]) -> Survey:
             if n_weighted:
                 lightest = min(lightest, float(positive.min()))
                 heaviest = max(heaviest, float(positive.max()))
-        check_finite(block, sums)
-        summaries.append(BlockSummary(block.index, len(block.x), n_weighted, weight))
-    return Survey(tuple(summaries), sums, lightest, heaviest)
+        check_finite(block)
+        digests = (digest_of(block.x), digest_of(weights)) if digest else ()
+        summaries.append(
+            BlockSummary(block.index, len(block.x), n_weighted, weight, *digests)
+        )
+    return Survey(tuple(summaries), lightest, heaviest)
 
 
-def check_finite(block: Block, sums: Array) -> None:
-    """Add a block's weighted column sums; raise DataError at a NaN or infinity."""
-    weights = np.empty(0) if block.weights is None else block.weights
-    at = kernel.survey(kernel.readonly(block.x), kernel.readonly(weights), sums)
+def digest_of(array: NDArray[Any] | None) -> bytes:
+    """A digest of an array's dtype and bytes; nothing for nothing."""
+    if array is None:
+        return b""
+    digest = hashlib.sha256(array.dtype.str.encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()[:16]
+
+
+def check_finite(block: Block) -> None:
+    """Raise DataError at a NaN or infinity."""
+    at = kernel.first_not_finite(kernel.as_rows(block.x), block.x.shape[1])
     if at >= 0:
         row, column = divmod(at, block.x.shape[1])
         value = block.x[row, column]
-        raise DataError(_non_finite("X", value, block.index, row, column))
+        raise DataError(_non_finite("X", value, *block.place(row), column))
 
 
 def _non_finite(
@@ -146,11 +159,13 @@ def _check_weights(block: Block) -> None:
         return
     row = int(np.argmax(wrong))
     if not np.isfinite(weights[row]):
-        message = _non_finite("sample_weight", weights[row], block.index, row)
+        message = _non_finite("sample_weight", weights[row], *block.place(row))
     else:
+        index, its_row = block.place(row)
         message = (
-            f"sample_weight is negative ({weights[row]}) in block {block.index}, row "
-            f"{row} (counted from the start of the block): weights must not be below 0."
+            f"sample_weight is negative ({weights[row]}) in block {index}, row "
+            f"{its_row} (counted from the start of the block): weights must not be "
+            "below 0."
         )
     raise DataError(message)
 
@@ -262,8 +277,9 @@ def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
 
 
 def _rows(taken: list[tuple[NDArray[Any], Array]]) -> Rows:
-    # A copy, so that no block stays in memory for the sake of a few rows.
-    kept = [(np.array(x), weights) for x, weights in taken if len(x)]
+    # Copies, so that no block stays in memory for the sake of a few rows; in one order,
+    # as sums over them depend on it.
+    kept = [(np.array(x, order="C"), weights) for x, weights in taken if len(x)]
     return Rows(tuple(x for x, _ in kept), tuple(weights for _, weights in kept))
 
 

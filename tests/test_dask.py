@@ -217,6 +217,10 @@ def test_the_same_bits_on_every_scheduler_and_number_of_workers():
             assert [_fit_bits(lazy, **case) for case in cases] == expected
             resident = lazy.persist()
             assert _fit_bits(resident, **cases[0]) == expected[0]
+            # A message of more than 10 MB: Dask warns of such graphs.
+            wide = blobs(8, 400, 900, 1)
+            wide_model = GaussianMixture(1).fit(da.from_array(wide, chunks=(200, 900)))
+            assert wide_model.covariances_.nbytes * 2 > 10e6
 
 
 def test_numpy_rows_need_no_scheduler():

@@ -269,6 +269,8 @@ import dask.array as da
 import numpy as np
 from daskgmm import GaussianMixture
 
+# A job in a shell's background starts with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 x = np.random.default_rng(0).normal(size=(400_000, 8))
 rows = da.from_array(x, chunks=(20_000, 8)) if sys.argv[1] == "lazy" else x
 model = GaussianMixture(8, tol=0, max_iter=100_000, random_state=0)

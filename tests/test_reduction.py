@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import dask
@@ -121,7 +122,8 @@ def test_threads_and_every_dask_scheduler_give_the_same_bits():
         shards = [NumberedLeaves(a, b) for a, b in pairwise(shard_bounds(n, n_shards))]
         for n_threads in (1, 2, 5):
             assert ThreadShards(shards, n_threads).reduce(_noise, None) == expected
-        lazy = DaskShards([delayed(shard, traverse=False) for shard in shards])
+        tasks = [delayed(shard, traverse=False) for shard in shards]
+        lazy = DaskShards(partial(list, tasks))
         for scheduler in ("synchronous", "threads"):
             with dask.config.set(scheduler=scheduler):
                 assert lazy.reduce(_noise, None) == expected

@@ -22,7 +22,7 @@ from daskgmm.survey import _draw_numbers, draw, survey
 def _sample(x, size, random_state, weights=None):
     source = open_source(x, weights)
     shards = source.shards()
-    found = survey(shards, source.n_features)
+    found = survey(shards)
     return draw(shards, found, size, np.random.RandomState(random_state))
 
 

@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from conftest import create_zarr
 from dask.delayed import delayed
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, wait
@@ -21,6 +22,7 @@ from daskgmm import sources
 from daskgmm.errors import DataError, StoreError
 from daskgmm.graph import Graph, cut
 from daskgmm.sources import as_block, as_dask, block_rows, open_source
+from daskgmm.survey import survey
 
 
 class Rows:
@@ -84,9 +86,11 @@ def test_any_chunking(rows, columns, weights, unknown):
     lazy_weights = da.from_array(w, chunks=((*weights, missing),))
     if unknown:
         lazy_weights = da.from_array(w, chunks=(tuple(rows),))
-        lazy = lazy[da.ones(n, chunks=(tuple(rows),), dtype=bool)]
-        lazy_weights = lazy_weights[da.ones(n, chunks=(tuple(rows),), dtype=bool)]
-        assert np.isnan(lazy.shape[0]) or n == 0
+        # Not by a mask: Dask itself computes the wrong rows where a chunk is empty.
+        lengths = (np.nan,) * len(rows)
+        lazy = lazy.map_blocks(np.asarray, chunks=(lengths, columns))
+        lazy_weights = lazy_weights.map_blocks(np.asarray, chunks=(lengths,))
+        assert np.isnan(lazy.shape[0])
     blocks = assert_reads(lazy, x, lazy_weights, tuple(rows))
     np.testing.assert_array_equal(np.concatenate([b[2] for b in blocks]), w)
 
@@ -272,7 +276,9 @@ def test_chunks_shared_by_neighbours_are_read_once_in_a_shard():
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_no_more_than_two_blocks_a_thread_are_in_memory(n_threads):
+@pytest.mark.parametrize(("rows", "most_a_thread"), [(62_500, 2), (25_000, 2 * 3)])
+def test_no_more_than_two_blocks_a_thread_are_in_memory(n_threads, rows, most_a_thread):
+    """Or two lots of 1 MB, of smaller blocks."""
     lock, alive, most = threading.Lock(), [0], [0]
 
     def forget():
@@ -280,7 +286,7 @@ def test_no_more_than_two_blocks_a_thread_are_in_memory(n_threads):
             alive[0] -= 1
 
     def make(block_id=None):
-        block = np.ones((1000, 2))
+        block = np.ones((rows, 2))
         with lock:
             alive[0] += 1
             most[0] = max(most[0], alive[0])
@@ -288,15 +294,15 @@ def test_no_more_than_two_blocks_a_thread_are_in_memory(n_threads):
         return block
 
     lazy = da.map_blocks(
-        make, chunks=((1000,) * 60, (2,)), dtype=float, meta=np.empty((0, 0))
+        make, chunks=((rows,) * 60, (2,)), dtype=float, meta=np.empty((0, 0))
     )
 
     def work(_message, blocks):
         return sum(float(block.x.sum()) for block in blocks)
 
     with dask.config.set(scheduler="threads", num_workers=n_threads):
-        assert open_source(lazy).shards().reduce(work, None) == 120_000
-    assert most[0] <= 2 * n_threads
+        assert open_source(lazy).shards().reduce(work, None) == 120 * rows
+    assert most[0] <= most_a_thread * n_threads
     assert alive[0] == 0
 
 
@@ -308,10 +314,11 @@ def test_reading_runs_ahead_of_the_work():
     def make(block_id=None):
         if block_id[0] == 1:
             reading.set()
-        return np.ones((10, 2))
+        return np.ones((rows, 2))
 
+    rows = 62_500  # 1 MB: smaller ones are handed over together
     lazy = da.map_blocks(
-        make, chunks=((10,) * 2, (2,)), dtype=float, meta=np.empty((0, 0))
+        make, chunks=((rows,) * 2, (2,)), dtype=float, meta=np.empty((0, 0))
     )
 
     def work(_message, blocks):
@@ -364,7 +371,7 @@ def test_building_takes_linear_time():
         graph.dependencies = dependencies
         keys = [(row[0],) for row in lazy.__dask_keys__()]
         cuts = cut(graph, keys)
-        sources._build(graph, keys, 2)
+        sources._build(graph, keys, 2, None, 2)
         assert 1 <= len(cuts) <= 3
         return asked["n"]
 
@@ -382,18 +389,67 @@ def test_arrays_in_memory_are_cut_by_their_shape_alone():
 
 
 @pytest.mark.parametrize("shards", [None, (40, 4)])
-def test_zarr_chunks_are_grouped_for_a_fit_only(tmp_path, shards):
-    x = _data(1000, 4)
-    path = tmp_path / "x"
-    zarr.create_array(str(path), data=x, chunks=(10, 2), shards=shards)
-    assert as_dask(path).chunks == (
-        ((40,) * 25, (4,)) if shards else ((10,) * 100, (4,))
-    )
-    blocks = assert_reads_path(path, x)
-    assert len(blocks) == 1
-    big = _data(3_000, 500)
-    zarr.create_array(str(tmp_path / "big"), data=big, chunks=(500, 500))
-    assert [len(b[1]) for b in assert_reads_path(tmp_path / "big", big)] == [2000, 1000]
+def test_predictions_are_cut_as_a_store_is(tmp_path, shards):
+    create_zarr(tmp_path / "x", _data(1000, 4), chunks=(10, 2), shards=shards)
+    rows, n = (40, 25) if shards else (10, 100)
+    assert as_dask(tmp_path / "x").chunks == ((rows,) * n, (4,))
+
+
+def test_small_zarr_chunks_are_read_together(tmp_path):
+    """Up to 16 MB, as long as 16 reads are left: by path, array or Dask array."""
+    x = _data(1290, 4)
+    array = create_zarr(tmp_path / "x", x, chunks=(10, 4))
+    lazies = [da.from_zarr(array), da.from_array(array, chunks=(10, 4))]
+    lazies.append(da.from_array(array, chunks=(10, 4), inline_array=True))
+    for rows in (tmp_path / "x", array, *lazies):
+        blocks = assert_reads_path(rows, x)
+        assert [len(b[1]) for b in blocks] == [80] * 16 + [10]
+    wide = _data(1280, 4000)
+    create_zarr(tmp_path / "wide", wide, chunks=(4, 4000))
+    blocks = assert_reads_path(tmp_path / "wide", wide)
+    assert [len(b[1]) for b in blocks] == [80] * 16
+
+
+def test_dask_arrays_that_are_not_zarr_as_it_is_are_left_alone(tmp_path):
+    x = _data(1280, 4)
+    lazy = da.from_zarr(create_zarr(tmp_path / "x", x, chunks=(10, 4)))
+    uneven = da.from_zarr(str(tmp_path / "x"), chunks=((30, 20) * 25 + (30,), 4))
+    for rows, expected in (
+        (lazy + 1, x + 1),
+        (lazy[5:], x[5:]),
+        (lazy[::-1], x[::-1]),
+        (lazy[:, :2], x[:, :2]),
+        (uneven, x),
+    ):
+        blocks = assert_reads_path(rows, expected)
+        assert [len(b[1]) for b in blocks] == list(rows.chunks[0])
+
+
+def test_large_shards_are_read_in_parts(tmp_path):
+    x = _data(6000, 500)  # shards of 24 MB, chunks of 2 MB
+    array = create_zarr(tmp_path / "x", x, chunks=(500, 500), shards=(6000, 500))
+    assert as_dask(array).numblocks == (1, 1)
+    assert [len(b[1]) for b in assert_reads_path(array, x)] == [500] * 12
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"chunks": (10, 4)}, {"chunks": (2500, 4), "shards": (625_000, 4)}],
+    ids=["read together", "read in parts"],
+)
+def test_bad_rows_are_named_by_the_chunks_that_the_user_knows(tmp_path, layout):
+    n_rows, row = (1280, 1003) if layout["chunks"][0] == 10 else (625_000, 600_001)
+    x = np.ones((n_rows, 4))
+    x[row, 2] = np.nan
+    array = create_zarr(tmp_path / "x", x, **layout)
+    where = "block 100, row 3" if n_rows == 1280 else "block 0, row 600001"
+    with pytest.raises(DataError, match=f"NaN in {where}, column 2"):
+        survey(open_source(array).shards())
+    weights = np.ones(n_rows)
+    weights[row] = -1.0
+    array[row] = 1.0
+    with pytest.raises(DataError, match=f"negative .* in {where} "):
+        survey(open_source(array, weights).shards())
 
 
 def assert_reads_path(path, expected):

@@ -1,0 +1,23 @@
+"""The package's part of Dask's configuration; `daskgmm.yaml` says what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dask
+import yaml  # type: ignore[import-untyped]
+from dask.utils import parse_timedelta
+
+dask.config.update_defaults(
+    yaml.safe_load(Path(__file__).with_name("daskgmm.yaml").read_text("utf-8"))
+)
+
+
+def seconds(name: str) -> float:
+    """A time limit."""
+    return float(parse_timedelta(dask.config.get(f"daskgmm.{name}"), default="s"))
+
+
+def count(name: str) -> int:
+    """A number of times."""
+    return int(dask.config.get(f"daskgmm.{name}"))

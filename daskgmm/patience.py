@@ -1,0 +1,163 @@
+"""Stores that fail now and then: what they are asked is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+from zarr.storage import WrapperStore
+from zarr.storage._common import make_store_path
+
+from daskgmm import config
+from daskgmm.errors import DaskGMMError, StoreError
+
+_T = TypeVar("_T")
+_FIRST_PAUSE: Final = 0.1
+_LIBRARIES: Final = {"aiobotocore", "aiohttp", "azure", "botocore", "google", "urllib3"}
+"""Those whose own errors come through fsspec."""
+_ANSWERS: Final = (
+    DaskGMMError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+"""Not of a store that fails: it does not have, or allow, what it is asked for."""
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether a store failed, so that another try may help."""
+    if isinstance(error, _ANSWERS):
+        return False
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in _LIBRARIES
+
+
+def _is_foreign(error: Exception) -> bool:
+    """Whether an error is neither this package's own nor for want of memory.
+
+    What a store raises depends on its library; corrupt chunks come here too, and cost a
+    few reads more.
+    """
+    return not isinstance(error, (MemoryError, DaskGMMError))
+
+
+def _pauses(retries: int) -> Iterator[float]:
+    """Seconds to wait before each further try."""
+    return (_FIRST_PAUSE * 2**i for i in range(retries))
+
+
+def retrying(
+    act: Callable[[], _T],
+    retries: int,
+    may_help: Callable[[Exception], bool] = _is_foreign,
+) -> _T:
+    """What an action comes to, which is tried again so many times, after pauses.
+
+    Parameters
+    ----------
+    act : callable
+    retries : int
+    may_help : callable, optional
+        Whether to try again after an error; by default, if it is not our own.
+    """
+    for pause in _pauses(retries):
+        try:
+            return act()
+        except Exception as error:
+            if not may_help(error):
+                raise
+            time.sleep(pause)
+    return act()
+
+
+def patiently(act: Callable[[], _T], place: str) -> _T:
+    """What an action comes to, which is tried again while its store fails.
+
+    Raises
+    ------
+    StoreError
+        Naming the place, if it fails too often.
+    """
+    with naming_failures(place):
+        return retrying(act, config.count("storage-retries"), _is_failure)
+
+
+@contextmanager
+def naming_failures(place: str) -> Iterator[None]:
+    """Name the place in the error of a store that has failed often enough."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_failure(error):
+            raise
+        raise StoreError(
+            f"The store at {place} cannot be used, after "
+            f"{config.count('storage-retries') + 1} attempts: "
+            f"{type(error).__name__}: {error}. Try again later."
+        ) from error
+
+
+class _PatientStore(WrapperStore[Any]):
+    """A store whose requests are made again when they fail, each for itself.
+
+    Of the many requests that write a group, one always fails if one in ten does.
+    """
+
+    async def get(self, *args: Any, **options: Any) -> Any:
+        return await _again(lambda: self._store.get(*args, **options))
+
+    async def get_partial_values(self, *args: Any, **options: Any) -> Any:
+        return await _again(lambda: self._store.get_partial_values(*args, **options))
+
+    async def exists(self, key: str) -> bool:
+        return await _again(lambda: self._store.exists(key))
+
+    async def set(self, *args: Any, **options: Any) -> None:
+        await _again(lambda: self._store.set(*args, **options))
+
+    async def set_if_not_exists(self, *args: Any, **options: Any) -> None:
+        await _again(lambda: self._store.set_if_not_exists(*args, **options))
+
+    async def is_empty(self, prefix: str) -> bool:
+        return await _again(lambda: self._store.is_empty(prefix))
+
+    async def delete(self, key: str) -> None:
+        await _again(lambda: self._store.delete(key))
+
+    async def delete_dir(self, prefix: str) -> None:
+        await _again(lambda: self._store.delete_dir(prefix))
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        async def names() -> list[str]:
+            return [name async for name in self._store.list_dir(prefix)]
+
+        for name in await _again(names):
+            yield name
+
+
+async def _again(request: Callable[[], Awaitable[_T]]) -> _T:
+    for pause in _pauses(config.count("storage-retries")):
+        try:
+            return await request()
+        except Exception as error:
+            if not _is_failure(error):
+                raise
+            await asyncio.sleep(pause)
+    return await request()
+
+
+def patient_store(place: str | os.PathLike[str], *, writable: bool) -> Store:
+    """A place as a store for Zarr that makes requests again when they fail.
+
+    Opened without a request: what Zarr asks for it asks the store that is given back.
+    """
+    mode: Any = "a" if writable else "r"
+    return _PatientStore(sync(make_store_path(os.fspath(place), mode=mode)).store)

@@ -1,0 +1,226 @@
+"""Stores that lose chunks, hold corrupt ones, or fail now and then."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from conftest import blobs, create_zarr
+from zarr.codecs import Crc32cCodec
+from zarr.storage import LocalStore, WrapperStore
+
+from daskgmm import GaussianMixture, reading
+from daskgmm.cli import main
+from daskgmm.errors import StoreError
+from daskgmm.reading import CarefulArray, has_checksum
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+ROWS, CHUNK = 6500, 100
+
+
+@pytest.fixture
+def x():
+    return blobs(0, ROWS, 2, 3)
+
+
+def create(place, x, **layout):
+    return create_zarr(place, x, **{"chunks": (CHUNK, 2), **layout})
+
+
+def model(**parameters):
+    return GaussianMixture(3, random_state=0, max_iter=3, **parameters)
+
+
+def chunk_file(folder, number):
+    [path] = folder.glob(f"c/{number}/0")
+    return path
+
+
+def as_given(folder):
+    """A store, in each way that it can be handed over."""
+    array = zarr.open_array(str(folder), mode="r")
+    return {
+        "path": folder,
+        "array": array,
+        "dask": da.from_zarr(array),
+        "computed": da.from_zarr(array) + 1.0,
+        "inlined": da.from_zarr(array, inline_array=True) + 1.0,
+    }
+
+
+KINDS = ("path", "array", "dask", "computed", "inlined")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_missing_chunk_is_named(tmp_path, x, kind, sharded):
+    layout = {"chunks": (10, 2), "shards": (CHUNK, 2)} if sharded else {}
+    create(str(tmp_path / "x"), x, **layout)
+    chunk_file(tmp_path / "x", 17).unlink()
+    rows = as_given(tmp_path / "x")[kind]
+    with pytest.raises(StoreError, match=r"Chunk c/17/0 .*tmp.*/x is missing"):
+        model().fit(rows)
+    filled = model(missing_chunks="fill").fit(rows)
+    if kind not in ("computed", "inlined"):
+        x[1700:1800] = 0.0
+        expected = model(missing_chunks="fill").fit(da.from_array(x, chunks=(CHUNK, 2)))
+        np.testing.assert_allclose(filled.means_, expected.means_, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "index_location"), [*((kind, "end") for kind in KINDS), ("path", "start")]
+)
+def test_a_missing_chunk_inside_a_shard_is_named(tmp_path, x, kind, index_location):
+    x = x[:2000]
+    x[1730:1740] = 0.0  # all fill value: Zarr leaves it out
+    layout = {"shape": (100, 2), "index_location": index_location}
+    create(str(tmp_path / "x"), x, chunks=(10, 2), shards=layout)
+    rows = as_given(tmp_path / "x")[kind]
+    lost = r"Chunk \(3, 0\) inside shard c/17/0 .*tmp.*/x is missing"
+    with pytest.raises(StoreError, match=lost):
+        model().fit(rows)
+    model(missing_chunks="fill").fit(rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_beyond_the_edge_are_not_missing(tmp_path, x, kind):
+    x = x[:635]  # four chunks of the last shard, the last of them in part
+    create(str(tmp_path / "x"), x, chunks=(10, 1), shards=(CHUNK, 4))
+    model().fit(as_given(tmp_path / "x")[kind])
+
+
+def test_a_chunk_that_is_missing_elsewhere_does_not_matter(tmp_path, x):
+    array = create(str(tmp_path / "x"), x)
+    chunk_file(tmp_path / "x", 17).unlink()
+    model().fit(da.from_zarr(array)[:1500])
+    with pytest.raises(StoreError, match="Chunk c/17/0"):
+        model().fit(da.from_zarr(array)[1790:3000])
+
+
+def test_missing_chunks_when_predicting(tmp_path, x):
+    create(str(tmp_path / "x"), x)
+    fitted = model().fit(tmp_path / "x")
+    chunk_file(tmp_path / "x", 3).unlink()
+    for method in ("predict", "predict_proba", "score_samples", "score"):
+        with pytest.raises(StoreError, match="Chunk c/3/0"):
+            getattr(fitted, method)(tmp_path / "x")
+    fitted.set_params(missing_chunks="fill").predict(tmp_path / "x").compute()
+
+
+def test_missing_weights(tmp_path, x):
+    create(str(tmp_path / "x"), x)
+    weights = zarr.create_array(
+        str(tmp_path / "w"), shape=(ROWS,), dtype=float, chunks=(500,)
+    )
+    weights[:] = 1.0
+    (tmp_path / "w" / "c" / "2").unlink()
+    with pytest.raises(StoreError, match=r"Chunk c/2 .*/w is missing"):
+        model().fit(tmp_path / "x", sample_weight=tmp_path / "w")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_corrupt_chunk_is_named(tmp_path, x, kind, how):
+    codecs = {"compressors": (Crc32cCodec(),)} if how == "flipped" else {}
+    create(str(tmp_path / "x"), x, **codecs)
+    path = chunk_file(tmp_path / "x", 42)
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+    else:
+        content = content[: len(content) // 2]
+    path.write_bytes(content)
+    rows = as_given(tmp_path / "x")[kind]
+    with (
+        dask.config.set({"daskgmm.storage-retries": 1}),
+        pytest.raises(StoreError, match=r"Chunk c/42/0 .*/x cannot be read"),
+    ):
+        model().fit(rows)
+
+
+class Flaky(WrapperStore):
+    """A real store, of which one request for a chunk in ten fails."""
+
+    def __init__(self, store, *, every=10):
+        super().__init__(store)
+        self.every = every
+        self.n_requests = 0
+
+    async def get(self, key, *args, **kwargs):
+        if "c/" in key:
+            self.n_requests += 1
+            if self.n_requests % self.every == 0:
+                raise ConnectionResetError("the store is busy")
+        return await super().get(key, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["array", "dask"])
+def test_a_store_that_fails_now_and_then(tmp_path, x, kind):
+    create(str(tmp_path / "x"), x, chunks=(CHUNK, 2))
+    expected = model().fit(as_given(tmp_path / "x")[kind])
+    flaky = Flaky(LocalStore(tmp_path / "x", read_only=True))
+    array = zarr.open_array(flaky, mode="r")
+    got = model().fit(array if kind == "array" else da.from_zarr(array))
+    assert flaky.n_requests > ROWS // CHUNK
+    np.testing.assert_array_equal(got.means_, expected.means_)
+
+
+def test_a_store_that_always_fails_is_named_in_bounded_time(tmp_path, x):
+    create(str(tmp_path / "x"), x)
+    flaky = Flaky(LocalStore(tmp_path / "x", read_only=True), every=1)
+    with (
+        dask.config.set({"daskgmm.storage-retries": 2}),
+        pytest.raises(StoreError, match=r"after 3 attempts: .*the store is busy"),
+    ):
+        model().fit(zarr.open_array(flaky, mode="r"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers"),
+    [
+        (slice(100, 300), [1, 2]),
+        (slice(99, 101), [0, 1]),
+        (slice(450, 150, -1), [1, 2, 3, 4]),
+        (slice(0, 0), []),
+        (slice(None), list(range(ROWS // CHUNK))),
+        (np.array([5, 6]), list(range(ROWS // CHUNK))),
+    ],
+)
+def test_the_chunks_of_a_slice(tmp_path, x, rows, numbers):
+    array = create(tmp_path / "x", x)
+    assert [i for i, _ in reading._chunks_in(array, (rows, slice(None)))] == numbers
+
+
+def test_equal_arrays_have_equal_tokens(tmp_path, x):
+    array = create(str(tmp_path / "x"), x)
+    tokens = {dask.base.tokenize(CarefulArray(array, verify=v)) for v in (True, False)}
+    again = zarr.open_array(str(tmp_path / "x"), mode="r")
+    assert {dask.base.tokenize(CarefulArray(again, verify=True))} == tokens
+    other = create(str(tmp_path / "y"), x)
+    assert dask.base.tokenize(CarefulArray(other, verify=True)) not in tokens
+
+
+def test_info_says_whether_there_are_checksums(tmp_path, x):
+    plain = create(str(tmp_path / "x"), x)
+    checked = create(str(tmp_path / "y"), x, compressors=(Crc32cCodec(),))
+    sharded = create(
+        str(tmp_path / "z"),
+        x,
+        chunks=(10, 2),
+        shards=(CHUNK, 2),
+        compressors=(Crc32cCodec(),),
+    )
+    unchecked = create(str(tmp_path / "u"), x, chunks=(10, 2), shards=(CHUNK, 2))
+    assert not has_checksum(plain)
+    assert not has_checksum(unchecked)  # though its index is
+    assert has_checksum(checked)
+    assert has_checksum(sharded)
+    run = CliRunner().invoke
+    assert (
+        "a flipped bit would not be" in run(main, ["info", str(tmp_path / "x")]).stdout
+    )
+    assert "Checksums          : yes" in run(main, ["info", str(tmp_path / "y")]).stdout
