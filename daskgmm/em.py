@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Final, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from daskgmm.errors import IllDefinedCovarianceError
 from daskgmm.likelihood import MaximumLikelihood
@@ -100,7 +99,6 @@ def advance(
 def em(
     shards: Shards,
     runs: Sequence[Run],
-    origin: NDArray[np.float64],
     rule: MaximumLikelihood,
     stopping: Stopping,
 ) -> Iterator[list[Run]]:
@@ -112,7 +110,7 @@ def em(
     runs = list(runs)
     while live := [i for i, run in enumerate(runs) if run.status is Status.TRAINING]:
         mixtures = [m for i in live if (m := runs[i].mixture) is not None]
-        message = plan(mixtures, origin)
+        message = plan(mixtures)
         sums = shards.reduce(e_step, message)
         for i, its_moments in zip(live, moments(message, sums, mixtures), strict=True):
             runs[i] = advance(runs[i], its_moments, rule, stopping)

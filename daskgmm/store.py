@@ -14,19 +14,22 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
+import fsspec
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from daskgmm.errors import ModelFileError
+from daskgmm.errors import ModelFileError, NewerFormatError, StoreError
+from daskgmm.patience import naming_failures, patient_store, patiently
 
 FORMAT: Final = 1
 """Version of what is written; every version up to it can be read."""
 
 _KEY: Final = "daskgmm"
+_STATE: Final = "state-"
+_GROUP: Final = "zarr.json"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -56,15 +59,37 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
     ------
     FileExistsError
         If something else is there, or a model and not `overwrite`.
+    StoreError
+        If the store fails again and again.
     """
     target = os.fspath(url)
-    old = _existing(target)
+    old = existing(target)
     if old is not None and not overwrite:
         raise FileExistsError(
             f"There is a model at {target} already: pass overwrite=True to replace it."
         )
+    with naming_failures(target):
+        # Nothing is there, or the remnants of a write: those go.
+        group = _open_group(target, "w" if old is None else "a")
+        _write_into(group, model)
+        if old is not None:
+            del group[old["state"]]
+
+
+def write(url: str | os.PathLike[str], model: Model) -> None:
+    """Write a model to a place, whatever is there, a damaged model too."""
+    with naming_failures(os.fspath(url)):
+        _write_into(_open_group(os.fspath(url), "w"), model)
+
+
+def _open_group(target: str, mode: Literal["r", "a", "w"]) -> zarr.Group:
+    return zarr.open_group(patient_store(target, writable=mode != "r"), mode=mode)
+
+
+def _write_into(group: zarr.Group, model: Model) -> None:
+    """Write the arrays first, and then what names them."""
     arrays: Arrays = {}
-    state = f"state-{uuid.uuid4().hex}"
+    state = f"{_STATE}{uuid.uuid4().hex}"
     header: dict[str, Any] = {
         "format": FORMAT,
         "kind": model.kind,
@@ -73,7 +98,6 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
         "fitted": _encode_all("fitted", model.fitted, arrays),
     }
     header["digest"] = _digest(header, arrays)
-    group = zarr.open_group(target, mode="a")
     child = group.create_group(state)
     for name, array in arrays.items():
         # An array of zeros would otherwise be left out, and a lost one read as zeros.
@@ -86,8 +110,6 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
         )
         written[...] = array
     group.attrs[_KEY] = header
-    if old is not None:
-        del group[old["state"]]
 
 
 def load(url: str | os.PathLike[str]) -> Model:
@@ -97,6 +119,8 @@ def load(url: str | os.PathLike[str]) -> Model:
     ------
     ModelFileError
         If there is none, or it is damaged, or of a newer version.
+    StoreError
+        If the store fails again and again.
     """
     target = os.fspath(url)
     header = _header(target)
@@ -105,14 +129,17 @@ def load(url: str | os.PathLike[str]) -> Model:
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
         raise _damaged(target, "its header cannot be read")
     if header["format"] > FORMAT:
-        raise ModelFileError(
-            f"The model at {target} has format {header['format']}, and this version of "
-            f"daskgmm reads formats up to {FORMAT}: install a newer one."
+        raise NewerFormatError(
+            f"What is saved at {target} has format {header['format']}, and this "
+            f"version of daskgmm reads formats up to {FORMAT}: install a newer one."
         )
     try:
-        child: Any = zarr.open_group(target, mode="r")[header["state"]]
-        arrays = {name: np.asarray(array[...]) for name, array in child.arrays()}
+        with naming_failures(target):
+            child: Any = _open_group(target, "r")[header["state"]]
+            arrays = {name: np.asarray(array[...]) for name, array in child.arrays()}
         intact = header["digest"] == _digest(header, arrays)
+    except StoreError:
+        raise
     except Exception as error:
         raise _damaged(target, f"{type(error).__name__}: {error}") from error
     if not intact:
@@ -128,28 +155,51 @@ def _damaged(target: str, how: str) -> ModelFileError:
     return ModelFileError(f"The model at {target} is damaged ({how}): save it again.")
 
 
-def _existing(target: str) -> dict[str, Any] | None:
-    """Header of the model at a place, or None where nothing is."""
+def existing(target: str) -> dict[str, Any] | None:
+    """Header of the model at a place, or None where nothing is that is whole.
+
+    Raises
+    ------
+    FileExistsError
+        If something else is there.
+    ModelFileError
+        If what is there cannot be read.
+    """
+    files, path = fsspec.url_to_fs(target)
+    files.invalidate_cache()  # others may have written there
+    try:
+        is_file = patiently(lambda: files.info(path), target)["type"] == "file"
+    except FileNotFoundError:
+        return None
+    found = {} if is_file else patiently(lambda: _sizes(files, path), target)
+    remnants = all(n == _GROUP or n.startswith(_STATE) for n in found)
+    if found and remnants and not found.get(_GROUP):
+        return None  # a write broke off before the group was described
     header = _header(target)
     if header is not None:
         return dict(header)
-    if "://" not in target and Path(target).exists() and not _is_empty(Path(target)):
-        raise FileExistsError(
-            f"{target} exists and is not a model: choose another place."
-        )
-    return None
+    if remnants and not is_file:
+        return None
+    raise FileExistsError(f"{target} exists and is not a model: choose another place.")
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _sizes(files: Any, path: str) -> dict[str, int]:
+    """Bytes of what lies in a folder, by name."""
+    return {
+        entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"]
+        for entry in files.ls(path, detail=True)
+    }
 
 
 def _header(target: str) -> Any:
     """The model's attributes; None if there is no model."""
     try:
-        found = zarr.open(target, mode="r")
+        with naming_failures(target):
+            found = zarr.open(patient_store(target, writable=False), mode="r")
     except FileNotFoundError:
         return None
+    except StoreError:
+        raise
     except Exception as error:
         raise _damaged(target, f"{type(error).__name__}: {error}") from error
     if isinstance(found, zarr.Array):

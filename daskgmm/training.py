@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Progress:
     @property
     def n_live(self) -> int:
         """Restarts that go on."""
-        return sum(run.status is Status.TRAINING for run in self.runs)
+        return sum(map(_is_live, self.runs))
 
     @property
     def _leader(self) -> Run:
@@ -101,12 +101,42 @@ class Outcome:
     n_passes: int
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a fit needs to go on after a pass.
+
+    Attributes
+    ----------
+    runs : tuple of Run
+    n_passes : int
+        EM passes so far.
+    random_state : RandomState
+        As the starts left it.
+    """
+
+    runs: tuple[Run, ...]
+    n_passes: int
+    random_state: np.random.RandomState
+
+
+class Keeper(Protocol):
+    """Keeps states where they outlive the process."""
+
+    def recall(self, found: Survey) -> State | None:
+        """The newest state of this fit to these data, if one was kept."""
+
+    def keep(self, state: State, *, at_once: bool) -> None:
+        """Keep a state, if it is time to or if it must be."""
+
+
 def train(
     source: Source,
     settings: Settings,
     random_state: np.random.RandomState,
     warm: Run | None,
     observer: Observer,
+    keeper: Keeper | None = None,
 ) -> Outcome:
     """Fit a mixture to a source.
 
@@ -121,6 +151,8 @@ def train(
         Where to go on from, instead of new starts.
     observer : callable
         Called with a `Progress` after each pass.
+    keeper : Keeper or None
+        Where to go on from what was kept, and to keep states.
 
     Raises
     ------
@@ -130,24 +162,42 @@ def train(
         If no restart is left.
     """
     shards = source.shards()
-    found = survey(shards, source.n_features)
+    found = survey(shards, digest=keeper is not None)
     _check_enough(found, settings.start.n_components)
-    runs = [warm] if warm else _starts(shards, found, settings, random_state)
-    n_passes = 0
-    if settings.stopping.max_iter > 0:
-        rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
-        began = perf_counter()
-        for n_passes, runs in enumerate(  # noqa: B020  the newest runs are kept
-            em(shards, runs, found.mean, rule, settings.stopping), start=1
-        ):
-            seconds, began = perf_counter() - began, perf_counter()
-            observer(Progress(n_passes, runs, found.n_rows, seconds))
-        chosen = runs[best(runs)]
-    else:
+    state = keeper.recall(found) if keeper else None
+    if state is None:
+        runs = [warm] if warm else _starts(shards, found, settings, random_state)
+        state = State(tuple(runs), 0, random_state)
+        _keep(keeper, state, at_once=True)
+    elif random_state is not np.random.mtrand._rand:
+        # The user's own goes on from where the starts left it, too.
+        random_state.set_state(state.random_state.get_state())
+    if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
-        chosen = runs[max(i for i, run in enumerate(runs) if run.mixture is not None)]
-    assert chosen.mixture is not None
-    return Outcome(chosen, chosen.mixture, n_passes)
+        there = [run for run in state.runs if run.mixture is not None]
+        return _outcome(there[-1], 0)
+    rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
+    began = perf_counter()
+    for runs in em(shards, state.runs, rule, settings.stopping):
+        state = State(tuple(runs), state.n_passes + 1, random_state)
+        _keep(keeper, state, at_once=not any(_is_live(run) for run in runs))
+        seconds, began = perf_counter() - began, perf_counter()
+        observer(Progress(state.n_passes, runs, found.n_rows, seconds))
+    return _outcome(state.runs[best(state.runs)], state.n_passes)
+
+
+def _is_live(run: Run) -> bool:
+    return run.status is Status.TRAINING
+
+
+def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
+    if keeper is not None:
+        keeper.keep(state, at_once=at_once)
+
+
+def _outcome(run: Run, n_passes: int) -> Outcome:
+    assert run.mixture is not None
+    return Outcome(run, run.mixture, n_passes)
 
 
 def _starts(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
+import zarr
 
 from daskgmm.covariance import SHAPES
 from daskgmm.mixture import Mixture
@@ -44,6 +47,35 @@ def blobs(seed, n, d, n_components, spread=4.0):
     mixture = random_mixture(rng, "full", n_components, d, spread=spread)
     x, _ = mixture.sample(n, np.random.RandomState(seed))
     return rng.permutation(x)
+
+
+def create_zarr(place, x, **layout):
+    """A Zarr array of x; sharded ones given data at once are corrupt in old Zarr."""
+    array = zarr.create_array(str(place), shape=x.shape, dtype=x.dtype, **layout)
+    array[:] = x
+    return array
+
+
+LEFT_OUT = pytest.StashKey[Counter]()
+RUN_BY = {"slow": "make test-slow", "cluster": "make test-cluster"}
+"""Which command runs the tests of a marker, the last one if they have several."""
+
+
+def pytest_deselected(items):
+    """Count the tests that are left out, by what would run them."""
+    for item in items:
+        names = [name for name in RUN_BY if item.get_closest_marker(name)]
+        if names and f"not {names[-1]}" in item.config.option.markexpr:
+            counts = item.config.stash.setdefault(LEFT_OUT, Counter())
+            counts[names[-1]] += 1
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say what was left out, and how to run it."""
+    for name, count in sorted(config.stash.get(LEFT_OUT, Counter()).items()):
+        terminalreporter.write_line(
+            f"left out: {count} tests marked {name}; run them with {RUN_BY[name]}"
+        )
 
 
 @pytest.fixture(params=COVARIANCE_TYPES)

@@ -99,13 +99,11 @@ def test_all_runs_share_each_pass_and_leave_when_they_end():
     rng = np.random.default_rng(4)
     starts = [Run(random_mixture(rng, "full", k, 2)) for k in (1, 3, 3)]
     stopping = Stopping(tol=1e-4, max_iter=50)
-    passes = list(em(shards, starts, x.mean(axis=0), RULE, stopping))
+    passes = list(em(shards, starts, RULE, stopping))
     ended = passes[-1]
     assert shards.n_passes == len(passes) == max(run.n_iter for run in ended)
     assert ended[0].n_iter < len(passes)
     for start, run in zip(starts, ended, strict=True):
-        *_, [alone] = em(
-            open_source(x).shards(), [start], x.mean(axis=0), RULE, stopping
-        )
+        *_, [alone] = em(open_source(x).shards(), [start], RULE, stopping)
         assert alone.n_iter == run.n_iter
         np.testing.assert_allclose(alone.mixture.means, run.mixture.means, rtol=1e-10)

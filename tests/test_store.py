@@ -141,6 +141,16 @@ def test_other_files_are_never_overwritten(tmp_path):
     np.testing.assert_array_equal(zarr.open(str(tmp_path / "rows"))[:], np.arange(4.0))
 
 
+@pytest.mark.parametrize("described", [True, False])
+def test_what_a_write_left_that_broke_off_is_no_model(tmp_path, described):
+    path = tmp_path / "model"
+    zarr.open_group(path).create_group("state-1234")
+    if not described:
+        (path / "zarr.json").write_bytes(b"")
+    _fitted().save(path)
+    assert daskgmm.load(path).n_components == _fitted().n_components
+
+
 def test_a_write_that_breaks_off_leaves_the_old_model(tmp_path, monkeypatch):
     path = tmp_path / "model"
     old = _fitted()

@@ -1,0 +1,293 @@
+"""Work on a cluster that ends in bounded time, with a result or with a clear error.
+
+Some limits only the scheduler can be told (``no-workers-timeout``, ``worker-ttl``),
+and the cluster may not be the user's own: so the client watches for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from time import monotonic, sleep
+from typing import Any, Final, final
+
+import dask
+from dask.base import compute as compute_here
+from dask.base import get_scheduler
+from dask.delayed import Delayed
+from dask.system import CPU_COUNT
+from distributed import Client, KilledWorker, as_completed, futures_of
+from distributed.comm.core import CommClosedError
+
+from daskgmm import config
+from daskgmm.errors import ClusterError
+
+_POLL: Final = 0.5
+"""Seconds between two looks at whether the work is done, while it is not."""
+_SHORT_POLL: Final = 0.05
+"""The same, where each of many works is looked for."""
+_NO_ANSWER: Final = (OSError, TimeoutError, RuntimeError, AttributeError)
+"""What asking a scheduler raises that is gone."""
+_LOOKS: Final = 4.0
+"""Looks at the workers within the shortest time limit."""
+
+
+def active_client() -> Client | None:
+    """The client of the cluster that Dask will run work on, if it will."""
+    owner = getattr(get_scheduler(), "__self__", None)
+    return owner if isinstance(owner, Client) else None
+
+
+def compute(work: Delayed) -> Any:
+    """The result of some work, wherever Dask runs it.
+
+    Raises
+    ------
+    ClusterError
+        If the workers, or the scheduler, are gone for longer than the time limits.
+    KilledWorker
+        If the workers of a task died again and again.
+    """
+    client = active_client()
+    if client is None:
+        return work.compute()
+    with _large_graphs():
+        future: Any = client.compute(work)
+    try:
+        return _wait(client, future)
+    finally:
+        # Also after an interrupt: what has not begun need not.
+        if not future.done() and client.status == "running":
+            future.cancel()
+
+
+def each(works: Sequence[Delayed]) -> Iterator[None]:
+    """Run some works for what they do, wherever Dask runs them; tell as each ends.
+
+    A cluster is told of all works at once; it begins only as many as it has threads.
+
+    Raises
+    ------
+    ClusterError, KilledWorker
+        As `compute`.
+    """
+    client = active_client()
+    if client is None:
+        step = 2 * CPU_COUNT
+        for first in range(0, len(works), step):
+            batch = works[first : first + step]
+            compute_here(*batch)
+            yield from (None for _ in batch)
+        return
+    with _large_graphs():
+        futures: Any = client.compute(list(works))
+    try:
+        yield from _as_they_end(client, futures)
+    finally:
+        drop(futures)
+
+
+def _as_they_end(client: Client, futures: Sequence[Any]) -> Iterator[None]:
+    watch = _Watch(client)
+    coming: Any = as_completed(futures)
+    while not coming.is_empty():
+        for future in coming.next_batch(block=False):
+            if future.status != "finished":
+                _raise_its_error(client, future)
+            # What is done must not be done again when its worker leaves.
+            future.release()
+            yield
+        if not coming.is_empty() and not coming.has_ready():
+            sleep(_SHORT_POLL)
+            watch.look()
+
+
+def _raise_its_error(client: Client, future: Any) -> None:
+    try:
+        future.result()
+    except (CancelledError, CommClosedError) as error:
+        raise _lost(client) from error
+
+
+def _large_graphs() -> Any:
+    """Dask warns of large graphs, but many or wide components make a message large."""
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
+
+
+def _wait(client: Client, future: Any) -> Any:
+    watch = _Watch(client)
+    while True:
+        try:
+            return future.result(timeout=_POLL)
+        except TimeoutError:
+            failed = future.status == "error"
+            if failed and isinstance(future.exception(), TimeoutError):
+                raise  # the work's own
+        except (CancelledError, CommClosedError) as error:
+            raise _lost(client) from error
+        watch.look()
+
+
+def _lost(client: Client) -> ClusterError:
+    return ClusterError(
+        f"The connection to the scheduler at {_address(client)} is lost, and with it "
+        "what the workers held. Start the cluster again and fit again: with the same "
+        "checkpoint the fit goes on where it was."
+    )
+
+
+def _address(client: Client) -> str:
+    return str(getattr(client.scheduler, "address", "an unknown address"))
+
+
+@final
+class _Watch:
+    """What is known of a cluster's workers, by this process's clock.
+
+    Clocks of other machines may differ: a worker is alive when the time of its last
+    sign of life changes.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._limits = {
+            name: config.seconds(f"{name}-timeout")
+            for name in ("no-workers", "worker", "scheduler")
+        }
+        self._pause = min(self._limits.values()) / _LOOKS
+        self._looked = self._answered = self._had_workers = monotonic()
+        self._signs: dict[str, tuple[float, float]] = {}
+
+    def look(self) -> None:
+        """Look at the workers if it is time to."""
+        if monotonic() - self._looked < self._pause:
+            return
+        self._looked = monotonic()
+        workers = self._workers()
+        if workers is None:
+            if monotonic() - self._answered > self._limits["scheduler"]:
+                raise _lost(self._client)
+            return
+        self._answered = monotonic()
+        if not all(map(_is_stuck, workers.values())):
+            self._had_workers = monotonic()
+        elif monotonic() - self._had_workers > self._limits["no-workers"]:
+            raise self._without_workers(workers)
+        self._remove_silent(workers)
+
+    def _without_workers(self, workers: Mapping[str, Any]) -> ClusterError:
+        seconds = f"{self._limits['no-workers']:.0f} s"
+        what = f"has had no workers for {seconds}. Start some"
+        if workers:
+            what = (
+                f"has had only workers that Dask paused for want of memory for "
+                f"{seconds}. Give them more memory, or fewer threads each,"
+            )
+        return ClusterError(
+            f"The cluster at {_address(self._client)} {what} and fit again: with the "
+            "same checkpoint the fit goes on where it was. How long a fit waits is "
+            "daskgmm.no-workers-timeout in Dask's configuration."
+        )
+
+    def _workers(self) -> Mapping[str, Any] | None:
+        """All workers by address; None without an answer."""
+        try:
+            try:
+                info = _ask(self._client, "identity", n_workers=-1)
+            except TypeError:  # older schedulers tell of all workers, unasked
+                info = _ask(self._client, "identity")
+        except _NO_ANSWER:
+            return None
+        workers: Mapping[str, Any] = info["workers"]
+        return workers
+
+    def _remove_silent(self, workers: Mapping[str, Any]) -> None:
+        now = monotonic()
+        for address, worker in workers.items():
+            sign, since = self._signs.get(address, (None, now))
+            if worker["last_seen"] != sign:
+                self._signs[address] = (worker["last_seen"], now)
+            elif now - since > self._limits["worker"]:
+                del self._signs[address]
+                _ask(
+                    self._client,
+                    "unregister",
+                    address=address,
+                    stimulus_id=f"daskgmm-silent-{now}",
+                )
+
+
+def _is_stuck(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker takes no work, for want of memory, and has none left."""
+    is_paused = worker.get("status") == "paused"
+    return is_paused and not worker.get("metrics", {}).get("executing")
+
+
+def _ask(client: Client, question: str, **about: Any) -> Any:
+    """Call one of the scheduler's handlers."""
+    handler = getattr(client.scheduler, question)
+    limit = config.seconds("scheduler-timeout")
+    return client.sync(handler, callback_timeout=limit, **about)
+
+
+def count_threads() -> int | None:
+    """Threads of the cluster's workers; None if there is no cluster, or no answer."""
+    client = active_client()
+    if client is None:
+        return None
+    try:
+        return int(sum(_ask(client, "ncores").values()))
+    except _NO_ANSWER:
+        return None  # work that is sent there will say what is wrong
+
+
+def hold(works: Sequence[Delayed]) -> Sequence[Delayed]:
+    """Begin some works on the cluster, which keeps their results; else do nothing."""
+    client = active_client()
+    if client is None:
+        return works
+    with _large_graphs():
+        held: Sequence[Delayed] = client.persist(list(works))
+    return held
+
+
+def is_finished(work: Delayed) -> bool:
+    """Whether the cluster holds the result of a held work."""
+    return all(future.status == "finished" for future in futures_of(work))
+
+
+def drop(works: Sequence[Delayed]) -> None:
+    """Let what is not done of held works be; an error's traceback would keep it.
+
+    Not by cancelling: the scheduler breaks the connection of a client that cancels what
+    others, which nobody wants any more, depend on (`assert ts.who_wants`).
+    """
+    for future in futures_of(works):
+        if not future.done():
+            future.release()
+
+
+def revive(collections: Sequence[Any]) -> None:
+    """Let what failed of persisted collections be computed again."""
+    client = active_client()
+    if client is not None:
+        failed = [f for f in futures_of(collections) if f.status == "error"]
+        client.retry(failed)
+
+
+def explain(error: KilledWorker, block_bytes: float | None) -> ClusterError:
+    """Say what most likely killed the workers of a task."""
+    worker = error.last_worker
+    limit = getattr(worker, "memory_limit", 0)
+    of_block = (
+        ""
+        if block_bytes is None
+        else f" Its largest block takes {block_bytes / 1e6:.0f} MB, and two are held "
+        "for each thread."
+    )
+    has = f"; it may take {limit / 1e6:.0f} MB" if limit else ""
+    return ClusterError(
+        f"Workers died again and again at the same piece of work, the last one at "
+        f"{worker.address}{has}.{of_block} Most likely they ran out of memory: give "
+        "them more, let each have fewer threads, or cut the data into smaller blocks."
+    )

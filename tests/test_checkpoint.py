@@ -1,0 +1,312 @@
+"""Fits that break off go on from their checkpoint, and end with the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import dask.array as da
+import fsspec
+import numpy as np
+import pytest
+import zarr
+from conftest import blobs, create_zarr, random_mixture
+from services import kill_until_done
+
+from daskgmm import GaussianMixture, load
+from daskgmm.checkpoint import Interval, Keeper, parse_interval
+from daskgmm.covariance import SHAPES
+from daskgmm.em import Run, Status
+from daskgmm.errors import CheckpointError, ModelFileError
+from daskgmm.sources import open_source
+from daskgmm.survey import survey
+from daskgmm.training import State
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+FITTED = (
+    "weights_",
+    "means_",
+    "covariances_",
+    "precisions_cholesky_",
+    "lower_bound_",
+    "lower_bounds_",
+    "n_iter_",
+    "n_passes_",
+    "converged_",
+)
+
+
+class Broken(Exception):
+    """What ends a fit before its time."""
+
+
+def assert_same(got, expected):
+    for name in FITTED:
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+
+
+def break_off(model, X, place, after, interval=1, sample_weight=None):
+    """Fit, but let nothing go on after a pass."""
+
+    def observe(progress):
+        if progress.n_pass == after:
+            raise Broken
+
+    with pytest.raises(Broken):
+        model._fit(X, sample_weight, observe, place, interval)
+
+
+def model(covariance_type="full", **parameters):
+    return GaussianMixture(
+        3,
+        covariance_type=covariance_type,
+        **{"n_init": 3, "random_state": 0, "tol": 1e-6, "max_iter": 25, **parameters},
+    )
+
+
+@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_fit_goes_on_with_the_same_bits(tmp_path, covariance_type, after, lazy):
+    x = blobs(0, 3000, 3, 3, spread=1.5)
+    rows = da.from_array(x, chunks=(400, 3)) if lazy else x
+    weights = np.random.default_rng(0).random(3000)
+    expected = model(covariance_type).fit(rows, sample_weight=weights)
+    break_off(model(covariance_type), rows, tmp_path, after, sample_weight=weights)
+    resumed = model(covariance_type)
+    passes = []
+    resumed._fit(rows, weights, lambda p: passes.append(p.n_pass), tmp_path, 1)
+    assert passes[0] == after + 1
+    assert_same(resumed, expected)
+
+
+def test_what_was_ended_is_not_done_again(tmp_path):
+    x = blobs(1, 2000, 2, 3)
+    first = model().fit(x, checkpoint=tmp_path)
+    again, passes = model(), []
+    again._fit(x, None, passes.append, tmp_path)
+    assert passes == []
+    assert_same(again, first)
+
+
+def test_passes_since_the_last_state_are_done_again(tmp_path):
+    x = blobs(2, 2000, 2, 3, spread=1.0)
+    expected = model().fit(x)
+    break_off(model(), x, tmp_path, after=5, interval=3)
+    resumed, passes = model(), []
+    resumed._fit(x, None, lambda p: passes.append(p.n_pass), tmp_path, 3)
+    assert passes[0] == 4
+    assert_same(resumed, expected)
+
+
+def test_the_users_random_state_goes_on_too(tmp_path):
+    x = blobs(3, 2000, 2, 3)
+    expected = model(random_state=np.random.RandomState(5)).fit(x).sample(10)[0]
+    break_off(model(random_state=np.random.RandomState(5)), x, tmp_path, after=2)
+    resumed = model(random_state=np.random.RandomState(5)).fit(x, checkpoint=tmp_path)
+    np.testing.assert_array_equal(resumed.sample(10)[0], expected)
+
+
+def test_every_kind_of_run_is_kept(tmp_path, covariance_type):
+    mixture = random_mixture(np.random.default_rng(4), covariance_type, 3, 2)
+    runs = (
+        Run(None, Status.FAILED, error="ill-defined from the start"),
+        Run(mixture, Status.TRAINING, (-5.0, -4.5), previous=-6.0),
+        Run(mixture, Status.FAILED, (-5.0,), error="a singleton – collapsed"),
+        Run(mixture, Status.CONVERGED, (-5.0, -np.inf, np.nan)),
+        Run(mixture),
+    )
+    state = State(runs, 7, np.random.RandomState(3))
+    found = survey(open_source(blobs(0, 50, 2, 3)).shards(), digest=True)
+
+    def keeper():
+        shape = SHAPES[covariance_type]
+        return Keeper(tmp_path, Interval(1, None), shape, {"n_components": 3})
+
+    first = keeper()
+    assert first.recall(found) is None
+    first.keep(state, at_once=True)
+    got = keeper().recall(found)
+    assert got.n_passes == 7
+    assert got.random_state.randint(10**6) == np.random.RandomState(3).randint(10**6)
+    for run, expected in zip(got.runs, runs, strict=True):
+        assert (run.status, run.error) == (expected.status, expected.error)
+        assert run.previous == expected.previous
+        np.testing.assert_array_equal(run.bounds, expected.bounds)
+        assert (run.mixture is None) == (expected.mixture is None)
+        for name in ("weights", "means", "covariances", "factors"):
+            if run.mixture is not None:
+                np.testing.assert_array_equal(
+                    getattr(run.mixture, name), getattr(mixture, name)
+                )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_components": 2}, "n_components was 3 and is 2"),
+        ({"tol": 1e-3}, r"tol was 1e-06 and is 0\.001"),
+        ({"random_state": 1}, "random_state was 0 and is 1"),
+        ({"means_init": np.zeros((3, 2))}, "means_init was None and is 'array of"),
+    ],
+)
+def test_other_parameters_are_refused(tmp_path, change, words):
+    x = blobs(5, 1000, 2, 3)
+    break_off(model(), x, tmp_path, after=2)
+    with pytest.raises(CheckpointError, match=words):
+        model().set_params(**change).fit(x, checkpoint=tmp_path)
+
+
+def test_other_data_are_refused(tmp_path):
+    x = blobs(6, 1000, 2, 3)
+    break_off(model(), x, tmp_path, after=2)
+    moved = x.copy()
+    moved[567, 1] = np.nextafter(moved[567, 1], np.inf)
+    for other, words in (
+        (moved, "contents of X was"),
+        (x[::-1], "contents of X was"),
+        (x[:-1], "number of X's rows was 1000 and is 999"),
+        (x.astype(np.float32), "dtype was 'float64' and is 'float32'"),
+        (da.from_array(x, chunks=(300, 2)), "rows of X's blocks was"),
+        (np.column_stack([x, x]), "number of features was 2 and is 4"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            model().fit(other, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="contents of sample_weight was"):
+        model().fit(x, sample_weight=np.arange(1000.0), checkpoint=tmp_path)
+
+
+def test_another_version_is_refused(tmp_path, monkeypatch):
+    x = blobs(7, 1000, 2, 3)
+    break_off(model(), x, tmp_path, after=2)
+    monkeypatch.setattr("daskgmm.checkpoint.version", lambda _: "99.0")
+    with pytest.raises(CheckpointError, match=r"version of daskgmm .* and is '99\.0'"):
+        model().fit(x, checkpoint=tmp_path)
+
+
+def test_verbosity_is_no_other_fit(tmp_path):
+    x = blobs(8, 1000, 2, 3)
+    break_off(model(), x, tmp_path, after=2)
+    model(verbose_interval=3).fit(x, checkpoint=tmp_path)
+
+
+def short():
+    return model(max_iter=6, n_init=1, tol=0)
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_write_that_breaks_off_at_any_byte_leaves_the_state_before(tmp_path):
+    """Every file of the younger slot, cut at several places, and gone."""
+    x = blobs(9, 600, 2, 3, spread=1.0)
+    expected = short().fit(x)
+    break_off(short(), x, tmp_path, after=4)
+    slots = [tmp_path / f"slot-{slot}" for slot in (0, 1)]
+    passes = [zarr.open_group(s).attrs["daskgmm"]["fitted"]["n_passes"] for s in slots]
+    assert abs(passes[0] - passes[1]) == 1
+    younger = slots[int(np.argmax(passes))]
+    cuts = 0
+    for path in _files(younger):
+        whole = path.read_bytes()
+        for length in {0, 1, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:length])
+            assert_goes_on(x, tmp_path, min(passes), expected)
+            cuts += 1
+        path.unlink()
+        assert_goes_on(x, tmp_path, min(passes), expected)
+        path.write_bytes(whole)
+    assert cuts > 20
+    assert_goes_on(x, tmp_path, max(passes), expected)
+
+
+def assert_goes_on(x, place, after, expected):
+    """From a copy, so that the slots stay as they are."""
+    copy = place.with_name(f"{place.name}-copy")
+    shutil.copytree(place, copy)
+    resumed, passes = short(), []
+    resumed._fit(x, None, lambda p: passes.append(p.n_pass), copy, 1000)
+    shutil.rmtree(copy)
+    assert passes[0] == after + 1
+    assert_same(resumed, expected)
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_and_kept(tmp_path):
+    x = blobs(10, 600, 2, 3)
+    break_off(model(), x, tmp_path, after=3)
+    path = tmp_path / "slot-0" / "zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["daskgmm"]["format"] += 1
+    path.write_text(json.dumps(document))
+    before = {path: path.read_bytes() for path in _files(tmp_path)}
+    with pytest.raises(ModelFileError, match="slot-0 has format 2.*install a newer"):
+        model().fit(x, checkpoint=tmp_path)
+    assert {path: path.read_bytes() for path in _files(tmp_path)} == before
+
+
+def test_both_slots_damaged_is_a_new_start(tmp_path):
+    x = blobs(10, 600, 2, 3)
+    expected = model().fit(x)
+    break_off(model(), x, tmp_path, after=3)
+    for path in _files(tmp_path):
+        path.write_bytes(b"{")
+    assert_same(model().fit(x, checkpoint=tmp_path), expected)
+
+
+def test_any_fsspec_url():
+    x = blobs(11, 600, 2, 3)
+    place = "memory://checkpoints/one"
+    expected = model().fit(x)
+    break_off(model(), x, place, after=3)
+    assert fsspec.filesystem("memory").ls("/checkpoints/one")
+    resumed, passes = model(), []
+    resumed._fit(x, None, lambda p: passes.append(p.n_pass), place, 1)
+    assert passes[0] == 4
+    assert_same(resumed, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "interval"),
+    [
+        (1, Interval(1, None)),
+        (np.int64(20), Interval(20, None)),
+        ("30s", Interval(None, 30.0)),
+        ("5 minutes", Interval(None, 300.0)),
+        ("0s", Interval(None, 0.0)),
+    ],
+)
+def test_intervals(value, interval):
+    assert parse_interval(value) == interval
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "soon", "-3s", None, ""])
+def test_wrong_intervals_are_refused(value):
+    with pytest.raises(ValueError, match="checkpoint_interval must be"):
+        GaussianMixture().fit(np.zeros((5, 2)), checkpoint_interval=value)
+
+
+def _command(tmp_path, out):
+    return [
+        *(sys.executable, "-m", "daskgmm", "fit", str(tmp_path / "x.zarr"), str(out)),
+        *("-k", "4", "--seed", "0", "--tol", "0", "--max-iter", "60", "--n-init", "2"),
+        *("--workers", "2", "--threads-per-worker", "1"),
+        *("--checkpoint", str(tmp_path / "checkpoint"), "--checkpoint-interval", "1"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_killed_client_goes_on_with_the_same_bits(tmp_path, seed):
+    """SIGKILL at random times, again and again, of the command and its cluster."""
+    x = blobs(12, 200_000, 3, 4, spread=1.5)
+    create_zarr(tmp_path / "x.zarr", x, chunks=(5_000, 3))
+    expected = GaussianMixture(4, random_state=0, tol=0, max_iter=60, n_init=2).fit(
+        tmp_path / "x.zarr"
+    )
+    model = tmp_path / "model.zarr"
+    kill_until_done(_command(tmp_path, model), model, seed)
+    found = load(model)
+    for name in ("weights_", "means_", "covariances_", "lower_bound_", "n_iter_"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
