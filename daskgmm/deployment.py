@@ -1,0 +1,342 @@
+"""Clusters: joined by their address, or started as a file says and closed again.
+
+A cluster file names one of Dask's cluster classes and how large its cluster is to be;
+that class starts the processes, here or through SSH, a batch system or Kubernetes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, final
+
+import dask
+import yaml  # type: ignore[import-untyped]
+from distributed import Client, Security
+from distributed.comm.addressing import parse_address
+from distributed.core import Status
+from distributed.deploy.cluster import Cluster
+from distributed.deploy.spec import SpecCluster
+from distributed.utils import silence_logging_cmgr
+
+from daskgmm import config
+from daskgmm.errors import ClusterError
+
+_SIZES: Final = {"workers", "jobs", "cores", "memory"}
+_LEAST: Final = ("minimum", "minimum_jobs", "minimum_cores", "minimum_memory")
+_ADAPT: Final = {
+    *_LEAST,
+    *(name.replace("minimum", "maximum") for name in _LEAST),
+    *("interval", "target_duration", "wait_count"),
+}
+
+_POLL: Final = 0.05
+"""Seconds between two looks at whether all workers were asked for."""
+
+
+@contextmanager
+def join(
+    address: str, credentials: Mapping[str, str] | None = None
+) -> Iterator[Client]:
+    """Join the cluster of a scheduler, for as long as the context.
+
+    Parameters
+    ----------
+    address : str
+        Such as ``tcp://host:8786`` or ``tls://host:8786``.
+    credentials : mapping, optional
+        ``tls_ca_file``, ``tls_client_cert`` and ``tls_client_key``: what Dask's
+        configuration does not say of them.
+
+    Raises
+    ------
+    ValueError
+        If there is no certificate for a ``tls://`` address, or one for ``tcp://``.
+    ClusterError
+        If the scheduler refuses, or is not there.
+    """
+    security = Security(**credentials) if credentials else Security()
+    scheme, _ = parse_address(address)
+    if scheme == "tls":
+        if security.get_connection_args("client").get("ssl_context") is None:
+            raise ValueError(
+                f"{address} wants certificates: pass --tls-ca-file, --tls-cert and "
+                "--tls-key, or set distributed.comm.tls in Dask's configuration."
+            )
+    elif scheme == "tcp" and security.require_encryption:
+        # Dask's client would try for ever.
+        raise ValueError(
+            f"{address} is not encrypted, but certificates are given or Dask's "
+            "configuration requires encryption: the address must begin with tls://."
+        )
+    with ExitStack() as stack:
+        try:
+            client = stack.enter_context(Client(address, security=security))
+        except OSError as error:
+            raise ClusterError(
+                f"The scheduler at {address} could not be joined: {error}. If it is "
+                "up: a scheduler that talks TLS takes tls:// alone, and certificates "
+                "of its own authority."
+            ) from error
+        yield client
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a cluster file says.
+
+    Attributes
+    ----------
+    file : Path
+    cluster : str
+        Where one of Dask's cluster classes is imported from, such as
+        ``dask_jobqueue.SLURMCluster``.
+    arguments : mapping
+        Its keyword arguments.
+    scale : mapping
+        A fixed size: one of `workers`, `jobs`, `cores` and `memory`.
+    adapt : mapping
+        A size that follows the work, between a minimum and a maximum.
+    security : mapping
+        Arguments of Dask's ``Security``; its files are relative to the cluster file.
+    dask : mapping
+        Dask's configuration meanwhile. Environment variables win over it.
+    """
+
+    file: Path
+    cluster: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    scale: Mapping[str, Any] = field(default_factory=dict)
+    adapt: Mapping[str, Any] = field(default_factory=dict)
+    security: Mapping[str, Any] = field(default_factory=dict)
+    dask: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _SECTIONS:
+            if not isinstance(getattr(self, name), Mapping):
+                raise self._wrong(name, "write names and values below it")
+        self._check_size()
+        if self.security and "security" in self.arguments:
+            raise self._wrong("security", "it is among the arguments already")
+
+    def _check_size(self) -> None:
+        if self.scale and self.adapt:
+            raise self._wrong("adapt", "there is scale already; keep one of them")
+        if self.scale and (len(self.scale) > 1 or not self.scale.keys() <= _SIZES):
+            raise self._wrong("scale", f"give one of {_listed(_SIZES)}")
+        if unknown := self.adapt.keys() - _ADAPT:
+            raise self._wrong(f"adapt.{min(unknown)}", f"known are {_listed(_ADAPT)}")
+        if self.adapt and not any(self.adapt.get(name) for name in _LEAST):
+            # Without workers there is no work that could call for workers.
+            raise self._wrong("adapt.minimum", "a fit needs one worker at least")
+
+    def _wrong(self, key: str, why: str) -> ValueError:
+        return ValueError(f"{self.file}: {key}: {why}.")
+
+    @contextmanager
+    def start(self) -> Iterator[Cluster]:
+        """Start the cluster, for as long as the context, and only the workers that
+        its class starts unasked.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If the package of the class is not installed; the message says which.
+        ValueError
+            If there is no such class, or its arguments are wrong.
+        ClusterError
+            If the cluster does not start.
+        """
+        # First of all, as the package adds its defaults to Dask's configuration.
+        factory = self._factory()
+        with dask.config.set(self._configuration()), self._make(factory) as cluster:
+            yield cluster
+
+    @contextmanager
+    def connect(self) -> Iterator[Client]:
+        """Start the cluster, and close it after the context.
+
+        Its first worker is waited for, no longer than `daskgmm.no-workers-timeout`.
+
+        Raises
+        ------
+        ModuleNotFoundError, ValueError
+            See `start`.
+        ClusterError
+            If the cluster does not start, or no worker comes.
+        """
+        with self.start() as cluster:
+            # What fails there is raised, and need not be logged too.
+            with silence_logging_cmgr(logging.CRITICAL, "tornado.application"):
+                self._size(cluster)
+                self._check_started(cluster)
+            with Client(cluster) as client:
+                self._wait(client)
+                yield client
+
+    def _factory(self) -> Callable[..., Any]:
+        package = self.cluster.split(".")[0]
+        try:
+            found = pkgutil.resolve_name(self.cluster)
+        except ModuleNotFoundError as error:
+            missing = (error.name or package).split(".")[0]
+            raise ModuleNotFoundError(
+                f"{self.file}: {self.cluster} needs a package that is not installed: "
+                f"pip install {missing.replace('_', '-')}"
+            ) from error
+        except (AttributeError, ValueError) as error:
+            raise self._wrong("cluster", f"there is no {self.cluster}") from error
+        if not callable(found):
+            raise self._wrong("cluster", f"{self.cluster} is no cluster class")
+        factory: Callable[..., Any] = found
+        return factory
+
+    def _configuration(self) -> dict[str, Any]:
+        """All of Dask's configuration: what is set, this file, the environment."""
+        merged: dict[str, Any] = dask.config.merge(
+            dask.config.config, self.dask, dask.config.collect_env()
+        )
+        return merged
+
+    def _make(self, factory: Callable[..., Any]) -> AbstractContextManager[Cluster]:
+        arguments = {**self.arguments, **self._security()}
+        try:
+            cluster = factory(**arguments)
+        except (TypeError, ValueError) as error:
+            raise self._wrong("arguments", str(error)) from error
+        except Exception as error:  # anything: the classes are of many packages
+            raise ClusterError(
+                f"{self.file}: the cluster did not start: {_causes(error)}"
+            ) from error
+        if not isinstance(cluster, Cluster):
+            raise self._wrong("cluster", f"{self.cluster} is no cluster class")
+        started: AbstractContextManager[Cluster] = cluster
+        return started
+
+    def _security(self) -> dict[str, Security]:
+        if not self.security:
+            return {}
+        values = {name: self._resolved(name) for name in self.security}
+        try:
+            return {"security": Security(**values)}
+        except (TypeError, ValueError) as error:
+            raise self._wrong("security", str(error)) from error
+
+    def _resolved(self, name: str) -> Any:
+        """A value of `security`; a file is relative to the cluster file."""
+        value = self.security[name]
+        if not name.endswith(("_file", "_cert", "_key")):
+            return value
+        place = self.file.absolute().parent / str(value)
+        if not place.is_file():
+            raise self._wrong(f"security.{name}", f"there is no file {place}")
+        return str(place)
+
+    def _size(self, cluster: Cluster) -> None:
+        try:
+            if "workers" in self.scale:
+                cluster.scale(self.scale["workers"])
+            elif self.scale:
+                cluster.scale(**self.scale)
+            elif self.adapt:
+                cluster.adapt(**self.adapt)
+        except (TypeError, ValueError) as error:
+            key = "scale" if self.scale else "adapt"
+            why = f"{self.cluster} does not take it: {error}"
+            raise self._wrong(key, why) from error
+
+    def _check_started(self, cluster: Cluster) -> None:
+        if not (self.scale and isinstance(cluster, SpecCluster)):
+            return
+        try:
+            cluster.sync(_started, cluster)
+        except Exception as error:  # anything: the classes are of many packages
+            raise ClusterError(
+                f"{self.file}: workers cannot be started: {_causes(error)}"
+            ) from error
+
+    def _wait(self, client: Client) -> None:
+        limit = config.seconds("no-workers-timeout")
+        try:
+            client.wait_for_workers(1, timeout=limit)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"{self.file}: no worker came in {limit:.0f} s. Look at the queue, and "
+                "at the logs of the workers. How long to wait for them is "
+                "daskgmm.no-workers-timeout in Dask's configuration, which the file's "
+                "dask section can set."
+            ) from error
+
+
+async def _started(cluster: SpecCluster) -> None:
+    """Raise what keeps a worker from being started, such as a job that is refused.
+
+    Dask's cluster only logs it, and would wait for the worker for ever.
+    """
+    async with asyncio.timeout(config.seconds("no-workers-timeout")):
+        while cluster.workers.keys() != cluster.worker_spec.keys():
+            await asyncio.sleep(_POLL)
+    workers = list(cluster.workers.values())
+    # What failed is tried once more, and heard.
+    outcomes = await asyncio.gather(*workers, return_exceptions=True)
+    failures = []
+    for worker, outcome in zip(workers, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            failures.append(outcome)
+            worker.status = Status.failed  # or the cluster would refuse to close
+    if failures:
+        raise failures[0]
+
+
+_SECTIONS: Final = tuple(
+    f.name for f in fields(Deployment) if f.name not in ("file", "cluster")
+)
+
+
+def read(path: str | os.PathLike[str]) -> Deployment:
+    """Read a cluster file.
+
+    Raises
+    ------
+    ValueError
+        If it is not what a cluster file should be; the message names file and key.
+    """
+    file = Path(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    known = {"cluster", *_SECTIONS}
+    if not isinstance(content, dict) or not isinstance(content.get("cluster"), str):
+        raise ValueError(
+            f"{file}: cluster: name a class such as distributed.LocalCluster. A "
+            f"cluster file has {_listed(known)}."
+        )
+    if unknown := {str(key) for key in content} - known:
+        raise ValueError(f"{file}: {min(unknown)}: known are {_listed(known)}.")
+    # A section with nothing below it is None in YAML.
+    given = {key: value for key, value in content.items() if value is not None}
+    return Deployment(file, **given)
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _causes(error: BaseException) -> str:
+    """Messages of an error and of what led to it, each once."""
+    messages: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        message = str(cause) or type(cause).__name__
+        if not any(message in told for told in messages):
+            messages.append(message)
+        cause = cause.__cause__
+    return " Cause: ".join(messages)

@@ -1,0 +1,324 @@
+"""Cluster files: what is read, refused, rendered and started."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import blobs, create_zarr
+from distributed import get_client
+
+from daskgmm import GaussianMixture, deployment, load
+from daskgmm.cli import main
+from daskgmm.errors import ClusterError
+
+CONFIGS = Path(__file__).parents[1] / "cluster_configs"
+FILES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "compose.yaml"})
+LOCAL = {
+    "cluster": "distributed.LocalCluster",
+    "arguments": {
+        "n_workers": 0,
+        "threads_per_worker": 1,
+        "processes": False,
+        "dashboard_address": "127.0.0.1:0",
+    },
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        file = tmp_path / "cluster.yaml"
+        file.write_text(content if isinstance(content, str) else yaml.dump(content))
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_files_that_are_shipped_are_read(file):
+    read = deployment.read(file)
+    assert read.file == file
+    assert not read.scale or not read.adapt
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: [", "is no YAML"),
+        ("just words", "cluster: name a class"),
+        ("arguments: {}", "cluster: name a class"),
+        ("cluster: 7", "cluster: name a class"),
+        ({**LOCAL, "cores": 3}, "cores: known are adapt, arguments, cluster"),
+        ({**LOCAL, "arguments": [1]}, "arguments: write names and values below it"),
+        ({**LOCAL, "dask": "x"}, "dask: write names and values below it"),
+        ({**LOCAL, "scale": {"workers": 1, "jobs": 2}}, "scale: give one of cores, jo"),
+        ({**LOCAL, "scale": {"n": 1}}, "scale: give one of cores, jobs, memory, wo"),
+        ({**LOCAL, "adapt": {"maxium": 1}}, "adapt.maxium: known are interval, max"),
+        ({**LOCAL, "adapt": {"maximum": 3}}, "adapt.minimum: a fit needs one worker"),
+        ({**LOCAL, "adapt": {"minimum": 0}}, "adapt.minimum: a fit needs one worker"),
+        (
+            {**LOCAL, "scale": {"workers": 1}, "adapt": {"minimum": 1}},
+            "adapt: there is scale already",
+        ),
+        (
+            {
+                **LOCAL,
+                "arguments": {"security": True},
+                "security": {"tls_ciphers": "x"},
+            },
+            "security: it is among the arguments already",
+        ),
+    ],
+)
+def test_mistakes_are_named_with_file_and_key(write, content, words):
+    file = write(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file}")) as caught:
+        deployment.read(file)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cluster": "distributed.NoCluster"}, "there is no distributed.NoCluster"),
+        ({"cluster": "distributed.deploy"}, "distributed.deploy is no cluster class"),
+        ({"cluster": "os.getcwd", "arguments": {}}, "os.getcwd is no cluster class"),
+        ({"arguments": {"n_workrs": 1, "processes": False}}, "n_workrs"),
+        ({"scale": {"jobs": 2}}, "scale: distributed.LocalCluster does not take it"),
+        ({"security": {"tls_file": "x"}}, "security.tls_file: there is no file"),
+        ({"security": {"colour": "x"}}, "security: Unknown parameters: ['colour']"),
+        (
+            {"cluster": "distributed.SSHCluster", "arguments": {"hosts": []}},
+            "arguments: `hosts` must be a non empty list",
+        ),
+    ],
+)
+def test_mistakes_that_show_at_the_start(write, change, words):
+    file = write({**LOCAL, **change})
+    with (
+        pytest.raises((ValueError, ClusterError)) as caught,
+        deployment.read(file).connect(),
+    ):
+        pass
+    assert words in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_package_that_is_not_there_is_named(write):
+    read = deployment.read(write("cluster: dask_cloudprovider.aws.FargateCluster"))
+    with (
+        pytest.raises(ModuleNotFoundError, match="pip install dask-cloudprovider"),
+        read.connect(),
+    ):
+        pass
+
+
+def test_a_cluster_is_sized_and_closed(write):
+    file = write({**LOCAL, "scale": {"workers": 2}})
+    with deployment.read(file).connect() as client:
+        client.wait_for_workers(2, timeout=30)
+        assert get_client() is client
+        cluster = client.cluster
+    assert client.status == "closed"
+    assert cluster.status.name == "closed"
+
+
+def test_a_cluster_is_closed_after_an_error(write):
+    file = write({**LOCAL, "scale": {"workers": 1}})
+    with pytest.raises(KeyError), deployment.read(file).connect() as client:
+        raise KeyError
+    assert client.cluster.status.name == "closed"
+
+
+def test_workers_are_waited_for_no_longer_than_told(write):
+    limit = {"daskgmm": {"no-workers-timeout": "1s"}}
+    with (
+        pytest.raises(ClusterError, match="no worker came in 1 s"),
+        deployment.read(write({**LOCAL, "dask": limit})).connect(),
+    ):
+        pass
+
+
+def test_a_job_that_is_refused_is_an_error_at_once(tmp_path, monkeypatch, capfd):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho this queue is closed >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(ClusterError, match="(?s)cannot be started.*queue is closed"),
+        deployment.read(CONFIGS / "slurm.yaml").connect(),
+    ):
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
+def test_configuration_holds_meanwhile_and_the_environment_wins(write, monkeypatch):
+    file = write(
+        {
+            **LOCAL,
+            "dask": {"daskgmm": {"pass-retries": 7, "storage-retries": 8}},
+        }
+    )
+    before = dask.config.get("daskgmm")
+    monkeypatch.setenv("DASK_DASKGMM__STORAGE_RETRIES", "9")
+    with deployment.read(file).start():
+        assert dask.config.get("daskgmm.pass-retries") == 7
+        assert dask.config.get("daskgmm.storage-retries") == 9
+        assert dask.config.get("daskgmm.worker-timeout") == before["worker-timeout"]
+    assert dask.config.get("daskgmm") == before
+
+
+# Job scripts
+
+SCRIPTS = {
+    "slurm": (
+        "#SBATCH -J daskgmm-worker",
+        "#SBATCH -o daskgmm-logs/daskgmm-worker-%J.out",
+        "#SBATCH -n 1",
+        "#SBATCH --cpus-per-task=1",
+        "#SBATCH --mem=4G",
+        "#SBATCH -t 04:00:00",
+        "#SBATCH --requeue",
+    ),
+    "pbs": (
+        "#PBS -N daskgmm-worker",
+        "#PBS -l select=1:ncpus=4:mem=15GB",
+        "#PBS -l walltime=04:00:00",
+        "#PBS -o daskgmm-logs/",
+        "#PBS -r y",
+    ),
+    "sge": (
+        "#$ -N daskgmm-worker",
+        "#$ -q all.q",
+        "#$ -l h_vmem=4G",
+        "#$ -l h_rt=04:00:00",
+        "#$ -o daskgmm-logs/",
+        "#$ -cwd",
+        "#$ -pe smp 4",
+        "#$ -r y",
+    ),
+    "lsf": (
+        "#BSUB -J daskgmm-worker",
+        "#BSUB -n 4",
+        '#BSUB -R "span[hosts=1]"',
+        "#BSUB -M 16000",
+        "#BSUB -W 04:00",
+        "#BSUB -r",
+    ),
+}
+
+
+@pytest.mark.parametrize("system", SCRIPTS)
+def test_job_scripts(system, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    queue = "short.q"
+    monkeypatch.setenv(f"DASK_JOBQUEUE__{system.upper()}__QUEUE", queue)
+    with deployment.read(CONFIGS / f"{system}.yaml").start() as cluster:
+        script = cluster.job_script()
+    lines = script.splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    for line in SCRIPTS[system]:
+        # The queue is set in the environment.
+        assert re.sub(r"-q .*", f"-q {queue}", line) in lines
+    directives = [line for line in lines[1:] if line.startswith("#")]
+    assert sum(queue in line for line in directives) == 1
+    (command,) = (line for line in lines if line and not line.startswith("#"))
+    assert "-m distributed.cli.dask_worker tcp://" in command
+    threads = 1 if system == "slurm" else 4
+    assert f"--nthreads {threads} " in command
+    assert "--death-timeout 60" in command
+    checked = subprocess.run(["bash", "-n"], input=script, text=True)
+    assert checked.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "tls/make_certificates.sh"])
+def test_shell_scripts_parse(name):
+    assert subprocess.run(["bash", "-n", CONFIGS / name]).returncode == 0
+
+
+# The command line
+
+
+@pytest.fixture
+def store(tmp_path):
+    place = tmp_path / "rows.zarr"
+    create_zarr(place, blobs(3, 3000, 2, 3), chunks=(700, 2))
+    return place
+
+
+def test_fit_and_predict_on_a_cluster_of_a_file(store, tmp_path):
+    options = ["--cluster", str(CONFIGS / "local.yaml")]
+    fit = ["fit", str(store), str(tmp_path / "m"), "-k", "3", "--seed", "0"]
+    result = CliRunner().invoke(main, [*fit, *options])
+    assert result.exit_code == 0, result.output
+    expected = GaussianMixture(3, random_state=0).fit(str(store))
+    np.testing.assert_array_equal(load(tmp_path / "m").means_, expected.means_)
+    predict = ["predict", str(tmp_path / "m"), str(store), str(tmp_path / "o")]
+    result = CliRunner().invoke(main, [*predict, *options])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_file_with_a_mistake_is_one_line(store, tmp_path, write):
+    args = ["fit", str(store), str(tmp_path / "m"), "-k", "3", "--cluster"]
+    result = CliRunner().invoke(main, [*args, str(write("cluster: a.b"))])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "cluster.yaml: a.b needs a package that is not installed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scheduler", "tcp://a:1"],
+        ["--workers", "2"],
+        ["--threads-per-worker", "2"],
+        ["--memory-limit", "2GB"],
+        ["--dashboard", ":8787"],
+        ["--tls-ca-file", "FILE"],
+        ["--tls-cert", "FILE"],
+        ["--tls-key", "FILE"],
+    ],
+)
+def test_cluster_excludes_other_options(options, write):
+    file = str(write(LOCAL))
+    options = [file if option == "FILE" else option for option in options]
+    args = ["fit", "rows", "model", "-k", "2", "--cluster", file, *options]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+    assert "--cluster" in result.stderr
+
+
+def test_certificates_are_for_a_scheduler(write):
+    args = ["fit", "rows", "model", "-k", "2", "--tls-ca-file", str(write(LOCAL))]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 2
+    assert "are for --scheduler" in result.stderr
+
+
+def test_what_is_left_out_is_said(pytestconfig):
+    """As `make test` does, of the files with tests that need services."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "--collect-only", "-q"),
+            *("-m", "not slow and not cluster"),
+            *("tests/test_cluster.py", "tests/test_cluster_configs.py"),
+        ],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(
+        r"left out: \d+ tests marked cluster; run them with make test-cluster\n"
+        r"left out: \d+ tests marked slow; run them with make test-slow\n",
+        done.stdout,
+    ), done.stdout
