@@ -10,6 +10,8 @@ from daskgmm.errors import (
     StoreError,
 )
 from daskgmm.estimators import GaussianMixture, load
+from daskgmm.kinds import from_xarray
+from daskgmm.opening import open_rows
 
 __version__ = version("daskgmm")
 
@@ -20,5 +22,7 @@ __all__ = [
     "IllDefinedCovarianceError",
     "ModelFileError",
     "StoreError",
+    "from_xarray",
     "load",
+    "open_rows",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from sklearn import mixture as sklearn_mixture
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_is_fitted,
@@ -26,14 +26,17 @@ from sklearn.utils.validation import (
 
 from daskgmm import store
 from daskgmm.blas import single_threaded_blas
+from daskgmm.checkpoint import Keeper, describe, parse_interval
 from daskgmm.covariance import SHAPES
 from daskgmm.em import Run, Status, Stopping
 from daskgmm.errors import ModelFileError
+from daskgmm.kinds import Rows, open_rows
 from daskgmm.mixture import Mixture
-from daskgmm.posterior import Kind, Score, answer, answer_lazily, ask, score
+from daskgmm.posterior import Kind, Score, ask, score
+from daskgmm.reading import Missing
 from daskgmm.reporting import Reporter
 from daskgmm.seeding import Start
-from daskgmm.sources import Source, as_dask, is_lazy, open_source
+from daskgmm.sources import Source, is_lazy, open_source
 from daskgmm.training import Observer, Outcome, Settings, train
 
 _FLOATS = [np.float64, np.float32]
@@ -47,7 +50,7 @@ _FITTED = (
     "lower_bounds_",
     "n_features_in_",
 )
-_OURS = ("init_size",)
+_OURS = ("init_size", "missing_chunks")
 
 
 @final
@@ -96,6 +99,9 @@ default='kmeans'
         Starts are found from this many rows, drawn uniformly: from all rows if there
         are no more. The draw depends on the number of rows and `random_state`, not on
         how the data are chunked.
+    missing_chunks : {'error', 'fill'}, default='error'
+        What a chunk that is not in its Zarr store is: an error, or, as for Zarr, full
+        of the array's fill value.
 
     Attributes
     ----------
@@ -116,15 +122,31 @@ default='kmeans'
     n_features_in_ : int
         Number of features, d.
     feature_names_in_ : ndarray of shape (d,)
-        Names of the columns, where X is a DataFrame whose columns are all strings.
+        Names of the features, where X has columns, variables or labels that are all
+        strings.
 
     Notes
     -----
-    Wherever rows are given as `X`, that may be an array-like or pandas DataFrame
-    (results are NumPy arrays, and the work is done on this process's threads), or a
-    Dask array, a `zarr.Array` or the path or URL of a Zarr array (results are lazy
-    Dask arrays chunked like X, and the work is done by Dask's scheduler). float32
-    stays float32 in attributes and results; the arithmetic is float64.
+    Wherever rows are given as `X`, answers come back in their kind:
+
+    - array-like, memory map or pandas DataFrame: NumPy arrays, and the work is done on
+      this process's threads;
+    - Dask array, `zarr.Array`, or the path or URL of a Zarr array or Parquet files:
+      lazy Dask arrays chunked like X, and the work is done by Dask's scheduler, as for
+      all that is lazy;
+    - Dask DataFrame: lazy Series, or a DataFrame with columns 0, …, K - 1, with X's
+      index and divisions;
+    - xarray Dataset, whose variables are the features; DataArray of two dimensions,
+      samples and features; or either by way of `from_xarray`, which says where the
+      features are: DataArrays with the dimensions and coordinates of the samples, and
+      "component" for responsibilities, lazy if X is on Dask.
+
+    Columns must be numbers, and the model knows their names, as in scikit-learn.
+    Nullable and Arrow's dtypes are taken where there is no null. Sample weights may be
+    of any of these kinds; labelled ones are laid beside an xarray's samples by name,
+    all others by place.
+
+    float32 stays float32 in attributes and results; the arithmetic is float64.
 
     Examples
     --------
@@ -140,6 +162,7 @@ default='kmeans'
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn_mixture.GaussianMixture._parameter_constraints,
         "init_size": [Interval(Integral, 1, None, closed="left")],
+        "missing_chunks": [StrOptions({"error", "fill"})],
     }
 
     def __init__(
@@ -160,6 +183,7 @@ default='kmeans'
         verbose: int = 0,
         verbose_interval: int = 10,
         init_size: int = 100_000,
+        missing_chunks: Missing = "error",
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -176,8 +200,17 @@ default='kmeans'
         self.verbose = verbose
         self.verbose_interval = verbose_interval
         self.init_size = init_size
+        self.missing_chunks = missing_chunks
 
-    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: None = None,
+        sample_weight: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int | str = "1 minute",
+    ) -> Self:
         """Fit the mixture.
 
         Parameters
@@ -188,6 +221,13 @@ default='kmeans'
         sample_weight : array-like of shape (n,), default=None
             Of X's kind. A row of weight 2 counts as two rows, one of weight 0 is
             absent. A constant factor changes nothing.
+        checkpoint : str or path, default=None
+            Where to keep the state of all runs: a folder, or any URL that fsspec
+            knows. If the state of the same fit to the same data is there, the fit goes
+            on from it, and ends with the same bits as one that was never broken off.
+        checkpoint_interval : int or str, default='1 minute'
+            How often: after so many passes over the data, or after a time such as
+            '30s'. The starts and the end are kept in any case.
 
         Returns
         -------
@@ -196,6 +236,8 @@ default='kmeans'
 
         Raises
         ------
+        CheckpointError
+            If the checkpoint is of other data, parameters or another version.
         DataError
             If the data cannot be used; the message names the block and row.
         IllDefinedCovarianceError
@@ -203,7 +245,12 @@ default='kmeans'
         StoreError
             If there is no Zarr array at a path or URL.
         """
-        self._fit(X, sample_weight)
+        self._fit(
+            X,
+            sample_weight,
+            checkpoint=checkpoint,
+            checkpoint_interval=checkpoint_interval,
+        )
         return self
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
@@ -221,11 +268,17 @@ default='kmeans'
         return self.fit(X, y, sample_weight).predict(X)
 
     def _fit(
-        self, X: Any, sample_weight: Any = None, observer: Observer | None = None
+        self,
+        X: Any,
+        sample_weight: Any = None,
+        observer: Observer | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int | str = "1 minute",
     ) -> Outcome:
         """Fit, telling an observer of each pass."""
         self._validate_params()
         self._check_array_api()
+        interval = parse_interval(checkpoint_interval)
         with self._restored_on_error(), single_threaded_blas():
             source = self._open(X, sample_weight, reset=True)
             settings = self._settings(source.n_features)
@@ -236,13 +289,19 @@ default='kmeans'
                 if observer is not None:
                     observer(progress)
 
-            outcome = train(
-                source,
-                settings,
-                check_random_state(self.random_state),
-                self._warm_run(),
-                observe,
+            warm = self._warm_run()
+            keeper = (
+                None
+                if checkpoint is None
+                else Keeper(
+                    checkpoint,
+                    interval,
+                    settings.start.shape,
+                    self._what_is_fitted(source, warm),
+                )
             )
+            random_state = check_random_state(self.random_state)
+            outcome = train(source, settings, random_state, warm, observe, keeper)
             self._set_attributes(outcome, source.dtype)
         if not self.converged_ and self.max_iter > 0:
             warnings.warn(
@@ -279,18 +338,24 @@ default='kmeans'
 
     def _open(self, X: Any, sample_weight: Any, *, reset: bool) -> Source:
         """Validate rows and weights, of whatever kind."""
-        if is_lazy(X):
-            rows = as_dask(X)
-            validate_data(self, rows, reset=reset, skip_check_array=True)
-            return open_source(X, sample_weight)
-        X = validate_data(
-            self, X, reset=reset, dtype=_FLOATS, ensure_min_samples=2 if reset else 1
-        )
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(
-                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+        given = open_rows(X, self.missing_chunks)
+        rows = self._validated(given, reset=reset)
+        weights = given.weights(sample_weight)
+        if weights is not None and not is_lazy(rows):
+            weights = _check_sample_weight(
+                weights, rows, dtype=np.float64, ensure_non_negative=True
             )
-        return open_source(X, sample_weight)
+        return open_source(rows, weights, self.missing_chunks)
+
+    def _validated(self, given: Rows, *, reset: bool) -> Any:
+        """Check names and number of features, and make an array of rows in memory."""
+        rows = given.rows
+        if is_lazy(rows):
+            validate_data(self, given.names, reset=reset, skip_check_array=True)
+            return rows
+        return validate_data(
+            self, rows, reset=reset, dtype=_FLOATS, ensure_min_samples=2 if reset else 1
+        )
 
     def _settings(self, n_features: int) -> Settings:
         shape = SHAPES[self.covariance_type]
@@ -312,6 +377,21 @@ default='kmeans'
         )
         stopping = Stopping(self.tol, self.max_iter)
         return Settings(start, stopping, self.reg_covar, self.n_init, self.init_size)
+
+    def _what_is_fitted(self, source: Source, warm: Run | None) -> dict[str, Any]:
+        """What a checkpoint must agree in, by name."""
+        silent = ("verbose", "verbose_interval")
+        parameters = {
+            name: value
+            for name, value in self.get_params(deep=False).items()
+            if name not in silent
+        }
+        kinds = {"number of features": source.n_features, "dtype": str(source.dtype)}
+        if warm is not None:
+            kinds["parameters to go on from"] = describe(
+                np.concatenate([np.ravel(getattr(self, name)) for name in _PARAMETERS])
+            )
+        return {**parameters, **kinds}
 
     def _warm_run(self) -> Run | None:
         if not (self.warm_start and hasattr(self, "converged_")):
@@ -381,11 +461,8 @@ default='kmeans'
     def _answer(self, X: Any, kind: Kind) -> Any:
         check_is_fitted(self)
         question = ask(self._mixture(), kind)
-        if is_lazy(X):
-            rows = as_dask(X)
-            validate_data(self, rows, reset=False, skip_check_array=True)
-            return answer_lazily(question, rows)
-        return answer(question, validate_data(self, X, reset=False, dtype=_FLOATS))
+        given = open_rows(X, self.missing_chunks)
+        return given.answer(question, self._validated(given, reset=False))
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Mean log density of a row.
@@ -422,7 +499,7 @@ default='kmeans'
         float
         """
         found, _ = self._score(X, sample_weight)
-        return -2.0 * found.log_prob + 2.0 * self._n_parameters()
+        return found.aic(self._n_parameters())
 
     def bic(self, X: Any, sample_weight: Any = None) -> float:
         """Bayesian information criterion: the lower, the better.
@@ -438,7 +515,7 @@ default='kmeans'
         float
         """
         found, _ = self._score(X, sample_weight)
-        return -2.0 * found.log_prob + self._n_parameters() * math.log(found.weight)
+        return found.bic(self._n_parameters())
 
     def _n_parameters(self) -> int:
         """Free parameters of the model."""

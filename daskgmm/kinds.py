@@ -1,0 +1,502 @@
+"""Data frames and labelled arrays as rows, and answers in the kind the rows came in.
+
+pandas, Dask's data frames and xarray are never imported here: whoever hands over one of
+their objects has imported them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final, final
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import Task, TaskRef
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from numpy.typing import NDArray
+
+from daskgmm.errors import DataError
+from daskgmm.posterior import Question, answer, answer_block, answer_lazily
+from daskgmm.reading import Missing
+from daskgmm.sources import as_dask, float_dtype, is_lazy, opened
+
+_VARIABLES: Final = "daskgmm: variables of a Dataset"
+"""The dimension along which a Dataset's variables are laid: a name nobody else uses."""
+_COMPONENT: Final = "component"
+"""The dimension that responsibilities have on top of the rows' own."""
+
+
+class Rows(ABC):
+    """Rows of one kind."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> Any:
+        """What `sources.open_source` takes, or scikit-learn makes an array of."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Any:
+        """What has the names, or at least the number, of the features."""
+
+    def weights(self, sample_weight: Any) -> Any:
+        """Weights of any kind as what `sources.open_source` takes, or None.
+
+        Raises
+        ------
+        DataError
+            If they cannot be laid beside the rows.
+        """
+        return _plain_weights(sample_weight)
+
+    @abstractmethod
+    def answer(self, question: Question, rows: Any) -> Any:
+        """Answer for these rows, which were validated, in their kind."""
+
+
+def open_rows(X: Any, missing: Missing = "error") -> Rows:
+    """Rows of any kind; what is not known here is left to scikit-learn.
+
+    Parameters
+    ----------
+    X : rows of shape (n, d)
+        See `GaussianMixture`.
+    missing : {'error', 'fill'}
+        What a chunk that is not in its Zarr store is.
+
+    Raises
+    ------
+    DataError
+        If they are a data frame with columns that are no numbers, or labelled arrays
+        of which it is not clear where the features are.
+    """
+    if isinstance(X, Rows):
+        return X
+    if _is(X, "xarray", "DataArray", "Dataset"):
+        return from_xarray(X)
+    if _is(X, "dask.dataframe", "DataFrame"):
+        return _PartitionedRows(X)
+    if _is(X, "dask.dataframe", "Series", "Index"):
+        raise DataError(
+            f"X is a Dask {type(X).__name__}: expected a DataFrame. With one feature, "
+            "it can be made by to_frame()."
+        )
+    if _is(X, "pandas", "DataFrame"):
+        return _RowsInMemory(_numeric(X))
+    # A place is looked at once, not at each use.
+    return _LazyRows(opened(X), missing) if is_lazy(X) else _RowsInMemory(X)
+
+
+def _is(value: Any, module: str, *names: str) -> bool:
+    """Whether a value is of a class of a module; without loading it."""
+    loaded = sys.modules.get(module)
+    # A name may be missing while another thread still imports the module.
+    classes = [getattr(loaded, name, None) for name in names]
+    return isinstance(value, tuple(c for c in classes if c is not None))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _RowsInMemory(Rows):
+    """An array-like or pandas DataFrame."""
+
+    given: Any
+
+    @property
+    def rows(self) -> Any:
+        """See `Rows`."""
+        return self.given
+
+    @property
+    def names(self) -> Any:
+        """See `Rows`."""
+        return self.given
+
+    def answer(self, question: Question, rows: Any) -> NDArray[Any]:
+        """See `Rows`."""
+        return answer(question, rows)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _LazyRows(Rows):
+    """Whatever `sources` reads itself."""
+
+    given: Any
+    missing: Missing
+
+    @property
+    def rows(self) -> Any:
+        """See `Rows`."""
+        return self.given
+
+    @property
+    def names(self) -> Any:
+        """See `Rows`."""
+        meta = getattr(self.given, "_meta", None)
+        # Only its shape is wanted here: missing chunks are an error once rows are read.
+        return meta if hasattr(meta, "columns") else as_dask(self.given, "fill")
+
+    def answer(self, question: Question, rows: Any) -> da.Array:
+        """See `Rows`."""
+        return answer_lazily(question, as_dask(rows, self.missing))
+
+
+def _plain_weights(weights: Any) -> Any:
+    """Weights without labels, in their order."""
+    name = "sample_weight"
+    if _is(weights, "dask.dataframe", "Series"):
+        _check_number(weights.dtype, name)
+        return weights.map_partitions(_numbers, np.dtype(float), meta=np.empty(0))
+    if _is(weights, "pandas", "Series") and weights.dtype != np.dtype(object):
+        _check_number(weights.dtype, name)
+        return _numbers(weights, np.dtype(float))
+    return weights.data if _is(weights, "xarray", "DataArray") else weights
+
+
+def _check_number(dtype: Any, name: str) -> np.dtype[Any]:
+    """NumPy's dtype for one of pandas, or DataError if it is none of real numbers."""
+    # Nullable dtypes and Arrow's say what they would be without nulls.
+    plain = getattr(dtype, "numpy_dtype", dtype)
+    if isinstance(plain, np.dtype) and plain.kind in "fiub":
+        return plain
+    raise DataError(
+        f"{name} has dtype {dtype}: only real numbers can be used. Convert it with "
+        "astype(float), or leave it out."
+    )
+
+
+def _frame_dtype(frame: Any) -> np.dtype[Any]:
+    """float32 if no column of a data frame needs more, else float64."""
+    columns = zip(frame.columns, frame.dtypes, strict=True)
+    dtypes = [_check_number(dtype, f"Column {name!r} of X") for name, dtype in columns]
+    return float_dtype(np.result_type(*dtypes)) if dtypes else np.dtype(float)
+
+
+def _numbers(frame: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A pandas object as an array, with NaN for null."""
+    numbers: NDArray[Any] = frame.astype(dtype).to_numpy()
+    return numbers
+
+
+def _numeric(frame: Any) -> Any:
+    """A pandas DataFrame that scikit-learn makes an array of as it is meant."""
+    is_object = [dtype == np.dtype(object) for dtype in frame.dtypes]
+    for i in np.flatnonzero(is_object):
+        # Numbers may hide in there, and scikit-learn takes them.
+        try:
+            frame.iloc[:, i].astype(float)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"Column {frame.columns[i]!r} of X is not numeric: {error}."
+            ) from error
+    dtype = _frame_dtype(frame.loc[:, np.logical_not(is_object)])
+    if all(isinstance(column, np.dtype) for column in frame.dtypes):
+        return frame
+    return frame.astype(np.dtype(float) if any(is_object) else dtype)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _PartitionedRows(Rows):
+    """A Dask DataFrame, of whose partitions the lengths are not known."""
+
+    frame: Any
+
+    @property
+    def rows(self) -> Any:
+        """See `Rows`."""
+        dtype = _frame_dtype(self.frame._meta)
+        meta = np.empty((0, len(self.frame.columns)), dtype=dtype)
+        return self.frame.map_partitions(_numbers, dtype, meta=meta)
+
+    @property
+    def names(self) -> Any:
+        """See `Rows`."""
+        return self.frame._meta
+
+    def weights(self, sample_weight: Any) -> Any:
+        """See `Rows`."""
+        if _is(sample_weight, "dask.dataframe", "Series"):
+            ours, theirs = self.frame.divisions, sample_weight.divisions
+            if None not in (*ours, *theirs) and ours != theirs:
+                raise DataError(
+                    f"sample_weight has the divisions {theirs} but X has {ours}: call "
+                    "sample_weight.repartition(divisions=X.divisions)."
+                )
+        weights = _plain_weights(sample_weight)
+        return weights if weights is None or is_lazy(weights) else self._cut(weights)
+
+    def _cut(self, weights: Any) -> Any:
+        """Weights in memory in blocks as long as the partitions."""
+        array = np.asarray(weights)
+        lengths = tuple(map(int, self.frame.map_partitions(len).compute()))
+        if array.shape != (sum(lengths),):
+            raise DataError(
+                f"sample_weight has shape {array.shape} but X has {sum(lengths)} rows."
+            )
+        return da.from_array(array, chunks=(lengths,))
+
+    def answer(self, question: Question, rows: Any) -> Any:
+        """See `Rows`."""
+        meta = _labelled(
+            np.empty(question.shape(0), question.dtype(rows.dtype)),
+            self.frame._meta.index,
+        )
+        # Of the data frame's own partitions, so that Dask knows them for aligned.
+        return self.frame.map_partitions(
+            _answer_partition, rows.dtype, question, meta=meta
+        )
+
+
+def _answer_partition(
+    frame: Any,
+    dtype: np.dtype[Any],
+    question: Question,
+    partition_info: dict[str, int] | None = None,
+) -> Any:
+    number = 0 if partition_info is None else partition_info["number"]
+    answers = answer_block(_numbers(frame, dtype), question, (number,))
+    return _labelled(answers, frame.index)
+
+
+def _labelled(answers: NDArray[Any], index: Any) -> Any:
+    """Answers as pandas has them: a Series, or a DataFrame with columns 0, 1, …."""
+    pandas = sys.modules["pandas"]
+    kind = pandas.Series if answers.ndim == 1 else pandas.DataFrame
+    return kind(answers, index=index, copy=False)
+
+
+def from_xarray(data: Any, feature_dim: Hashable | None = None) -> XarrayRows:
+    """Say where in labelled arrays the features are; all else are samples.
+
+    Parameters
+    ----------
+    data : xarray.DataArray or xarray.Dataset
+        In memory or on Dask. Variables of a Dataset are broadcast against each other.
+    feature_dim : hashable, default=None
+        The dimension that holds the features. Without it they are the variables of a
+        Dataset, or the second of a DataArray's two dimensions.
+
+    Returns
+    -------
+    XarrayRows
+        To be used as `X`. A label of the feature dimension is a feature's name. Rows
+        are in the order of the other dimensions, the last one changing fastest; on Dask
+        block after block, so that nothing is read to be reordered.
+
+    Raises
+    ------
+    DataError
+        If it is not clear where the features are, or they are not real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xarray as xr
+    >>> from daskgmm import GaussianMixture, from_xarray
+    >>> image = xr.DataArray(np.random.rand(3, 20, 30), dims=("band", "y", "x"))
+    >>> pixels = from_xarray(image, feature_dim="band")
+    >>> GaussianMixture(2).fit(pixels).predict(pixels).sizes
+    Frozen({'y': 20, 'x': 30})
+    """
+    if _is(data, "xarray", "Dataset"):
+        data, feature_dim = _variables(data, feature_dim)
+    elif not _is(data, "xarray", "DataArray"):
+        raise DataError(
+            f"Expected an xarray DataArray or Dataset, not {type(data).__name__}."
+        )
+    if feature_dim is None and data.ndim == 2:
+        feature_dim = data.dims[1]
+    if feature_dim not in data.dims or data.ndim < 2:
+        what = "no" if feature_dim is None else f"{feature_dim!r} as"
+        raise DataError(
+            f"X has the dimensions {data.dims} and {what} feature dimension: name one "
+            "of several with daskgmm.from_xarray(X, feature_dim=…)."
+        )
+    _check_number(data.dtype, "X")
+    return XarrayRows(data.transpose(..., feature_dim))
+
+
+def _variables(data: Any, feature_dim: Hashable | None) -> tuple[Any, Hashable]:
+    """A Dataset as a DataArray, and the dimension that holds its features."""
+    names = list(data.data_vars)
+    for name in names:
+        _check_number(data[name].dtype, f"Variable {name!r} of X")
+    if feature_dim is not None and len(names) == 1:
+        return data[names[0]], feature_dim
+    if feature_dim is not None or not names:
+        raise DataError(
+            f"The variables of a Dataset are its features, and X has {names}: choose "
+            "one variable to have features along a dimension."
+        )
+    # Coordinates may have dimensions that no variable has.
+    used = {dim for name in names for dim in data[name].dims}
+    data = data.drop_dims(set(data.dims) - used)
+    return data.to_dataarray(dim=_VARIABLES), _VARIABLES
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class XarrayRows(Rows):
+    """A labelled array as rows; made by `from_xarray`.
+
+    Attributes
+    ----------
+    array : xarray.DataArray
+        The features are along its last dimension, the samples along all others.
+    """
+
+    array: Any
+
+    @property
+    def rows(self) -> Any:
+        """See `Rows`."""
+        if self._is_lazy:
+            return _flat(self._blocks(), 1)
+        x = self.array.to_numpy().reshape(-1, self.array.shape[-1])
+        labels = self._labels()
+        return x if labels is None else _pandas_frame(x, columns=labels, copy=False)
+
+    @property
+    def names(self) -> Any:
+        """See `Rows`."""
+        labels = self._labels()
+        if labels is None:
+            labels = range(self.array.shape[-1])
+        return _pandas_frame(columns=labels)
+
+    @property
+    def _is_lazy(self) -> bool:
+        return self.array.chunks is not None
+
+    def _labels(self) -> Any:
+        return self.array.indexes.get(self.array.dims[-1])
+
+    def _blocks(self) -> da.Array:
+        """Blocks that hold all features."""
+        blocks: da.Array = self.array.data
+        return blocks if blocks.numblocks[-1] == 1 else blocks.rechunk({-1: -1})
+
+    def weights(self, sample_weight: Any) -> Any:
+        """See `Rows`."""
+        samples = self.array.dims[:-1]
+        if _is(sample_weight, "xarray", "DataArray"):
+            return self._flat_weights(sample_weight)
+        if len(samples) > 1 and sample_weight is not None:
+            raise DataError(
+                f"X has samples along {samples}: give sample_weight as a DataArray "
+                "with these dimensions."
+            )
+        return _plain_weights(sample_weight)
+
+    def _flat_weights(self, weights: Any) -> Any:
+        """Labelled weights in the order of the rows."""
+        like = self.array.isel({self.array.dims[-1]: 0}, drop=True)
+        if not set(weights.dims) <= set(like.dims):
+            raise DataError(
+                f"sample_weight has the dimensions {weights.dims} but the samples of X "
+                f"are along {like.dims}."
+            )
+        try:
+            sys.modules["xarray"].align(like, weights, join="exact", copy=False)
+        except ValueError as error:
+            raise DataError(f"sample_weight does not fit X: {error}") from error
+        _check_number(weights.dtype, "sample_weight")
+        if not self._is_lazy:
+            return weights.broadcast_like(like).transpose(*like.dims).to_numpy().ravel()
+        # Cut before it is broadcast: that costs no memory.
+        cut = weights.chunk({d: like.chunksizes[d] for d in weights.dims})
+        laid = cut.broadcast_like(like).transpose(*like.dims).data.rechunk(like.chunks)
+        return _flat(laid, 0)
+
+    def answer(self, question: Question, rows: Any) -> Any:
+        """See `Rows`."""
+        samples = self.array.dims[:-1]
+        wide = question.kind == "responsibilities"
+        if wide and _COMPONENT in (*samples, *self.array.coords):
+            raise DataError(
+                f"X has a dimension or coordinate {_COMPONENT!r}, which predict_proba "
+                "would add: rename it."
+            )
+        if self._is_lazy:
+            answers: Any = _answer_blocks(question, self._blocks())
+        else:
+            flat = answer(question, rows)
+            answers = flat.reshape(self.array.shape[:-1] + flat.shape[1:])
+        return self._labelled(answers, (*samples, _COMPONENT) if wide else samples)
+
+    def _labelled(self, answers: Any, dims: tuple[Hashable, ...]) -> Any:
+        """Answers with the coordinates that the samples have."""
+        features = self.array.dims[-1:]
+        left = self.array.coords.to_dataset().drop_dims(features, errors="ignore")
+        # Not of the rows' own class, which may want more, nor with a Dask array's name.
+        xarray = sys.modules["xarray"]
+        return xarray.DataArray(answers, left.coords, dims).rename(None)
+
+
+def _pandas_frame(*args: Any, **kwargs: Any) -> Any:
+    return sys.modules["pandas"].DataFrame(*args, **kwargs)
+
+
+def _flat(blocks: da.Array, n_left: int) -> da.Array:
+    """Blocks one after the other, with all axes but the last few made one.
+
+    Dask's `reshape` would move rows between blocks, and its `reshape_blockwise` is
+    wrong or fails where all axes, or some, have the length 1 or 0.
+    """
+    if blocks.ndim == 1 + n_left:
+        return blocks
+    n_axes = blocks.ndim - n_left
+    name = f"flat-{tokenize(blocks, n_left)}"
+    last = (0,) * n_left
+    layer: dict[Any, Any] = {}
+    for i, place in enumerate(np.ndindex(*blocks.numblocks[:n_axes])):
+        key = (name, i, *last)
+        layer[key] = Task(key, _flatten, TaskRef((blocks.name, *place, *last)), n_axes)
+    lengths = tuple(map(math.prod, product(*blocks.chunks[:n_axes])))
+    below: Any = [blocks]
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=below)
+    return da.Array(graph, name, (lengths, *blocks.chunks[n_axes:]), meta=blocks._meta)
+
+
+def _flatten(block: NDArray[Any], n_axes: int) -> NDArray[Any]:
+    shape = block.shape
+    return block.reshape(math.prod(shape[:n_axes]), *shape[n_axes:])
+
+
+def _answer_blocks(question: Question, blocks: da.Array) -> da.Array:
+    """Answer for blocks with samples along all dimensions but the last."""
+    dtype = question.dtype(blocks.dtype)
+    of_row = question.shape(1)[1:]
+    answers: da.Array = da.map_blocks(
+        _answer_any_block,
+        blocks,
+        question,
+        blocks.numblocks,
+        dtype=dtype,
+        drop_axis=[] if of_row else blocks.ndim - 1,
+        chunks=blocks.chunks[:-1] + tuple((size,) for size in of_row),
+        meta=np.empty((0,) * (blocks.ndim - 1 + len(of_row)), dtype=dtype),
+    )
+    return answers
+
+
+def _answer_any_block(
+    x: NDArray[Any],
+    question: Question,
+    grid: tuple[int, ...],
+    block_id: tuple[int, ...] | None = None,
+) -> NDArray[Any]:
+    # Of one dimension less where an axis is dropped.
+    place = (0,) if block_id is None else block_id[: len(grid) - 1]
+    number = int(np.ravel_multi_index(place, grid[: len(place)]))
+    rows = x.reshape(-1, x.shape[-1])
+    answers = answer_block(rows, question, (number,))
+    return answers.reshape(x.shape[:-1] + answers.shape[1:])

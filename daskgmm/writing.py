@@ -1,0 +1,644 @@
+"""Answers written to Zarr and Parquet, part by part, and gone on with after a break.
+
+What is there always says what it is: first of all is written that it is not complete,
+and what it is going to be; that it is complete is written last. A part that is there is
+whole, as stores put objects in their place at once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+import dask.array as da
+import fsspec
+import numpy as np
+import zarr
+from dask.delayed import Delayed, delayed
+from dask.system import CPU_COUNT
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from daskgmm import cluster
+from daskgmm.errors import StoreError
+from daskgmm.reading import chunk_path, missing_chunks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Identity = Mapping[str, Any]
+"""What an output is, by names that the user knows: values that JSON can hold."""
+Observer = Callable[[int, int], None]
+"""Called with the number of parts that are done, and of all."""
+
+_KEY: Final = "daskgmm"
+_SMALL_BYTES: Final = 1_000_000
+"""Zarr chunks that are smaller are put into shards."""
+_SHARD_BYTES: Final = 8_000_000
+_SHARDS: Final = 16
+"""Shards that are left at least, so that there is work for several threads."""
+_DESCRIPTION: Final = "_daskgmm.json"
+"""Beside Parquet files; readers pass over names that begin like this."""
+_ZARR_METADATA: Final = ("zarr.", ".zarray", ".zattrs")
+
+
+class Keyed(Protocol):
+    """Rows whose blocks have other columns too, as `parquet.ParquetRows`."""
+
+    def read_table(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a block."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of writing an output.
+
+    Attributes
+    ----------
+    n_rows : int
+    n_parts : int
+        Chunks or shards, or files.
+    n_found : int
+        Parts that were there already, from a run that broke off.
+    """
+
+    n_rows: int
+    n_parts: int
+    n_found: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far an output is.
+
+    Attributes
+    ----------
+    n_parts, n_missing : int
+        Parts in all, and those that are not there.
+    complete : bool
+        Whether it says that it is whole.
+    """
+
+    n_parts: int
+    n_missing: int
+    complete: bool
+
+
+def is_parquet_output(url: str) -> bool:
+    """Whether an output is to be Parquet, by its name."""
+    return url.rstrip("/").endswith((".parquet", ".pq"))
+
+
+def check(url: str, identity: Identity, *, overwrite: bool) -> None:
+    """Refuse a place that must not be written to.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something else; or an output that is complete, or of another
+        command, and not `overwrite`. The message says what differs.
+    """
+    output = _place(url)
+    _goes_on(output, output.description(), _as_json(identity), overwrite)
+
+
+def write_zarr(
+    answer: da.Array,
+    url: str,
+    *,
+    overwrite: bool,
+    identity: Identity,
+    observer: Observer | None = None,
+) -> Written:
+    """Write a Dask array to a Zarr array, in chunks like its own, with checksums.
+
+    Small chunks are put into shards. Blocks of unknown length are counted first, which
+    computes them once.
+
+    Parameters
+    ----------
+    answer : dask.array.Array of shape (n,) or (n, m)
+        In one column of chunks; never -1 if of integers, never NaN if of floats: that
+        is the fill value.
+    url : str
+        A folder, or any URL that Zarr can write to.
+    overwrite : bool
+        Whether another output there is replaced.
+    identity : mapping
+        What makes the output this one and no other. If its unfinished like is there,
+        only what is missing is computed.
+    observer : callable, optional
+
+    Raises
+    ------
+    FileExistsError
+        As `check`.
+    StoreError
+        If something that was written is not there in the end.
+    """
+    if np.isnan(answer.shape[0]):
+        answer = answer.compute_chunk_sizes()
+    output = _ZarrPlace(url, _zarr_layout(answer))
+    blocks = answer.to_delayed().ravel().tolist()
+    ends = np.cumsum(answer.chunks[0])
+    rows = output.part_rows
+
+    def work(part: int, run: str) -> Delayed:
+        first, last = part * rows, min((part + 1) * rows, len(answer))
+        low = int(np.searchsorted(ends, first, side="right"))
+        high = int(np.searchsorted(ends, last, side="left")) + 1
+        skipped = first - (int(ends[low - 1]) if low else 0)
+        wanted = slice(skipped, skipped + last - first)
+        write: Delayed = delayed(_write_chunk)(
+            url, run, first, blocks[low:high], wanted
+        )
+        return write
+
+    n_found = _write(output, work, identity, overwrite, observer)
+    return Written(len(answer), output.n_parts, n_found)
+
+
+def write_parquet(
+    answer: da.Array,
+    url: str,
+    *,
+    names: Sequence[str],
+    overwrite: bool,
+    identity: Identity,
+    keys: Sequence[str] = (),
+    keyed: Keyed | None = None,
+    observer: Observer | None = None,
+) -> Written:
+    """Write a Dask array to a folder of Parquet files, one for each of its blocks.
+
+    Parameters
+    ----------
+    answer : dask.array.Array of shape (n,) or (n, m)
+        In one column of chunks, whose lengths may be unknown.
+    url : str
+        A folder, or any URL that fsspec can write to.
+    names : sequence of str
+        Of the answer's columns.
+    keys : sequence of str
+        Columns of `keyed` to write before them, row by row.
+    keyed : parquet.ParquetRows, optional
+        The rows that were asked about.
+    overwrite, identity, observer
+        As in `write_zarr`.
+
+    Raises
+    ------
+    FileExistsError
+        As `check`.
+    ValueError
+        If a key is named as an answer's column is.
+    StoreError
+        If something that was written is not there in the end.
+    """
+    if clash := set(keys) & set(names):
+        raise ValueError(
+            f"The key column {min(clash)!r} has the name of an answer's column: "
+            "rename it."
+        )
+    blocks = answer.to_delayed().ravel().tolist()
+    layout = {"files": len(blocks), "columns": [*keys, *names]}
+    output = _ParquetPlace(url, layout)
+
+    def work(part: int, run: str) -> Delayed:
+        table = delayed(_keys_of)(keyed, part, tuple(keys)) if keys else None
+        write: Delayed = delayed(_write_file)(
+            url, run, output.name(part), blocks[part], tuple(names), table
+        )
+        return write
+
+    n_found = _write(output, work, identity, overwrite, observer)
+    written: Any = output.description()  # of all footers, which were read just now
+    n_rows = sum(file["rows"] for file in written["files"])
+    return Written(n_rows, len(blocks), n_found)
+
+
+def standing(url: str) -> Standing | None:
+    """How far an output is; None if what is there is no output of ours."""
+    place = _place(url)
+    try:
+        found = place.description()
+    except FileExistsError:
+        return None
+    if not found:
+        return None
+    complete = bool(found.get("complete"))
+    if "layout" not in found:  # another one's, or what an overwriting left
+        return None if complete else Standing(0, 0, False)
+    place = type(place)(url, found["layout"])
+    missing = place.missing()
+    return Standing(place.n_parts, len(missing), complete)
+
+
+class _Place(ABC):
+    """Where an output goes, and how it is laid out there."""
+
+    url: str
+    layout: Mapping[str, Any]
+
+    @property
+    @abstractmethod
+    def n_parts(self) -> int:
+        """Parts that there are to be."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any] | None:
+        """What the output there says of itself; None if there is nothing.
+
+        Raises
+        ------
+        FileExistsError
+            If there is something that must never be replaced.
+        """
+
+    @abstractmethod
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Let the output say something else of itself."""
+
+    @abstractmethod
+    def create(self, description: Mapping[str, Any], *, replaces: bool) -> None:
+        """Begin an output, in the place of another one if it `replaces` one."""
+
+    @abstractmethod
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there."""
+
+    @abstractmethod
+    def remove_broken(self) -> None:
+        """Remove parts that cannot be read: a machine that fell may leave such."""
+
+    def contents(self) -> dict[str, Any]:
+        """What a complete output says in addition."""
+        return {}
+
+
+def _write(
+    output: _Place,
+    work: Callable[[int, str], Delayed],
+    identity: Identity,
+    overwrite: bool,
+    observer: Observer | None,
+) -> int:
+    """Write what is missing of an output; return how many parts were there."""
+    identity, layout = _as_json(identity), _as_json(output.layout)
+    run = uuid.uuid4().hex
+    said = {"complete": False, "identity": identity, "layout": layout}
+    found = output.description()
+    if _goes_on(output, found, identity, overwrite, layout):
+        output.describe({**said, "run": run})
+        output.remove_broken()
+    else:
+        output.create({**said, "run": run}, replaces=found is not None)
+    parts = output.missing()
+    n_found = output.n_parts - len(parts)
+    try:
+        works = [work(part, run) for part in parts]
+        for done, _ in enumerate(cluster.each(works), start=n_found + 1):
+            if observer is not None:
+                observer(done, output.n_parts)
+        if lost := output.missing():
+            raise StoreError(f"{len(lost)} parts that were written are not there.")
+    except BaseException as error:
+        error.add_note(
+            f"{output.url} is not complete. The same command goes on where this one "
+            "broke off; or remove it."
+        )
+        raise
+    output.describe({**said, "complete": True, **output.contents()})
+    return n_found
+
+
+def _goes_on(
+    output: _Place,
+    found: Mapping[str, Any] | None,
+    identity: Identity,
+    overwrite: bool,
+    layout: Any = None,
+) -> bool:
+    """Whether what was found is the unfinished like of an output, to go on with."""
+    if found is None:
+        return False
+    complete = found.get("complete", True)
+    if not complete:
+        differing = _differing(found.get("identity", {}), identity)
+        if layout is not None:
+            differing += _differing(found.get("layout", {}), layout)
+        if not differing:
+            return True
+        if not overwrite:
+            raise FileExistsError(
+                f"{output.url} is the unfinished output of another command: "
+                f"{'; '.join(differing)}. Give that command again to go on with it, "
+                "choose another place, or pass --overwrite to replace it."
+            )
+    if not overwrite:
+        raise FileExistsError(f"{output.url} exists: pass --overwrite to replace it.")
+    return False
+
+
+def _differing(theirs: Identity, ours: Identity) -> list[str]:
+    return [
+        f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
+        for name in {**ours, **theirs}
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from JSON, to be compared."""
+    return json.loads(json.dumps(value))
+
+
+def _check_run(found: Mapping[str, Any], url: str, run: str) -> None:
+    """Keep what a dead command left on a cluster from writing into a new output."""
+    if found.get("run") != run:
+        raise StoreError(f"Another command writes to {url} meanwhile.")
+
+
+def _files(url: str) -> tuple[Any, str]:
+    """The file system of a URL, which shall look anew, and the path in it."""
+    files, path = fsspec.url_to_fs(url)
+    files.invalidate_cache()
+    return files, path
+
+
+def _names(url: str) -> list[str]:
+    """Names of what lies in a folder."""
+    files, path = _files(url)
+    entries = files.ls(path, detail=False)
+    return [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries]
+
+
+def _remove_all(url: str, names: Iterable[str]) -> None:
+    files, path = _files(url)
+    for name in names:
+        files.rm(f"{path}/{name}", recursive=True)
+
+
+def _zarr_layout(answer: da.Array) -> dict[str, Any]:
+    """Chunks of the largest block's rows, and shards of many of them if small."""
+    n_rows, *width = (int(size) for size in answer.shape)
+    rows = max(1, *(int(size) for size in answer.chunks[0]))
+    chunk_bytes = rows * int(np.prod(width)) * answer.dtype.itemsize
+    together = min(_SHARD_BYTES // chunk_bytes, -(-n_rows // rows) // _SHARDS)
+    shards = [rows * together, *width]
+    return {
+        "shape": [n_rows, *width],
+        "dtype": answer.dtype.str,
+        "chunks": [rows, *width],
+        "shards": shards if chunk_bytes < _SMALL_BYTES and together > 1 else None,
+    }
+
+
+@final
+@dataclass(frozen=True)
+class _ZarrPlace(_Place):
+    """A Zarr array; its parts are shards, or chunks."""
+
+    url: str
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part."""
+        return int((self.layout["shards"] or self.layout["chunks"])[0])
+
+    @property
+    def n_parts(self) -> int:
+        """See `_Place`."""
+        return -(-int(self.layout["shape"][0]) // self.part_rows)
+
+    def description(self) -> dict[str, Any] | None:
+        """See `_Place`."""
+        files, path = _files(self.url)
+        if not files.exists(path):
+            return None
+        try:
+            found = zarr.open(self.url, mode="r")
+        except Exception:  # whatever it is, it is no Zarr node
+            found = None
+        if isinstance(found, zarr.Array):
+            said: Any = found.attrs.asdict().get(_KEY, {})
+            return dict(said)
+        if found is None and files.isdir(path) and self._is_remnant():
+            return None
+        raise FileExistsError(
+            f"{self.url} exists and is no Zarr array: choose another place."
+        )
+
+    def _is_remnant(self) -> bool:
+        """Whether a write broke off before the array was described."""
+        return all(name.startswith(_ZARR_METADATA) for name in _names(self.url))
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """See `_Place`."""
+        array = zarr.open_array(self.url, mode="r+")
+        array.update_attributes({_KEY: dict(description)})
+
+    def create(self, description: Mapping[str, Any], *, replaces: bool) -> None:
+        """See `_Place`."""
+        if replaces:
+            # At no time must what is left of the old one look whole.
+            self.describe({"complete": False})
+            kept = [n for n in _names(self.url) if n.startswith(_ZARR_METADATA)]
+            _remove_all(self.url, set(_names(self.url)) - set(kept))
+        dtype = np.dtype(self.layout["dtype"])
+        zarr.create_array(
+            self.url,
+            shape=tuple(self.layout["shape"]),
+            chunks=tuple(self.layout["chunks"]),
+            shards=tuple(self.layout["shards"]) if self.layout["shards"] else None,
+            dtype=dtype,
+            # A chunk that goes missing must not read as an answer.
+            fill_value=-1 if dtype.kind == "i" else np.nan,
+            compressors=(ZstdCodec(), Crc32cCodec()),
+            attributes={_KEY: dict(description)},
+            overwrite=True,
+        )
+
+    def missing(self) -> list[int]:
+        """See `_Place`."""
+        array = zarr.open_array(self.url, mode="r")
+        return [index[0] for index in missing_chunks(array)]
+
+    def remove_broken(self) -> None:
+        """See `_Place`."""
+        array = zarr.open_array(self.url, mode="r+")
+        if not isinstance(array.store_path.store, LocalStore):
+            return  # stores of objects take them whole or not at all
+        for unfinished in Path(array.store_path.store.root).rglob("*.partial"):
+            unfinished.unlink(missing_ok=True)
+        there = sorted(set(range(self.n_parts)) - set(self.missing()))
+        with ThreadPoolExecutor(CPU_COUNT) as pool:
+            whole = pool.map(lambda part: self._is_whole(array, part), there)
+            broken = [p for p, fine in zip(there, whole, strict=True) if not fine]
+        for part in broken:
+            index = (part, *(0 for _ in array.shape[1:]))
+            sync(array.store_path.store.delete(chunk_path(array, index)))
+
+    def _is_whole(self, array: zarr.Array[Any], part: int) -> bool:
+        try:
+            array[part * self.part_rows : (part + 1) * self.part_rows]
+        except Exception:  # codecs raise what they like
+            return False
+        return True
+
+
+def _write_chunk(
+    url: str, run: str, first: int, pieces: Sequence[NDArray[Any]], wanted: slice
+) -> None:
+    """Write some rows of what the pieces, one after the other, hold."""
+    array = zarr.open_array(url, mode="r+", config={"write_empty_chunks": True})
+    said: Any = array.attrs.asdict().get(_KEY, {})
+    _check_run(said, url, run)
+    values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    array[first : first + wanted.stop - wanted.start] = values[wanted]
+
+
+@final
+@dataclass(frozen=True)
+class _ParquetPlace(_Place):
+    """A folder of Parquet files; each is a part."""
+
+    url: str
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_parts(self) -> int:
+        """See `_Place`."""
+        return int(self.layout["files"])
+
+    def name(self, part: int) -> str:
+        """Name of a part's file: names sort as parts do."""
+        width = max(5, len(str(self.n_parts - 1)))
+        return f"part-{part:0{width}}.parquet"
+
+    def description(self) -> dict[str, Any] | None:
+        """See `_Place`."""
+        files, path = _files(self.url)
+        if not files.exists(path):
+            return None
+        place = f"{path}/{_DESCRIPTION}"
+        if files.exists(place):
+            said: dict[str, Any] = json.loads(files.cat_file(place))
+            return said
+        if files.isdir(path) and all(n.startswith(".") for n in _names(self.url)):
+            return None  # a write broke off before the output was described
+        raise FileExistsError(
+            f"{self.url} exists and was not written by this program: choose another "
+            "place."
+        )
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """See `_Place`."""
+        _put(self.url, _DESCRIPTION, json.dumps(description, indent=1).encode())
+
+    def create(self, description: Mapping[str, Any], *, replaces: bool) -> None:
+        """See `_Place`."""
+        if replaces:
+            # At no time must what is left of the old one look whole.
+            self.describe({"complete": False})
+            _remove_all(self.url, set(_names(self.url)) - {_DESCRIPTION})
+        self.describe(description)
+
+    def missing(self) -> list[int]:
+        """See `_Place`."""
+        there = set(_names(self.url))
+        return [i for i in range(self.n_parts) if self.name(i) not in there]
+
+    def remove_broken(self) -> None:
+        """See `_Place`."""
+        names = set(_names(self.url))
+        there = [i for i in range(self.n_parts) if self.name(i) in names]
+        broken = [self.name(i) for i in there if self._file(i) is None]
+        unfinished = [n for n in names if n.startswith(".part-")]
+        _remove_all(self.url, [*broken, *unfinished])
+
+    def contents(self) -> dict[str, Any]:
+        """Name, rows and bytes of all files."""
+        found = [self._file(i) for i in range(self.n_parts)]
+        return {"files": [entry for entry in found if entry is not None]}
+
+    def _file(self, part: int) -> dict[str, Any] | None:
+        """What a file's footer says; None if it has none."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files, path = _files(self.url)
+        place = f"{path}/{self.name(part)}"
+        try:
+            with files.open(place, "rb") as file:
+                n_rows = pq.read_metadata(file).num_rows
+        except (pa.ArrowInvalid, OSError):
+            return None
+        return {"name": self.name(part), "rows": n_rows, "bytes": files.size(place)}
+
+
+def _place(url: str) -> _ZarrPlace | _ParquetPlace:
+    """Where an output goes, by its name."""
+    return _ParquetPlace(url) if is_parquet_output(url) else _ZarrPlace(url)
+
+
+def _keys_of(keyed: Keyed, part: int, keys: tuple[str, ...]) -> pa.Table:
+    return keyed.read_table(part, keys)
+
+
+def _write_file(
+    url: str,
+    run: str,
+    name: str,
+    values: NDArray[Any],
+    names: tuple[str, ...],
+    keys: pa.Table | None,
+) -> None:
+    """Write one block's answers, after its keys."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files, path = _files(url)
+    _check_run(json.loads(files.cat_file(f"{path}/{_DESCRIPTION}")), url, run)
+    columns = [values] if values.ndim == 1 else list(values.T)
+    table = pa.table(dict(zip(names, map(np.ascontiguousarray, columns), strict=True)))
+    if keys is not None:
+        _check_as_long(keys, table, name)
+        for i, key in enumerate(keys.column_names):
+            table = table.add_column(i, keys.schema.field(key), keys.column(key))
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    _put(url, name, written.getvalue())
+
+
+def _check_as_long(keys: pa.Table, table: pa.Table, name: str) -> None:
+    if keys.num_rows != table.num_rows:
+        raise StoreError(
+            f"There are {keys.num_rows} keys for the {table.num_rows} rows of {name}: "
+            "the data were changed meanwhile."
+        )
+
+
+def _put(url: str, name: str, content: bytes) -> None:
+    """Write a file so that it is there whole, or not at all."""
+    files, path = _files(url)
+    place = f"{path}/{name}"
+    if "file" not in files.protocol:
+        files.pipe_file(place, content)  # one object, in one request
+        return
+    files.makedirs(path, exist_ok=True)
+    unfinished = f"{path}/.{name}.{uuid.uuid4().hex}"
+    files.pipe_file(unfinished, content)
+    files.mv(unfinished, place)

@@ -1,0 +1,377 @@
+"""Parquet as rows: what is read, in what pieces, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+import tracemalloc
+
+import dask
+import dask.array as da
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import blobs
+from distributed import Client, LocalCluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskgmm import GaussianMixture, parquet
+from daskgmm.errors import DataError, StoreError
+from daskgmm.parquet import is_parquet, open_parquet
+from daskgmm.reduction import leaf_bounds, shard_bounds
+from daskgmm.sources import _bounds_at, as_dask, open_source
+
+NAMES = ["b", "a", "c"]
+
+
+@pytest.fixture
+def x():
+    return blobs(0, 5000, 3, 3)
+
+
+def table(x, names=NAMES, **more):
+    return pa.table({**dict(zip(names, x.T, strict=True)), **more})
+
+
+def write(place, x, row_group_size=700, **more):
+    pq.write_table(table(x, **more), place, row_group_size=row_group_size)
+    return place
+
+
+def write_folder(folder, x, n_files=4):
+    folder.mkdir()
+    for i, part in enumerate(np.array_split(x, n_files)):
+        write(folder / f"part-{i}.parquet", part)
+    (folder / "_SUCCESS").write_text("")
+    return folder
+
+
+def model(**parameters):
+    return GaussianMixture(3, random_state=0, **parameters)
+
+
+def assert_same_fit(got, expected):
+    np.testing.assert_allclose(got.means_, expected.means_, rtol=1e-9)
+    np.testing.assert_allclose(got.covariances_, expected.covariances_, rtol=1e-8)
+    assert got.n_iter_ == expected.n_iter_
+
+
+def test_a_file_a_folder_a_glob_and_a_url(tmp_path, x):
+    write(tmp_path / "x.parquet", x)
+    folder = write_folder(tmp_path / "many", x)
+    expected = model().fit(x)
+    for place in (
+        tmp_path / "x.parquet",
+        str(folder),
+        f"{folder}/part-*.parquet",
+        f"file://{folder}",
+        open_parquet(folder),
+    ):
+        fitted = model().fit(place)
+        assert_same_fit(fitted, expected)
+        labels = fitted.predict(place)
+        assert isinstance(labels, da.Array)
+        assert labels.shape == (5000,)  # from the footers
+        np.testing.assert_array_equal(labels.compute(), expected.predict(x))
+        assert fitted.score(place) == pytest.approx(expected.score(x), rel=1e-12)
+
+
+def test_columns_in_the_order_asked_for(tmp_path, x):
+    place = write(tmp_path / "x.parquet", x, name=["text"] * len(x))
+    rows = open_parquet(place, columns=["a", "b"])
+    np.testing.assert_array_equal(as_dask(rows).compute(), x[:, [1, 0]])
+    assert list(rows._meta.columns) == ["a", "b"]
+    assert rows.n_rows == 5000
+
+
+@pytest.mark.parametrize(
+    ("filters", "picked"),
+    [
+        ([("a", ">", 0.0)], lambda x: x[:, 1] > 0),
+        ([("a", ">", 0.0), ("k", "<", 3000)], lambda x: (x[:, 1] > 0) & (K < 3000)),
+        (
+            [[("k", "<", 1000)], [("k", ">=", 4500)]],
+            lambda _: (K < 1000) | (K >= 4500),
+        ),
+        ([("k", "in", [5, 6])], lambda _: (K == 5) | (K == 6)),
+    ],
+)
+def test_filters(tmp_path, x, filters, picked):
+    place = write(tmp_path / "x.parquet", x, k=K)
+    rows = open_parquet(place, columns=NAMES, filters=filters)
+    expected = x[picked(x)]
+    np.testing.assert_array_equal(as_dask(rows).compute(), expected)
+    assert np.isnan(rows.n_rows)
+    if len(expected) > 10:
+        assert_same_fit(model().fit(rows), model().fit(expected))
+
+
+K = np.arange(5000)
+
+
+def test_row_groups_that_a_filter_excludes_are_not_read(tmp_path, x):
+    place = write(tmp_path / "x.parquet", x, k=K)
+    rows = open_parquet(place, columns=NAMES, filters=[("k", ">=", 4900)])
+    assert {span.group for block in rows.spans for span in block} == {7}
+
+
+def test_folders_of_hives_form(tmp_path, x):
+    for year in (2024, 2025):
+        (tmp_path / "t" / f"year={year}").mkdir(parents=True)
+        part = x[:2000] if year == 2024 else x[2000:]
+        write(tmp_path / "t" / f"year={year}" / "0.parquet", part)
+    assert is_parquet(tmp_path / "t")
+    np.testing.assert_array_equal(as_dask(tmp_path / "t").compute(), x)
+    late = open_parquet(tmp_path / "t", filters=[("year", "==", 2025)])
+    assert late.n_rows == 3000  # known: only folders are picked
+    np.testing.assert_array_equal(as_dask(late).compute(), x[2000:])
+    both = [("year", "==", 2025), ("a", ">", 0.0)]
+    np.testing.assert_array_equal(
+        as_dask(open_parquet(tmp_path / "t", filters=both)).compute(),
+        x[2000:][x[2000:, 1] > 0],
+    )
+    with_year = open_parquet(tmp_path / "t", columns=["year", "a"])
+    np.testing.assert_array_equal(
+        as_dask(with_year).compute()[:, 0], [2024] * 2000 + [2025] * 3000
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    groups=st.lists(st.integers(1, 900), min_size=1, max_size=8),
+    block_bytes=st.integers(200, 20_000),
+    data=st.data(),
+)
+def test_any_row_groups_and_blocks(tmp_path_factory, groups, block_bytes, data):
+    """Blocks joined of small row groups and cut from large ones, in any order."""
+    x = np.arange(sum(groups) * 3.0).reshape(-1, 3)
+    folder = tmp_path_factory.mktemp("x")
+    bounds = np.cumsum(groups)[:-1]
+    for i, part in enumerate(np.split(x, bounds)):
+        write(folder / f"{i:03d}.parquet", part, row_group_size=500)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "BLOCK_BYTES", block_bytes)
+        rows = open_parquet(folder)
+    assert sum(rows.chunks) == len(x)
+    assert max(rows.chunks) <= max(1, block_bytes // 24)
+    ends = np.cumsum([0, *rows.chunks]).astype(int)
+    reading = pickle.loads(pickle.dumps(rows)).reading()
+    order = data.draw(st.permutations(range(rows.n_blocks)))[:12]
+    for i in [*order, *range(rows.n_blocks)]:
+        expected = x[ends[i] : ends[i + 1]]
+        np.testing.assert_array_equal(reading.block(rows.spans[i]), expected)
+        read = rows.read_table(i, ["c", "b"])
+        np.testing.assert_array_equal(read["b"], expected[:, 0])
+        assert read.column_names == ["c", "b"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "threads", "expected"),
+    [
+        (range(16), 2, [0, 2, 4, 6, 8, 10, 12, 14, 16]),  # small row groups
+        (range(0, 16, 4), 2, [0, 4, 8, 12, 16]),  # of four blocks each
+        (range(0, 16, 5), 2, [0, 5, 10, 15, 16]),
+        ([0], 2, [0, 8, 16]),  # one for all: half of it is read in vain once
+        ([0, 15], 1, [0, 15, 16]),
+    ],
+)
+def test_shards_begin_where_row_groups_do(starts, threads, expected):
+    bounds = shard_bounds(16, 8)
+    leaves = leaf_bounds(16)
+    assert _bounds_at(frozenset(starts), leaves, bounds, threads) == expected
+
+
+def test_a_row_group_larger_than_memory_is_read_in_pieces(tmp_path):
+    x = np.random.default_rng(0).normal(size=(2_000_000, 4))
+    place = tmp_path / "x.parquet"
+    pq.write_table(table(x, list("abcd")), place, row_group_size=len(x))
+    rows = open_parquet(place)
+    assert rows.n_blocks >= 4
+    reading = rows.reading()
+    tracemalloc.start()
+    before, total = pa.total_allocated_bytes(), np.zeros(4)
+    most = 0
+    for spans in rows.spans:
+        block = reading.block(spans)
+        total += block.sum(axis=0)
+        most = max(most, pa.total_allocated_bytes() - before)
+        del block
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(total, x.sum(axis=0))
+    assert peak < 2 * parquet.BLOCK_BYTES + 5e6  # NumPy's, of 64 MB
+    assert most < 30e6  # Arrow's
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_a_row_group_larger_than_a_workers_memory(tmp_path, compression):
+    """1.3 GB in one row group, for workers that are paused at 80 % of 1 GB."""
+    n = 40_000_000
+    column = np.random.default_rng(0).normal(size=n)
+    if compression == "snappy":  # 80 MB in the file, by its dictionary
+        column = np.round(column)
+    columns = {name: column for name in "abcd"}
+    place = tmp_path / "x.parquet"
+    pq.write_table(pa.table(columns), place, row_group_size=n, compression=compression)
+    start = {
+        "means_init": np.zeros((1, 4)),
+        "weights_init": [1.0],
+        "precisions_init": np.eye(4)[None],
+    }
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit="1GB",
+            dashboard_address=":0",
+        ) as cluster,
+        Client(cluster) as client,
+        dask.config.set({"daskgmm.no-workers-timeout": "30s"}),
+    ):
+        before = set(client.scheduler_info(n_workers=-1)["workers"])
+        fitted = GaussianMixture(1, max_iter=2, tol=0, **start).fit(place)
+        assert set(client.scheduler_info(n_workers=-1)["workers"]) == before
+    np.testing.assert_allclose(fitted.means_[0], column.mean(), atol=1e-9)
+    np.testing.assert_allclose(fitted.covariances_[0], column.var() + 1e-6 * np.eye(4))
+
+
+def test_kinds_of_numbers(tmp_path, x):
+    single = table(x.astype(np.float32))
+    pq.write_table(single, tmp_path / "single.parquet")
+    rows = open_parquet(tmp_path / "single.parquet")
+    assert rows.dtype == np.float32
+    assert model().fit(rows).means_.dtype == np.float32
+    columns = {
+        "int": pa.array([1, 2, 3], pa.int16()),
+        "bool": pa.array([True, False, True]),
+        "decimal": pa.array([1, 2, 3]).cast(pa.decimal128(24, 2)),
+        "half": pa.array(np.array([1, 2, 3], np.float16)),
+        "single": pa.array([1, 2, 3], pa.float32()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "mixed.parquet")
+    mixed = as_dask(tmp_path / "mixed.parquet")
+    assert mixed.dtype == np.float64
+    expected = np.array([[1.0, 1, 1, 1, 1], [2, 0, 2, 2, 2], [3, 1, 3, 3, 3]])
+    np.testing.assert_array_equal(mixed.compute(), expected)
+
+
+def test_files_may_differ_in_types_and_order_of_columns(tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    a, b = np.arange(4.0), np.arange(4)
+    pq.write_table(pa.table({"a": a, "b": b}), folder / "0.parquet")
+    pq.write_table(
+        pa.table({"b": b.astype(np.int8), "more": b, "a": a.astype(np.float32)}),
+        folder / "1.parquet",
+    )
+    expected = np.tile(np.stack([a, b], axis=1), (2, 1))
+    np.testing.assert_array_equal(as_dask(folder).compute(), expected)
+
+
+def test_nulls_and_nans_are_named(tmp_path, x):
+    nulls = pa.array([None if i == 1234 else 1.0 for i in range(5000)])
+    place = write(tmp_path / "null.parquet", x, d=nulls)
+    message = (
+        r"Column 'd' has a null in row group 1, row 1234 of the Parquet .*null\.parquet"
+    )
+    with pytest.raises(DataError, match=message):
+        model().fit(place)
+    rows = open_parquet(place, filters=[("d", ">", float("-inf"))])
+    assert len(as_dask(rows).compute()) == 4999
+    x[17, 1] = np.nan
+    with pytest.raises(DataError, match="NaN in block 0, row 17, column 1"):
+        model().fit(write(tmp_path / "nan.parquet", x))
+
+
+def test_what_is_refused(tmp_path, x):
+    place = write(tmp_path / "x.parquet", x, name=["text"] * len(x))
+    with pytest.raises(DataError, match=r"Column 'name' of .*x\.parquet holds string"):
+        model().fit(place)
+    with pytest.raises(DataError, match=r"x\.parquet has no column 'z': it has 'b'"):
+        open_parquet(place, columns=["a", "z"])
+    with pytest.raises(DataError, match="has no column 'z'"):
+        open_parquet(place, columns=["a"], filters=[("z", ">", 0)])
+    with pytest.raises(DataError, match="filters must be tuples"):
+        open_parquet(place, columns=["a"], filters=["a > 0"])
+    with pytest.raises(DataError, match="columns must be a list"):
+        open_parquet(place, columns="a")
+    for missing in (tmp_path / "none.parquet", f"{tmp_path}/none-*.parquet"):
+        with pytest.raises(StoreError, match="There is no Parquet file at .*none"):
+            model().fit(missing)
+    (tmp_path / "no.parquet").write_text("no Parquet")
+    with pytest.raises(StoreError, match=r"no\.parquet"):
+        model().fit(tmp_path / "no.parquet")
+    folder = write_folder(tmp_path / "many", x)
+    pq.write_table(pa.table({"b": x[:, 0]}), folder / "part-9.parquet")
+    with pytest.raises(DataError, match=r"part-9\.parquet has no column 'a'"):
+        model().fit(folder)
+
+
+def test_no_rows(tmp_path, x):
+    place = write(tmp_path / "x.parquet", x[:0])
+    with pytest.raises(DataError, match="0 sample"):
+        model().fit(place)
+    folder = write_folder(tmp_path / "many", x)
+    write(folder / "part-9.parquet", x[:0])  # some files without any are no matter
+    np.testing.assert_array_equal(as_dask(folder).compute(), x)
+    rows = open_parquet(folder, filters=[("a", ">", 1e9)])
+    with pytest.raises(DataError, match="0 sample"):
+        model().fit(rows)
+    assert as_dask(rows).compute().shape == (0, 3)
+    assert rows.read_table(0, ["c"]).shape == (0, 1)
+    some = open_parquet(place, filters=[("a", ">", 0.0)])
+    assert some.read_table(0, ["c", "a"]).shape == (0, 2)
+    first = open_parquet(folder, filters=[("a", "<", x[:, 1].min() + 1e-9)])
+    tables = [first.read_table(i, ["a"]) for i in range(first.n_blocks)]
+    assert sum(map(len, tables)) == 1
+    assert {str(table.schema.field("a").type) for table in tables} == {"double"}
+
+
+def test_a_file_that_is_damaged_after_it_was_opened_is_named(tmp_path, x):
+    place = write(tmp_path / "x.parquet", x)
+    rows = open_parquet(place)
+    content = place.read_bytes()
+    place.write_bytes(content[: len(content) // 2])
+    with (
+        dask.config.set({"daskgmm.storage-retries": 1}),
+        pytest.raises(StoreError, match=r"x\.parquet cannot be read, after 2 attempts"),
+    ):
+        model().fit(rows)
+
+
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path, x):
+    place = write(tmp_path / "x.parquet", x)
+    with dask.config.set(scheduler="synchronous"):
+        assert as_dask(place).sum().compute() == pytest.approx(x.sum())
+        write(place, x + 1)
+        assert as_dask(place).sum().compute() == pytest.approx((x + 1).sum())
+
+
+def test_weights_from_a_column(tmp_path, x):
+    weights = np.random.default_rng(0).integers(0, 3, len(x)).astype(float)
+    place = write(tmp_path / "x.parquet", x, w=weights)
+    rows = open_parquet(place, columns=NAMES)
+    fitted = model().fit(rows, sample_weight=open_parquet(place, columns=["w"]))
+    assert_same_fit(fitted, model().fit(x, sample_weight=weights))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_the_same_bits_on_a_cluster(tmp_path, x):
+    folder = write_folder(tmp_path / "many", x)
+    expected = model(max_iter=5).fit(folder)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as c,
+        Client(c),
+    ):
+        fitted = model(max_iter=5).fit(folder)
+        labels = fitted.predict(folder).compute()
+    np.testing.assert_array_equal(fitted.means_, expected.means_)
+    np.testing.assert_array_equal(labels, expected.predict(folder).compute())
+
+
+def test_sources_take_it_as_blocks(tmp_path, x):
+    source = open_source(write(tmp_path / "x.parquet", x))
+    assert (source.n_features, source.dtype) == (3, np.float64)

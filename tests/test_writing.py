@@ -1,0 +1,412 @@
+"""Outputs: written block by block, and never whole before they are."""
+
+from __future__ import annotations
+
+import gc
+import json
+import warnings
+
+import dask
+import dask.array as da
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+import zarr
+from distributed import Client, LocalCluster
+from services import s3_server
+
+from daskgmm import StoreError, writing
+from daskgmm.errors import ClusterError
+
+IDENTITY = {"kind": "labels", "model": "m", "shape": (5, 2)}
+
+
+def answers(n=1000, rows=100, width=None, dtype=np.int64):
+    shape = (n,) if width is None else (n, width)
+    values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    return values, da.from_array(values, chunks=(rows, *shape[1:]))
+
+
+def write_zarr(answer, url, *, overwrite=False, identity=IDENTITY, **options):
+    return writing.write_zarr(
+        answer, str(url), overwrite=overwrite, identity=identity, **options
+    )
+
+
+def write_parquet(answer, url, *, names=("a",), overwrite=False, **options):
+    options = {"identity": IDENTITY, **options}
+    return writing.write_parquet(
+        answer, str(url), names=names, overwrite=overwrite, **options
+    )
+
+
+WRITERS = {"out.zarr": write_zarr, "out.parquet": write_parquet}
+
+
+@pytest.fixture(params=list(WRITERS))
+def out(request, tmp_path):
+    return tmp_path / request.param
+
+
+@pytest.fixture
+def write(out):
+    return WRITERS[out.name]
+
+
+def read(out):
+    """All that is in an output, in order."""
+    if out.suffix != ".parquet":
+        return zarr.open_array(str(out), mode="r")[:]
+    return np.column_stack(pq.read_table(out).columns).squeeze(axis=1)
+
+
+def parts(out):
+    found = out.glob("c/*") if out.suffix != ".parquet" else out.glob("part-*")
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def contents(folder):
+    """Bytes of all files in a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def described(out):
+    if out.suffix != ".parquet":
+        return zarr.open_array(str(out), mode="r").attrs["daskgmm"]
+    return json.loads((out / "_daskgmm.json").read_text())
+
+
+class Interrupted(Exception):
+    """Raised in the middle of a write."""
+
+
+def interrupt(write, answer, out, after=3):
+    """Break a write off after some parts."""
+
+    def observer(done, of):
+        if done == after:
+            raise Interrupted
+
+    with dask.config.set(scheduler="sync"), pytest.raises(Interrupted):
+        write(answer, out, observer=observer)
+
+
+@pytest.mark.parametrize("width", [None, 3])
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.float64])
+def test_zarr_holds_the_answer(tmp_path, width, dtype):
+    expected, answer = answers(width=width, dtype=dtype)
+    written = write_zarr(answer, tmp_path / "out")
+    assert (written.n_rows, written.n_parts, written.n_found) == (1000, 10, 0)
+    array = zarr.open_array(str(tmp_path / "out"), mode="r")
+    assert np.array_equal(array[:], expected)
+    assert array.dtype == dtype
+    assert array.chunks[0] == 100
+    assert array.shards is None
+    assert described(tmp_path / "out").keys() == {"complete", "identity", "layout"}
+
+
+def test_small_chunks_are_sharded(tmp_path):
+    expected, answer = answers(n=10_050, rows=100, width=2, dtype=np.float64)
+    written = write_zarr(answer, tmp_path / "out.zarr")
+    array = zarr.open_array(str(tmp_path / "out.zarr"), mode="r")
+    assert np.array_equal(array[:], expected)
+    assert array.chunks == (100, 2)
+    assert array.shards == (600, 2)
+    assert written.n_parts == len(list((tmp_path / "out.zarr" / "c").iterdir())) == 17
+
+
+def test_a_flipped_bit_in_a_shard_is_noticed(tmp_path):
+    write_zarr(answers(n=10_000)[1], tmp_path / "out.zarr")
+    shard = parts(tmp_path / "out.zarr")[3]
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        read(tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize("lengths", [(70, 0, 130, 1, 0), (0, 0), (5,), (3, 100, 3)])
+@pytest.mark.parametrize("unknown", [False, True])
+def test_blocks_of_any_length(out, write, lengths, unknown):
+    expected = np.arange(sum(lengths), dtype=np.float64)
+    answer = da.from_array(expected, chunks=(lengths,))
+    if unknown:
+        answer = answer[answer >= 0]
+        assert np.isnan(answer.shape[0])
+    assert write(answer, out).n_rows == sum(lengths)
+    assert np.array_equal(read(out), expected)
+    assert described(out)["complete"] is True
+
+
+def test_parquet_has_a_file_for_each_block(tmp_path):
+    expected, answer = answers(n=250, width=2, dtype=np.float32)
+    out = tmp_path / "out.parquet"
+    write_parquet(answer, out, names=("p", "q"))
+    assert [path.name for path in parts(out)] == [
+        f"part-{i:05}.parquet" for i in range(3)
+    ]
+    table = pq.read_table(out)
+    assert table.column_names == ["p", "q"]
+    assert np.array_equal(np.column_stack(table.columns), expected)
+    listed = described(out)["files"]
+    assert [entry["rows"] for entry in listed] == [100, 100, 50]
+    assert [e["bytes"] for e in listed] == [p.stat().st_size for p in parts(out)]
+
+
+class Table:
+    """Rows with more columns than were asked about."""
+
+    def __init__(self, table, rows):
+        self.table, self.rows = table, rows
+
+    def read_table(self, index, columns):
+        block = self.table.slice(index * self.rows, self.rows)
+        return block.select(list(columns))
+
+
+def test_keys_are_carried_along(tmp_path):
+    expected, answer = answers(n=250)
+    ids = [f"row {i}" for i in range(250)]
+    table = pa.table({"x": np.zeros(250), "id": ids, "day": np.arange(250) % 7})
+    out = tmp_path / "out.parquet"
+    keyed = Table(table, 100)
+    write_parquet(answer, out, keys=("day", "id"), keyed=keyed)
+    found = pq.read_table(out)
+    assert found.column_names == ["day", "id", "a"]
+    assert found["id"].to_pylist() == ids
+    assert np.array_equal(found["a"], expected)
+    with pytest.raises(ValueError, match="'day' has the name"):
+        write_parquet(answer, out, names=("day",), keys=("day",), keyed=keyed)
+    with pytest.raises(StoreError, match=r"\d+ keys for the \d+ rows of part-"):
+        short = Table(table, 99)
+        write_parquet(answer, tmp_path / "o.parquet", keys=("id",), keyed=short)
+
+
+def test_a_broken_write_goes_on(out, write, tmp_path):
+    _, answer = answers()
+    interrupt(write, answer, out)
+    assert described(out)["complete"] is False
+    # Without a cluster, parts are written a few at a time.
+    before = {path: path.stat().st_mtime_ns for path in parts(out)}
+    assert 3 <= len(before) < 10
+    standing = writing.standing(str(out))
+    assert not standing.complete
+    assert (standing.n_parts, standing.n_missing) == (10, 10 - len(before))
+    written = write(answer, out)
+    assert written.n_found == len(before)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    undisturbed = tmp_path / "undisturbed" / out.name
+    write(answer, undisturbed)
+    assert contents(out) == contents(undisturbed)
+    assert writing.standing(str(out)) == writing.Standing(10, 0, True)
+
+
+def test_a_broken_write_of_shards_goes_on(tmp_path):
+    expected, answer = answers(n=10_050)
+    out = tmp_path / "out.zarr"
+    interrupt(write_zarr, answer, out)
+    assert 3 <= len(parts(out)) < 17
+    write_zarr(answer, out)
+    assert np.array_equal(read(out), expected)
+
+
+def test_parts_that_cannot_be_read_are_written_anew(out, write):
+    expected, answer = answers()
+    interrupt(write, answer, out)
+    first, second, *_ = parts(out)
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:-7])
+    leftover = parts(out)[0].with_name(".part-00009.parquet.0123")
+    if out.suffix != ".parquet":
+        leftover = out / "c" / "9.0123.partial"
+    leftover.write_bytes(b"abc")
+    write(answer, out)
+    assert np.array_equal(read(out), expected)
+    assert not leftover.exists()
+
+
+def test_a_part_that_is_lost_is_noticed(out, write):
+    _, answer = answers()
+
+    def observer(done, of):
+        if done == of:
+            parts(out)[4].unlink()
+
+    with pytest.raises(StoreError, match="1 parts .* are not there") as caught:
+        write(answer, out, observer=observer)
+    assert "The same command goes on" in " ".join(caught.value.__notes__)
+    assert described(out)["complete"] is False
+    assert write(answer, out).n_found == 9
+
+
+def test_an_unfinished_output_of_another_command_is_refused(out, write):
+    expected, answer = answers()
+    interrupt(write, answer, out)
+    before = contents(out)
+    other = {"identity": {**IDENTITY, "kind": "proba"}}
+    said = "unfinished .* kind was 'labels' and is 'proba'"
+    with pytest.raises(FileExistsError, match=said):
+        write(answer, out, **other)
+    with pytest.raises(FileExistsError, match=said):
+        writing.check(str(out), other["identity"], overwrite=False)
+    with pytest.raises(FileExistsError, match="unfinished .* (chunks|files) was"):
+        write(answer.rechunk(50), out)
+    assert contents(out) == before
+    assert write(answer, out, overwrite=True, **other).n_found == 0
+    assert np.array_equal(read(out), expected)
+
+
+def test_a_complete_output_is_replaced_only_when_told(out, write):
+    expected, answer = answers()
+    write(answer + 1, out)
+    for place in (lambda: write(answer, out), lambda: check(out)):
+        with pytest.raises(FileExistsError, match="exists: pass --overwrite"):
+            place()
+    assert np.array_equal(read(out), expected + 1)
+    few = answer[:150]
+    write(few, out, overwrite=True)
+    assert np.array_equal(read(out), expected[:150])
+    assert len(parts(out)) == 2
+
+
+def check(out):
+    writing.check(str(out), IDENTITY, overwrite=False)
+
+
+def test_overwriting_goes_on_with_its_own(out, write):
+    _, answer = answers()
+    interrupt(write, answer, out)
+    n_parts = len(parts(out))
+    assert write(answer, out, overwrite=True).n_found == n_parts
+
+
+def test_what_is_something_else_is_never_replaced(out, write):
+    out.mkdir()
+    (out / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(FileExistsError, match="choose another place"):
+        write(answers()[1], out, overwrite=True)
+    assert contents(out) == {"thesis.txt": b"irreplaceable"}
+
+
+def test_what_a_write_left_before_it_described_itself_is_nothing(out, write):
+    out.mkdir()
+    (out / ("zarr.json" if out.suffix != ".parquet" else "._daskgmm.json.0")).touch()
+    write(answers()[1], out)
+    assert described(out)["complete"] is True
+
+
+def test_a_dead_command_does_not_write_into_a_new_output(out, write):
+    """What it left on a cluster may run later than the next command begins."""
+    _, answer = answers(n=100)
+    write(answer, out)
+    with pytest.raises(StoreError, match="Another command writes"):
+        if out.suffix != ".parquet":
+            writing._write_chunk(str(out), "run", 0, [np.zeros(5)], slice(0, 5))
+        else:
+            name = "part-00000.parquet"
+            writing._write_file(str(out), "run", name, np.zeros(5), ("a",), None)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """An S3 server that plain s3:// URLs lead to, and a client of its own."""
+    with (
+        s3_server("moto", tmp_path_factory.mktemp("s3")) as port,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        # Instances are kept for each set of options, and the environment is not one.
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+        files.mkdir("bucket")
+        yield files
+        s3fs.S3FileSystem.clear_instance_cache()
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()  # Zarr leaves its connections open
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_on_an_object_store(s3, name):
+    expected, answer = answers()
+    write, out = WRITERS[name], f"s3://bucket/{name}"
+    interrupt(write, answer, out)
+    assert 3 <= 10 - writing.standing(out).n_missing < 10
+    with pytest.raises(FileExistsError, match="unfinished"):
+        write(answer, out, identity={"kind": "proba"})
+    assert write(answer, out).n_found >= 3
+    assert writing.standing(out) == writing.Standing(10, 0, True)
+    if name.endswith("zarr"):
+        found = zarr.open_array(out, mode="r")[:]
+    else:
+        found = pq.read_table(f"bucket/{name}", filesystem=s3)["a"]
+    assert np.array_equal(found, expected)
+    with pytest.raises(FileExistsError, match="exists: pass --overwrite"):
+        write(answer, out)
+    assert write(answer[:250], out, overwrite=True).n_parts == 3
+    assert writing.standing(out) == writing.Standing(3, 0, True)
+    # Nothing is left of the old one, nor of temporary names.
+    kept = "zarr.json" if name.endswith("zarr") else "_daskgmm.json"
+    assert len(s3.find(f"bucket/{name}")) == 4
+    assert s3.exists(f"bucket/{name}/{kept}")
+
+
+def test_on_a_cluster(out, write):
+    expected, answer = answers()
+    seen = []
+    with (
+        LocalCluster(
+            n_workers=2, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster),
+    ):
+        write(answer, out, observer=lambda done, of: seen.append((done, of)))
+    assert np.array_equal(read(out), expected)
+    assert seen == [(i, 10) for i in range(1, 11)]
+
+
+def test_without_workers_it_ends_in_bounded_time(out, write):
+    _, answer = answers()
+    with (
+        LocalCluster(
+            n_workers=0, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster),
+        dask.config.set({"daskgmm.no-workers-timeout": "1s"}),
+        pytest.raises(ClusterError, match="has had no workers for 1 s"),
+    ):
+        write(answer, out)
+    assert described(out)["complete"] is False
+
+
+def test_an_error_on_a_cluster_leaves_what_is_done(out, write):
+    expected, answer = answers(dtype=np.float64)
+
+    def fail(block, block_id):
+        if block_id[0] == 9:
+            raise ZeroDivisionError("in block 9")
+        return block
+
+    broken = answer.map_blocks(fail, dtype=float)
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster),
+        pytest.raises(ZeroDivisionError) as caught,
+    ):
+        write(broken, out)
+    assert "The same command goes on" in " ".join(caught.value.__notes__)
+    assert described(out)["complete"] is False
+    n_parts = len(parts(out))
+    assert n_parts > 0
+    assert write(answer, out).n_found == n_parts
+    assert np.array_equal(read(out), expected)
