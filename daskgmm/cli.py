@@ -1,35 +1,46 @@
-"""The command ``daskgmm``: fit, predict, info, demo."""
+"""The command ``daskgmm``: fit, predict, score, sample, info, demo."""
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
+import secrets
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, final
 
 import click
 import dask.array as da
-import fsspec
 import numpy as np
 import zarr
-from distributed import Client, KilledWorker, LocalCluster, progress
+from distributed import KilledWorker
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from sklearn.exceptions import ConvergenceWarning
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from daskgmm import demo as demonstration
+from daskgmm import writing
+from daskgmm.checkpoint import describe, parse_interval
+from daskgmm.cli_options import (
+    Cluster,
+    Data,
+    cluster_options,
+    data_options,
+    dry_run_option,
+    json_option,
+    missing_option,
+    place,
+)
 from daskgmm.covariance import SHAPES
-from daskgmm.errors import DaskGMMError
+from daskgmm.display import Report, seconds
+from daskgmm.drawing import draw_lazily
+from daskgmm.errors import DaskGMMError, DataError
 from daskgmm.estimators import GaussianMixture, load
-from daskgmm.training import Progress
+from daskgmm.forecast import Forecast, forecast_answer, forecast_fit
+from daskgmm.parquet import ParquetRows, is_parquet, summary
+from daskgmm.reading import ZarrArray, has_checksum
+from daskgmm.sources import as_dask
+from daskgmm.store import existing
 
 _STARTS: Final = ("kmeans", "k-means++", "random", "random_from_data")
 _METHODS: Final = {
@@ -46,134 +57,78 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn  # type: ignore[assignment]
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads on
         except KilledWorker as error:
-            raise click.ClickException(
+            raise _in_one_line(
+                error,
                 "A worker process died again and again, most likely for want of "
-                "memory: give it more with --memory-limit, or store smaller chunks."
+                "memory: give it more with --memory-limit, or store smaller chunks.",
             ) from error
         except MemoryError as error:
-            raise click.ClickException(
+            raise _in_one_line(
+                error,
                 "Out of memory: give each process more with --memory-limit, start "
-                "fewer, or store smaller chunks."
+                "fewer, or store smaller chunks.",
             ) from error
         except (DaskGMMError, ValueError, OSError, ImportError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise _in_one_line(error, str(error)) from error
 
 
-def _place(text: str) -> str:
-    """A URL, or a path: absolute, as workers may run in another folder."""
-    return text if "://" in text else os.path.abspath(text)
+def _warn(message: Warning | str, *_where: Any) -> None:
+    """Show a warning as errors are shown: users do not know this program's lines."""
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Where the work is done, as the options say."""
-
-    scheduler: str | None
-    n_workers: int | None
-    threads_per_worker: int | None
-    memory_limit: str
-    dashboard: str | None
-
-    @contextmanager
-    def connect(self) -> Iterator[Client]:
-        """Join the scheduler, or start a local cluster, for as long as the context."""
-        if self.scheduler is not None:
-            with Client(self.scheduler) as client:
-                yield client
-            return
-        with (
-            LocalCluster(
-                n_workers=self.n_workers,
-                threads_per_worker=self.threads_per_worker,
-                memory_limit=self.memory_limit,
-                dashboard_address=self.dashboard or "127.0.0.1:0",  # any free port
-                silence_logs=logging.CRITICAL,  # errors reach the user as exceptions
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
+def _in_one_line(error: Exception, message: str) -> click.ClickException:
+    """A message, and what was noted where the error passed by."""
+    notes = getattr(error, "__notes__", ())
+    return click.ClickException(" ".join(" ".join([message, *notes]).split()))
 
 
-_CLUSTER_OPTIONS: Final = (
-    click.option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Work on the Dask cluster of this scheduler, such as tcp://host:8786, "
-        "instead of a local one.",
-    ),
-    click.option(
-        "--workers",
-        "n_workers",
-        type=click.IntRange(min=1),
-        help="Processes of the local cluster.  [default: by the number of cores]",
-    ),
-    click.option(
-        "--threads-per-worker",
-        type=click.IntRange(min=1),
-        help="Threads of each process.  [default: by the number of cores]",
-    ),
-    click.option(
-        "--memory-limit",
-        metavar="SIZE",
-        default="auto",
-        show_default=True,
-        help="Memory of each process of the local cluster, such as 2GB; 'auto' shares "
-        "this machine's between them.",
-    ),
-    click.option(
-        "--dashboard",
-        metavar="ADDRESS",
-        help="Serve Dask's dashboard of the local cluster at this address, such as "
-        ":8787.  [default: a free port of this machine]",
-    ),
+def _interval(
+    _context: click.Context, _parameter: click.Parameter, value: str
+) -> int | str:
+    """An interval as `fit` takes it: digits alone are passes."""
+    interval = int(value) if value.isdigit() else value
+    try:
+        parse_interval(interval)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return interval
+
+
+# Dask calls its commands what they call themselves: `dask gmm`.
+@click.group(
+    "gmm",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options above, which reach the command as one `cluster`."""
-
-    @functools.wraps(command)
-    def with_cluster(**options: Any) -> None:
-        of_cluster = {field.name: options.pop(field.name) for field in fields(Cluster)}
-        cluster = Cluster(**of_cluster)
-        if cluster.scheduler is not None and (
-            cluster.n_workers or cluster.threads_per_worker or cluster.dashboard
-        ):
-            raise click.UsageError(
-                "--workers, --threads-per-worker and --dashboard are for a local "
-                "cluster: leave them out with --scheduler."
-            )
-        command(cluster=cluster, **options)
-
-    decorated: Callable[..., None] = with_cluster
-    for option in reversed(_CLUSTER_OPTIONS):
-        decorated = option(decorated)
-    return decorated
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="daskgmm")
 def main() -> None:
     """Gaussian mixtures for data larger than memory.
 
-    Data are Zarr arrays with one row for each sample, on a disk or at a URL:
+    Data are Zarr arrays with one row for each sample, or Parquet files, on a disk or at
+    a URL:
 
     \b
       daskgmm fit rows.zarr model.zarr -k 8
       daskgmm predict model.zarr rows.zarr labels.zarr
+      daskgmm score model.zarr rows.zarr
+      daskgmm sample model.zarr drawn.zarr -n 1000000
 
-    Both work on a cluster of local processes unless told --scheduler.
+    They work on a cluster of local processes unless told --scheduler, to join a cluster
+    that is running, or --cluster, to start one that a file describes. A command that
+    fails ends with status 1 and a line on stderr, one that is mistyped with status 2.
     """  # noqa: D301  \b is a backspace: click leaves the lines that follow alone
 
 
 @main.command()
-@click.argument("store", type=_place)
-@click.argument("model", type=_place)
+@click.argument("store", type=place)
+@click.argument("model", type=place)
 @click.option(
     "-k",
     "--components",
@@ -240,59 +195,111 @@ def main() -> None:
 )
 @click.option(
     "--weights",
-    type=_place,
+    type=place,
     metavar="STORE",
     help="Zarr array with the weight of each row.",
 )
+@click.option(
+    "--checkpoint",
+    type=place,
+    metavar="PLACE",
+    help="Keep the state of the fit there, a folder or URL. If the same command was "
+    "broken off, it goes on from it.",
+)
+@click.option(
+    "--checkpoint-interval",
+    default="1 minute",
+    show_default=True,
+    callback=_interval,
+    help="How often: a number of passes, or a time such as 30s.",
+)
+@data_options
+@missing_option
 @click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
-@_cluster_options
+@dry_run_option
+@json_option
+@cluster_options
 def fit(
     store: str,
     model: str,
     weights: str | None,
+    checkpoint: str | None,
+    checkpoint_interval: int | str,
     overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    data: Data,
     cluster: Cluster,
     **parameters: Any,
 ) -> None:
     """Fit a mixture to the rows in STORE, and save it as MODEL.
 
-    STORE is a Zarr array of shape (rows, features). Each iteration reads it once and
-    prints a line: the number of the pass, the mean log likelihood of a row (the
-    bound), its change, and the speed.
-    """
-    _refuse_existing(model, overwrite, zarr.Group)
+    STORE is a Zarr array of shape (rows, features), or Parquet: a file, a folder or a
+    glob. Each iteration reads it once and prints a line: the number of the pass, the
+    mean log likelihood of a row (the bound), its change, the speed, and how long it
+    goes on at most.
+
+    \b
+      daskgmm fit rows.zarr model.zarr -k 8 --n-init 5 --seed 0
+      daskgmm fit 'cells/*.parquet' model.zarr -k 8 --columns x,y --filter 'x > 0'
+      daskgmm fit rows.zarr model.zarr -k 8 --dry-run
+
+    With --checkpoint, a fit that was broken off goes on when the same command is given
+    again, and ends with the same model to the last bit.
+    """  # noqa: D301
+    if existing(model) is not None and not overwrite:
+        raise FileExistsError(f"{model} exists: pass --overwrite to replace it.")
     mixture = GaussianMixture(**parameters)
-    console = Console()
+    report = Report(as_json=as_json)
+    rows = data.open(store)
+    if dry_run:
+        _tell(forecast_fit(mixture, rows, *cluster.threads()), report)
+        return
     began = perf_counter()
-    with cluster.connect():
-        _fit_with_progress(mixture, store, weights, console)
-    mixture.save(model, overwrite=overwrite)
-    seconds = perf_counter() - began
-    how = "Converged" if mixture.converged_ else "Did not converge"
-    _say(console, f"{how} in {mixture.n_iter_} iterations, {seconds:.1f} s.")
-    if not mixture.converged_:
-        _say(console, "Raise --max-iter or --tol, or try other starts.")
-    _say(console, f"The model is in {model}.")
-
-
-def _fit_with_progress(
-    mixture: GaussianMixture, store: str, weights: str | None, console: Console
-) -> None:
-    def observe(progress: Progress) -> None:
-        _say(console, demonstration.progress_line(progress))
-        status.update(f"pass {progress.n_pass + 1}")
-
     with (
-        console.status("finding starts") as status,
+        cluster.connect(),
+        report.passes(mixture.max_iter) as observe,
         warnings.catch_warnings(action="ignore", category=ConvergenceWarning),
     ):
-        mixture._fit(store, weights, observer=observe)
+        mixture._fit(
+            rows,
+            weights,
+            observer=observe,
+            checkpoint=checkpoint,
+            checkpoint_interval=checkpoint_interval,
+        )
+    mixture.save(model, overwrite=overwrite)
+    _tell_fitted(mixture, model, perf_counter() - began, report)
+
+
+def _tell_fitted(
+    mixture: GaussianMixture, model: str, time: float, report: Report
+) -> None:
+    how = "Converged" if mixture.converged_ else "Did not converge"
+    report.say(f"{how} in {mixture.n_iter_} iterations, {seconds(time)}.")
+    if not mixture.converged_:
+        report.say("Raise --max-iter or --tol, or try other starts.")
+    report.say(f"The model is in {model}.")
+    report.end(
+        model=model,
+        converged=mixture.converged_,
+        iterations=mixture.n_iter_,
+        passes=mixture.n_passes_,
+        bound=mixture.lower_bound_,
+        seconds=time,
+    )
+
+
+def _tell(forecast: Forecast, report: Report) -> None:
+    for line in forecast.lines():
+        report.say(line)
+    report.end(**asdict(forecast))
 
 
 @main.command()
-@click.argument("model", type=_place)
-@click.argument("store", type=_place)
-@click.argument("out", type=_place)
+@click.argument("model", type=place)
+@click.argument("store", type=place)
+@click.argument("out", type=place)
 @click.option(
     "--kind",
     type=click.Choice(list(_METHODS)),
@@ -301,120 +308,395 @@ def _fit_with_progress(
     help="The most probable component of each row, the probability of each component, "
     "or the log density of the mixture.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a Zarr array that is there.")
-@_cluster_options
+@click.option(
+    "--key",
+    "keys",
+    metavar="COLUMN",
+    multiple=True,
+    help="Column of STORE to carry along, if STORE and OUT are Parquet; may be given "
+    "several times.",
+)
+@data_options
+@missing_option
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace another output that is there. The unfinished one of this very "
+    "command is gone on with: to begin anew, remove it.",
+)
+@dry_run_option
+@json_option
+@cluster_options
 def predict(
-    model: str, store: str, out: str, kind: str, overwrite: bool, cluster: Cluster
+    model: str,
+    store: str,
+    out: str,
+    kind: str,
+    keys: tuple[str, ...],
+    missing_chunks: str,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    data: Data,
+    cluster: Cluster,
 ) -> None:
     """Label the rows in STORE by MODEL, and write the labels to OUT.
 
     OUT is a Zarr array with a row for each of STORE, in chunks of as many rows, with
-    checksums. Its attribute "daskgmm" says whether it is complete.
-    """
+    checksums; small chunks are put into shards. If its name ends in .parquet, it is a
+    folder of Parquet files, one for each block of STORE, with the columns "component",
+    or "probability_0" and so on, or "log_density".
+
+    \b
+      daskgmm predict model.zarr rows.zarr labels.zarr
+      daskgmm predict model.zarr rows.zarr proba.zarr --kind proba
+      daskgmm predict model.zarr cells.parquet labels.parquet --key id
+
+    A command that was broken off, by an error or in any other way, goes on when it is
+    given again; what is done is kept. OUT says of itself whether it is complete, and so
+    does "daskgmm info OUT".
+    """  # noqa: D301
     if out in (model, store):
         raise click.UsageError("OUT must be another place than MODEL and STORE.")
-    _refuse_existing(out, overwrite, zarr.Array)
-    answer = getattr(load(model), _METHODS[kind])(store)
-    console = Console()
-    began = perf_counter()
-    # The first in is the last out: what a failure leaves of OUT is removed once the
-    # local cluster is gone, so that nothing still writes to it.
-    with ExitStack() as undo, cluster.connect() as client:
-        target = _create(out, answer, overwrite)
-        undo.callback(_remove, out)
-        _write(answer, target, client, console)
-        undo.pop_all()
-    seconds = perf_counter() - began
-    _say(console, f"Wrote {len(answer):,} rows to {out} in {seconds:.1f} s.")
-
-
-def _create(url: str, like: da.Array, overwrite: bool) -> zarr.Array[Any]:
-    return zarr.create_array(
-        url,
-        shape=like.shape,
-        chunks=tuple(int(size) for size in like.chunksize),
-        dtype=like.dtype,
-        # A chunk that goes missing must not read as an answer.
-        fill_value=-1 if like.dtype.kind == "i" else np.nan,
-        compressors=(ZstdCodec(), Crc32cCodec()),
-        attributes={"daskgmm": {"complete": False}},
-        overwrite=overwrite,
-    )
-
-
-def _write(
-    answer: da.Array, target: zarr.Array[Any], client: Client, console: Console
-) -> None:
-    """Write the answer chunk by chunk; the mark that it is complete comes last."""
-    stored = da.store(answer, target, lock=False, compute=False)  # type: ignore[arg-type]
-    written = client.compute(stored)
-    if console.is_terminal:
-        progress(written, notebook=False)
-    written.result()
-    target.update_attributes({"daskgmm": {"complete": True}})
-
-
-def _remove(url: str) -> None:
-    files, path = fsspec.url_to_fs(url)
-    files.rm(path, recursive=True)
-
-
-def _refuse_existing(url: str, overwrite: bool, kind: type) -> None:
-    """Raise if something is there that must not be replaced by a Zarr node of a kind.
-
-    To overwrite is to delete, so what is there must be of that kind itself.
-    """
-    files, path = fsspec.url_to_fs(url)
-    if not files.exists(path):
+    mixture = load(model).set_params(missing_chunks=missing_chunks)
+    report = Report(as_json=as_json)
+    rows = data.open(store, getattr(mixture, "feature_names_in_", None))
+    keyed = _keyed(rows, out, keys)
+    identity = {
+        "kind": kind,
+        "model": _digest(mixture),
+        "keys": keys,
+        **_identity(rows, data),
+    }
+    writing.check(out, identity, overwrite=overwrite)
+    if dry_run:
+        _tell(forecast_answer(mixture, rows, *cluster.threads()), report)
         return
-    if not overwrite:
-        raise FileExistsError(f"{url} exists: pass --overwrite to replace it.")
-    try:
-        is_kind = isinstance(zarr.open(url, mode="r"), kind)
-    except Exception:  # whatever it is, it is no Zarr node
-        is_kind = False
-    if not is_kind:
-        raise FileExistsError(
-            f"{url} exists and is no Zarr {kind.__name__.lower()}: choose another "
-            "place."
-        )
+    began = perf_counter()
+    with cluster.connect(), report.counting("parts") as observe:
+        answer = getattr(mixture, _METHODS[kind])(rows)
+        if writing.is_parquet_output(out):
+            written = writing.write_parquet(
+                answer,
+                out,
+                names=_columns(kind, mixture.n_components),
+                overwrite=overwrite,
+                identity=identity,
+                keys=keys,
+                keyed=keyed,
+                observer=observe,
+            )
+        else:
+            written = writing.write_zarr(
+                _with_lengths(answer, rows),
+                out,
+                overwrite=overwrite,
+                identity=identity,
+                observer=observe,
+            )
+    _tell_written(written, out, perf_counter() - began, report)
+
+
+def _keyed(
+    rows: ZarrArray | ParquetRows, out: str, keys: tuple[str, ...]
+) -> ParquetRows | None:
+    """What has the key columns."""
+    if not keys:
+        return None
+    if not (isinstance(rows, ParquetRows) and writing.is_parquet_output(out)):
+        raise click.UsageError("--key is for STORE and OUT that are Parquet.")
+    # Blocks are cut by what a row takes: more columns to read would cut them anew.
+    return rows
+
+
+def _columns(kind: str, n_components: int) -> list[str]:
+    if kind == "proba":
+        return [f"probability_{k}" for k in range(n_components)]
+    return ["component" if kind == "labels" else "log_density"]
+
+
+def _with_lengths(answer: da.Array, rows: ZarrArray | ParquetRows) -> da.Array:
+    """An answer whose blocks' lengths are known, if need be by counting rows."""
+    if np.isnan(answer.shape[0]):
+        # To count rows costs less than to count answers.
+        counted: Any = as_dask(rows).compute_chunk_sizes()
+        answer._chunks = (counted.chunks[0], *answer.chunks[1:])
+    return answer
+
+
+def _digest(mixture: GaussianMixture) -> Any:
+    parameters = (mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
+    return describe(np.concatenate([np.ravel(array) for array in parameters]))
+
+
+def _identity(rows: ZarrArray | ParquetRows, data: Data) -> dict[str, Any]:
+    """The data, as far as they are known before they are read."""
+    if isinstance(rows, ParquetRows):
+        return {
+            "data": rows.url,
+            "columns": rows.columns,
+            "filters": [[name, op, str(value)] for name, op, value in data.filters],
+            "blocks": rows.n_blocks,
+            "rows": None if np.isnan(rows.n_rows) else int(rows.n_rows),
+        }
+    return {
+        "data": str(rows.store_path),
+        "shape": rows.shape,
+        "dtype": str(rows.dtype),
+    }
+
+
+def _tell_written(
+    written: writing.Written, out: str, time: float, report: Report
+) -> None:
+    found = written.n_found
+    kept = f", {found} of {written.n_parts} parts being there already" if found else ""
+    report.say(f"Wrote {written.n_rows:,} rows to {out} in {seconds(time)}{kept}.")
+    report.end(
+        out=out,
+        rows=written.n_rows,
+        parts=written.n_parts,
+        parts_found=found,
+        seconds=time,
+    )
 
 
 @main.command()
-@click.argument("place", metavar="MODEL_OR_STORE", type=_place)
-def info(place: str) -> None:
-    """Describe a model, or a Zarr array of data or results."""
-    node = zarr.open(place, mode="r")
-    console = Console()
-    if isinstance(node, zarr.Array):
-        _say(console, str(node.info))
-        if "daskgmm" in node.attrs:
-            _say(console, f"daskgmm            : {node.attrs['daskgmm']}")
+@click.argument("model", type=place)
+@click.argument("store", type=place)
+@data_options
+@missing_option
+@dry_run_option
+@json_option
+@cluster_options
+def score(
+    model: str,
+    store: str,
+    missing_chunks: str,
+    dry_run: bool,
+    as_json: bool,
+    data: Data,
+    cluster: Cluster,
+) -> None:
+    """Print how well MODEL describes the rows in STORE, from one pass over them.
+
+    That is the mean log density of a row (the higher, the better), and the criteria of
+    Akaike and of Bayes (the lower, the better), which compare models with different
+    numbers of components:
+
+    \b
+      daskgmm score model-8.zarr rows.zarr
+      daskgmm score model-9.zarr rows.zarr --json
+    """  # noqa: D301
+    mixture = load(model).set_params(missing_chunks=missing_chunks)
+    report = Report(as_json=as_json)
+    rows = data.open(store, getattr(mixture, "feature_names_in_", None))
+    if dry_run:
+        _tell(forecast_answer(mixture, rows, *cluster.threads()), report)
+        return
+    with cluster.connect(), report.console.status("reading"):
+        found, dtype = mixture._score(rows, None)
+    if not found.weight:
+        raise DataError(f"There are no rows in {store}.")
+    facts = {
+        "rows": int(found.weight),
+        "mean_log_density": float(dtype.type(found.mean)),
+        "aic": found.aic(mixture._n_parameters()),
+        "bic": found.bic(mixture._n_parameters()),
+    }
+    report.say(f"Rows               : {facts['rows']:,}")
+    report.say(f"Mean log density   : {facts['mean_log_density']:.6f}")
+    report.say(f"AIC                : {facts['aic']:.3f}")
+    report.say(f"BIC                : {facts['bic']:.3f}")
+    report.end(**facts)
+
+
+@main.command()
+@click.argument("model", type=place)
+@click.argument("out", type=place)
+@click.option(
+    "-n",
+    "--rows",
+    "n_rows",
+    type=click.IntRange(min=1),
+    required=True,
+    help="How many rows to draw.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Seed of the draw.  [default: another one each time]",
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace another output that is there. The unfinished one of this very "
+    "command is gone on with: to begin anew, remove it.",
+)
+@json_option
+def sample(
+    model: str,
+    out: str,
+    n_rows: int,
+    seed: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Draw rows from MODEL, in random order, and write them to OUT.
+
+    OUT is a Zarr array of shape (rows, features), or, if its name ends in .parquet, a
+    folder of Parquet files. Rows are drawn block by block: any number of them takes
+    little memory.
+
+    \b
+      daskgmm sample model.zarr drawn.zarr -n 1000000 --seed 0
+      daskgmm sample model.zarr drawn.parquet -n 1000000
+
+    The same seed gives the same rows. Each block of 8 MB has a seed of its own, the
+    i-th child of SEED, so that more rows begin with the same whole blocks.
+    """  # noqa: D301
+    if out == model:
+        raise click.UsageError("OUT must be another place than MODEL.")
+    mixture = load(model)
+    report = Report(as_json=as_json)
+    seed = secrets.randbits(32) if seed is None else seed
+    identity = {
+        "kind": "sample",
+        "model": _digest(mixture),
+        "rows": n_rows,
+        "seed": seed,
+    }
+    began = perf_counter()
+    drawn = draw_lazily(mixture, n_rows, seed)
+    with report.counting("parts") as observe:
+        if writing.is_parquet_output(out):
+            written = writing.write_parquet(
+                drawn,
+                out,
+                names=_features(mixture),
+                overwrite=overwrite,
+                identity=identity,
+                observer=observe,
+            )
+        else:
+            written = writing.write_zarr(
+                drawn, out, overwrite=overwrite, identity=identity, observer=observe
+            )
+    report.say(f"Seed {seed}.")
+    _tell_written(written, out, perf_counter() - began, report)
+
+
+def _features(mixture: GaussianMixture) -> list[str]:
+    numbered = [f"feature_{j}" for j in range(mixture.n_features_in_)]
+    return list(map(str, getattr(mixture, "feature_names_in_", numbered)))
+
+
+@main.command()
+@click.argument("what", metavar="MODEL_OR_STORE", type=place)
+@json_option
+def info(what: str, as_json: bool) -> None:
+    """Describe a model, data, or an output: whether it is complete.
+
+    \b
+      daskgmm info model.zarr
+      daskgmm info labels.zarr
+      daskgmm info cells.parquet --json
+    """  # noqa: D301
+    report = Report(as_json=as_json)
+    if is_parquet(what):
+        _describe_parquet(what, report)
+    elif isinstance(found := zarr.open(what, mode="r"), zarr.Array):
+        _describe_array(found, what, report)
     else:
-        _describe(load(place), console)
+        _describe_model(load(what), report)
 
 
-def _describe(model: GaussianMixture, console: Console) -> None:
+def _describe_array(array: ZarrArray, what: str, report: Report) -> None:
+    report.say(str(array.info))
+    standing = writing.standing(what)
+    _say_standing(standing, "chunks" if array.shards is None else "shards", report)
+    checksums = has_checksum(array)
+    report.say(
+        "Checksums          : "
+        + (
+            "yes"
+            if checksums
+            else "none: a flipped bit would not be noticed (add Crc32cCodec)"
+        ),
+    )
+    report.end(
+        type="array",
+        shape=array.shape,
+        dtype=str(array.dtype),
+        chunks=array.chunks,
+        shards=array.shards,
+        checksums=checksums,
+        **_standing_facts(standing),
+    )
+
+
+def _describe_parquet(what: str, report: Report) -> None:
+    standing = writing.standing(what)
+    facts: dict[str, Any] = {}
+    if standing is None or standing.n_missing < standing.n_parts:
+        columns, n_rows = summary(what)
+        facts = {"columns": columns, "rows": n_rows}
+        report.say(f"Parquet            : {n_rows:,} rows")
+        report.say(f"Columns            : {', '.join(columns)}")
+    _say_standing(standing, "files", report)
+    report.end(type="parquet", **facts, **_standing_facts(standing))
+
+
+def _say_standing(
+    standing: writing.Standing | None, parts: str, report: Report
+) -> None:
+    """Say whether an output is complete."""
+    if standing is None:
+        return
+    if standing.complete and not standing.n_missing:
+        how = "complete"
+    else:
+        how = (
+            f"not complete: {standing.n_missing} of {standing.n_parts} {parts} missing"
+        )
+    report.say(f"Output             : {how}")
+
+
+def _standing_facts(standing: writing.Standing | None) -> dict[str, Any]:
+    if standing is None:
+        return {}
+    return {
+        "complete": standing.complete and not standing.n_missing,
+        "parts": standing.n_parts,
+        "parts_missing": standing.n_missing,
+    }
+
+
+def _describe_model(model: GaussianMixture, report: Report) -> None:
     how = "converged" if model.converged_ else "not converged"
-    _say(
-        console,
+    report.say(
         f"{type(model).__name__}: {model.n_components} components, "
         f"{model.n_features_in_} features, {model.covariance_type} covariance",
     )
-    _say(
-        console,
+    report.say(
         f"{how} after {model.n_iter_} iterations, bound {model.lower_bound_:.6f}",
     )
     table = Table("component", "weight", "mean", box=box.SIMPLE_HEAD, pad_edge=False)
     for k, (weight, mean) in enumerate(zip(model.weights_, model.means_, strict=True)):
         numbers = np.array2string(mean, precision=4, threshold=8, suppress_small=True)
         table.add_row(str(k), f"{weight:.4f}", numbers)
-    console.print(table)
-
-
-def _say(console: Console, line: str) -> None:
-    # Neither wrapped nor coloured: a line is a line, in a terminal and in a log.
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    report.console.print(table)
+    report.end(
+        type="model",
+        components=model.n_components,
+        features=model.n_features_in_,
+        covariance_type=model.covariance_type,
+        converged=model.converged_,
+        iterations=model.n_iter_,
+        bound=model.lower_bound_,
+        weights=model.weights_.tolist(),
+        means=model.means_.tolist(),
+    )
 
 
 @main.command()
@@ -435,12 +717,19 @@ def _say(console: Console, line: str) -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the data when done.")
-def demo(folder: Path, gigabytes: float, seed: int, keep: bool) -> None:
+@json_option
+def demo(folder: Path, gigabytes: float, seed: int, keep: bool, as_json: bool) -> None:
     """Fit data in less memory than they take, and show what was found.
 
     Writes rows of a known mixture to a Zarr array, fits a mixture on a local cluster
     whose processes are kept from taking the memory to hold them, compares it with the
     known one, and draws it. Fails unless they agree and the memory was kept to.
-    """
-    if not demonstration.run(folder, gigabytes, seed, keep, Console()):
+
+    \b
+      daskgmm demo
+      daskgmm demo --size 0.5 --folder /tmp/demo
+    """  # noqa: D301
+    report = Report(as_json=as_json)
+    if not demonstration.run(folder, gigabytes, seed, keep, report.console):
         raise click.ClickException("The demo did not go as it should have.")
+    report.end(folder=str(folder), gigabytes=gigabytes, seed=seed, passed=True)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import dask
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from click.testing import CliRunner
 from conftest import blobs
 from distributed import LocalCluster
 
-from daskgmm import GaussianMixture, load
+from daskgmm import DataError, GaussianMixture, StoreError, cli_options, load, open_rows
 from daskgmm.cli import main
 
 N, D, K = 3000, 2, 3
@@ -63,6 +68,11 @@ def run(address):
         return CliRunner().invoke(main, [*map(str, args), *options])
 
     return run
+
+
+def run_alone(*args, **options):
+    """A command that needs no cluster."""
+    return CliRunner().invoke(main, [*map(str, args)], **options)
 
 
 def assert_failed(result, words):
@@ -142,11 +152,11 @@ def test_fit_replaces_a_model_only_when_told(run, store, model):
 
 def test_fit_never_replaces_what_is_no_model(run, store, tmp_path):
     args = ("fit", store, store, "-k", 2, "--overwrite")
-    assert_failed(run(*args), "is no Zarr group")
+    assert_failed(run(*args), "holds no model, but a Zarr array")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("irreplaceable")
     args = ("fit", store, tmp_path / "notes", "-k", 2, "--overwrite")
-    assert_failed(run(*args), "is no Zarr group")
+    assert_failed(run(*args), "is not a model")
     assert (tmp_path / "notes" / "thesis.txt").exists()
 
 
@@ -169,7 +179,7 @@ def test_predict_writes_what_the_model_says(
     assert out.dtype == expected.dtype
     np.testing.assert_allclose(out[:], expected, rtol=1e-12)
     assert out.chunks[0] == 700
-    assert out.attrs["daskgmm"] == {"complete": True}
+    assert out.attrs["daskgmm"]["complete"] is True
     np.testing.assert_equal(out.fill_value, missing)
 
 
@@ -220,20 +230,44 @@ def test_predict_refuses_to_write_over_what_it_reads(run, store, model, which):
     assert zarr.open_array(store, mode="r").shape == (N, D)
 
 
-def test_predict_leaves_nothing_half_written(run, model, tmp_path, rows):
+def test_predict_keeps_what_is_done_when_it_fails(run, model, tmp_path, rows):
     broken = rows.copy()
     broken[2500, 1] = np.nan
-    path = str(tmp_path / "broken")
-    zarr.create_array(path, data=broken, chunks=(700, D))
-    out = tmp_path / "out"
+    path, out = str(tmp_path / "broken"), tmp_path / "out"
+    array = zarr.create_array(path, data=broken, chunks=(700, D))
     result = run("predict", model, path, out)
-    assert_failed(result, "NaN in block 3, row 400, column 1")
-    assert not (out / "zarr.json").exists()
+    assert_failed(result, "NaN in block 3, row 400, column 1.*out is not complete")
+    assert "The same command goes on where this one broke off" in result.stderr
+    assert zarr.open_array(str(out), mode="r").attrs["daskgmm"]["complete"] is False
+    missing = re.search(r"(\d) of 5 chunks missing", run_alone("info", out).stdout)
+    array[2500, 1] = rows[2500, 1]
+    result = run("predict", model, path, out)
+    assert result.exit_code == 0, result.output
+    assert f"{5 - int(missing[1])} of 5 parts being there" in result.stdout
+    labels = zarr.open_array(str(out), mode="r")[:]
+    assert np.array_equal(labels, load(model).predict(rows))
+
+
+def test_predict_refuses_the_unfinished_output_of_another_command(
+    run, store, model, tmp_path, rows
+):
+    path, out = str(tmp_path / "broken"), tmp_path / "out"
+    zarr.create_array(path, data=np.full((N, D), np.nan), chunks=(700, D))
+    run("predict", model, path, out)
+    said = r"unfinished output .* kind was 'labels' and is 'proba'"
+    assert_failed(run("predict", model, path, out, "--kind", "proba"), said)
+    said = r"data was '\S+broken' and is '\S+rows.zarr'"
+    assert_failed(run("predict", model, store, out), said)
+    other = str(tmp_path / "other")
+    GaussianMixture(K, random_state=1).fit(rows[:2000]).save(other)
+    assert_failed(run("predict", other, path, out), "model was 'array of .* and is")
+    result = run("predict", model, store, out, "--overwrite")
+    assert result.exit_code == 0, result.output
 
 
 def test_predict_wants_the_features_of_the_model(run, model, tmp_path):
     path = str(tmp_path / "wide")
-    zarr.create_array(path, data=np.zeros((10, 5)))
+    zarr.create_array(path, data=np.ones((10, 5)))
     result = run("predict", model, path, tmp_path / "out")
     assert_failed(result, "5 features.* 2 features")
     assert not (tmp_path / "out").exists()
@@ -245,7 +279,7 @@ def test_bad_data_are_one_line(run, tmp_path, rows):
     path = str(tmp_path / "broken")
     zarr.create_array(path, data=broken, chunks=(700, D))
     args = ("fit", path, tmp_path / "m", "-k", 2)
-    assert_failed(run(*args), "infinity in block 0, row 1500, column 0")
+    assert_failed(run(*args), "infinity in block 2, row 100, column 0")
     assert not (tmp_path / "m").exists()
 
 
@@ -287,11 +321,19 @@ def test_wrong_usage_is_status_2(args):
     assert "Usage: " in result.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["predict"], ["info"], ["demo"]])
-def test_help(command):
-    result = CliRunner().invoke(main, [*command, "--help"])
+@pytest.mark.parametrize(
+    "command", ["fit", "predict", "score", "sample", "info", "demo"]
+)
+def test_help_of_commands_has_examples(command):
+    result = run_alone(command, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage: ")
+    examples = re.findall(rf"^ +daskgmm {command}\b.*$", result.stdout, re.M)
+    assert len(examples) >= 2
+    given = {flag for line in examples for flag in re.findall(r" (--?[a-z]\S*)", line)}
+    options = result.stdout.partition("Options:")[2]
+    assert all(re.search(rf"(^|[ ,]){flag}\b", options, re.M) for flag in given)
+    assert "--json" in options
 
 
 def test_help_shows_what_to_type():
@@ -323,13 +365,346 @@ def test_info_describes_data_and_results(run, store, model, tmp_path):
     assert "(700, 2)" in result.stdout
     run("predict", model, store, tmp_path / "out")
     result = CliRunner().invoke(main, ["info", str(tmp_path / "out")])
-    assert "{'complete': True}" in result.stdout
+    assert "Output             : complete" in result.stdout
 
 
 def test_info_refuses_a_damaged_model(model):
     group = zarr.open_group(model, mode="a")
     group.attrs["daskgmm"] = {**group.attrs["daskgmm"], "fitted": {}}
     assert_failed(CliRunner().invoke(main, ["info", model]), "is damaged")
+
+
+def test_score_tells_what_the_model_says(run, store, model, rows):
+    fitted = load(model)
+    result = run("score", model, store)
+    assert result.exit_code == 0, result.output
+    assert f"Rows               : {N:,}" in result.stdout
+    assert f"Mean log density   : {fitted.score(rows):.6f}" in result.stdout
+    assert f"AIC                : {fitted.aic(rows):.3f}" in result.stdout
+    assert f"BIC                : {fitted.bic(rows):.3f}" in result.stdout
+    result = run("score", model, store, "--json")
+    told = json.loads(result.stdout)
+    assert told.keys() == {"rows", "mean_log_density", "aic", "bic"}
+    assert told["rows"] == N
+    assert told["mean_log_density"] == pytest.approx(fitted.score(rows))
+    assert told["aic"] == pytest.approx(fitted.aic(rows))
+    assert told["bic"] == pytest.approx(fitted.bic(rows))
+
+
+def test_score_of_nothing_is_one_line(run, model, tmp_path):
+    zarr.create_array(str(tmp_path / "none"), shape=(0, D), chunks=(5, D), dtype=float)
+    assert_failed(run("score", model, tmp_path / "none"), "no rows in")
+
+
+def test_fit_and_info_tell_programs(run, store, tmp_path):
+    args = ("fit", store, tmp_path / "m", "-k", K, "--seed", 0, "--json")
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    told, fitted = json.loads(result.stdout), load(tmp_path / "m")
+    assert told.pop("seconds") > 0
+    assert told == {
+        "model": str(tmp_path / "m"),
+        "converged": fitted.converged_,
+        "iterations": fitted.n_iter_,
+        "passes": fitted.n_passes_,
+        "bound": fitted.lower_bound_,
+    }
+    assert len(PASS.findall(result.stderr)) == fitted.n_passes_
+    told = json.loads(run_alone("info", tmp_path / "m", "--json").stdout)
+    assert told["type"] == "model"
+    assert told["means"] == fitted.means_.tolist()
+    told = json.loads(run_alone("info", store, "--json").stdout)
+    assert (told["type"], told["shape"], told["checksums"]) == ("array", [N, D], False)
+    assert "complete" not in told
+
+
+def test_predict_tells_programs(run, store, model, tmp_path):
+    result = run("predict", model, store, tmp_path / "out", "--json")
+    told = json.loads(result.stdout)
+    assert told.pop("seconds") > 0
+    out = str(tmp_path / "out")
+    assert told == {"out": out, "rows": N, "parts": 5, "parts_found": 0}
+    assert "Wrote 3,000 rows" in result.stderr
+    told = json.loads(run_alone("info", out, "--json").stdout)
+    assert (told["complete"], told["parts"], told["parts_missing"]) == (True, 5, 0)
+
+
+def test_infinity_is_told_to_programs_in_words(run, model, tmp_path):
+    far = np.full((10, D), 1e200)
+    zarr.create_array(str(tmp_path / "far"), data=far, chunks=(5, D))
+    result = run("score", model, tmp_path / "far", "--json")
+    assert json.loads(result.stdout)["mean_log_density"] == "-inf"
+
+
+SAMPLE_BLOCK = 500_000
+
+
+def test_sample_draws_from_the_model(model, tmp_path):
+    n = SAMPLE_BLOCK + 50_000
+    out = tmp_path / "drawn.zarr"
+    result = run_alone("sample", model, out, "-n", n, "--seed", 5, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"] == n
+    drawn, fitted = zarr.open_array(str(out), mode="r"), load(model)
+    assert drawn.shape == (n, D)
+    assert drawn.chunks == (SAMPLE_BLOCK, D)
+    x = drawn[:]
+    # The mean of each half is the mixture's: rows are not in the order of components.
+    for half in (x[: n // 2], x[n // 2 :]):
+        error = half.std(axis=0) / np.sqrt(len(half))
+        expected = fitted.weights_ @ fitted.means_
+        assert (np.abs(half.mean(axis=0) - expected) < 5 * error).all()
+    assert fitted.score(x) == pytest.approx(fitted.score(x[: n // 10]), abs=0.02)
+    assert len(np.unique(x[:, 0])) == n
+
+
+def test_sample_depends_on_its_seed_alone(model, tmp_path):
+    def draw(name, n, seed):
+        result = run_alone("sample", model, tmp_path / name, "-n", n, "--seed", seed)
+        assert result.exit_code == 0, result.output
+        return zarr.open_array(str(tmp_path / name), mode="r")[:]
+
+    few, more = draw("a", SAMPLE_BLOCK, 1), draw("b", SAMPLE_BLOCK + 10, 1)
+    assert np.array_equal(few, more[:SAMPLE_BLOCK])
+    assert not np.array_equal(few[:10], draw("c", 10, 2))
+    assert np.array_equal(draw("d", 1000, 3), draw("e", 1000, 3))
+
+
+def test_sample_without_a_seed_says_which_it_took(model, tmp_path):
+    result = run_alone("sample", model, tmp_path / "a", "-n", 100)
+    seed = re.search(r"^Seed (\d+)\.$", result.stdout, re.M)[1]
+    run_alone("sample", model, tmp_path / "b", "-n", 100, "--seed", seed)
+    a, b = (zarr.open_array(str(tmp_path / name), mode="r")[:] for name in "ab")
+    assert np.array_equal(a, b)
+    refused = run_alone("sample", model, tmp_path / "a", "-n", 100)
+    assert_failed(refused, "exists: pass --overwrite")
+    assert run_alone("sample", model, model, "-n", 5, "--overwrite").exit_code == 2
+
+
+def test_sample_writes_parquet(model, tmp_path):
+    out = tmp_path / "drawn.parquet"
+    run_alone("sample", model, out, "-n", 1000, "--seed", 1)
+    table = pq.read_table(out)
+    assert table.column_names == ["feature_0", "feature_1"]
+    run_alone("sample", model, tmp_path / "drawn.zarr", "-n", 1000, "--seed", 1)
+    expected = zarr.open_array(str(tmp_path / "drawn.zarr"), mode="r")[:]
+    assert np.array_equal(np.column_stack(table.columns), expected)
+
+
+def test_a_dry_run_tells_and_does_nothing(store, model, tmp_path):
+    local = ("--workers", 2, "--threads-per-worker", 3, "--json", "--dry-run")
+    result = run_alone("fit", store, tmp_path / "m", "-k", K, "--max-iter=10", *local)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["rows"], told["features"], told["blocks"]) == (N, D, 5)
+    assert told["bytes_per_pass"] == N * D * 8
+    assert (told["threads"], told["threads_per_worker"]) == (6, 3)
+    assert told["memory_per_worker"] == 400_000_000 + 2 * 3 * 700 * D * 8
+    assert told["passes"] == 12
+    seconds = told["seconds_per_block"]
+    assert seconds > 0
+    assert told["seconds_per_pass"] == pytest.approx(seconds)  # 5 blocks, 5 threads
+    assert told["seconds"] == pytest.approx(12 * seconds)
+    assert "an estimate, from one block on this machine" in result.stderr
+    for args in (("predict", model, store, tmp_path / "o"), ("score", model, store)):
+        told = json.loads(run_alone(*args, *local).stdout)
+        assert (told["rows"], told["passes"]) == (N, 1)
+        assert told["seconds"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.zarr", "model.zarr"}
+
+
+def test_a_dry_run_asks_no_scheduler(store, tmp_path):
+    scheduler = ("--scheduler", "tcp://127.0.0.1:9")
+    args = ("fit", store, tmp_path / "m", "-k", K, "--dry-run", *scheduler)
+    result = run_alone(*args)
+    assert result.exit_code == 0, result.output
+    assert "how many threads there will be is not known here" in result.stdout
+    assert "for each of its threads" in result.stdout
+
+
+def test_a_fit_says_how_long_it_goes_on_at_most(run, store, tmp_path):
+    result = run("fit", store, tmp_path / "m", "-k", K, "--seed", 0)
+    lines = PASS.findall(result.stdout)
+    to_go = re.findall(
+        r"^pass .* rows/s  \S+ m?s, at most \S+ .*to go$", result.stdout, re.M
+    )
+    assert len(to_go) == len(lines) - 1  # all but the last
+
+
+def test_in_a_terminal_there_is_a_bar(store, model, tmp_path, address):
+    args = ("--scheduler", address)
+    terminal = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "120"}
+    result = run_alone("predict", model, store, tmp_path / "o", *args, env=terminal)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"parts.*━.*5/5.*to go.*0:00:00", result.stdout)
+    fit = ("fit", store, tmp_path / "m", "-k", K, "--seed", 0)
+    result = run_alone(*fit, *args, env=terminal)
+    assert re.search(r"passes, at most.*━.*\d/100.*to go.*\d:\d\d", result.stdout)
+
+
+@pytest.fixture
+def group(tmp_path, rows):
+    path = str(tmp_path / "group.zarr")
+    zarr.open_group(path, mode="w").create_array("0/x", data=rows, chunks=(700, D))
+    return path
+
+
+def test_an_array_inside_a_group(run, group, model, tmp_path, rows):
+    refused = run("score", model, group)
+    assert_failed(refused, "but a group.*--array")
+    result = run("predict", model, group, tmp_path / "out", "--array", "0/x")
+    assert result.exit_code == 0, result.output
+    labels = zarr.open_array(str(tmp_path / "out"), mode="r")[:]
+    assert np.array_equal(labels, load(model).predict(rows))
+
+
+@pytest.fixture(scope="module")
+def table(rows):
+    """Rows with keys; `third` is 1 in the second half of a block only."""
+    days = np.array(["mon", "tue", "wed"])[np.arange(N) % 3]
+    return pa.table(
+        {
+            "id": [f"row {i}" for i in range(N)],
+            "y": rows[:, 1],
+            "x": rows[:, 0],
+            "day": days,
+            "third": np.arange(N) // 1000,
+        }
+    )
+
+
+@pytest.fixture
+def parquet(tmp_path, table):
+    path = str(tmp_path / "rows.parquet")
+    pq.write_table(table, path, row_group_size=N)
+    return path
+
+
+def test_storage_options_reach_the_store(run, parquet, tmp_path, rows):
+    """A file system that does not know by itself where its paths begin."""
+    options = (f"path={tmp_path}", "target_protocol=file")
+    flags = [f"--storage-option={option}" for option in options]
+    args = ("fit", "dir://rows.parquet", tmp_path / "m", "-k", K, "--columns=x,y")
+    result = run(*args, "--seed", 0, *flags)
+    assert result.exit_code == 0, result.output
+    expected = GaussianMixture(K, random_state=0).fit(rows)
+    np.testing.assert_allclose(load(tmp_path / "m").means_, expected.means_, rtol=1e-9)
+
+
+def test_storage_options_are_json_where_they_can_be():
+    texts = ("anon=true", "key=abc", 'secret="12"', 'more={"a": [1, 2]}', "empty=")
+    found = cli_options._storage_options(None, None, texts)
+    more = {"a": [1, 2]}
+    plain = {"anon": True, "key": "abc", "secret": "12", "empty": ""}
+    assert found == {**plain, "more": more}
+
+
+def test_parquet_in_and_out(run, parquet, tmp_path, rows, table):
+    model, out = tmp_path / "m", tmp_path / "out.parquet"
+    result = run("fit", parquet, model, "-k", K, "--columns", "x, y", "--seed", 0)
+    assert result.exit_code == 0, result.output
+    fitted, expected = load(model), GaussianMixture(K, random_state=0).fit(rows)
+    np.testing.assert_allclose(fitted.means_, expected.means_, rtol=1e-9)
+    # Without --columns, they are those of the fit.
+    result = run("predict", model, parquet, out, "--key", "day", "--key", "id")
+    assert result.exit_code == 0, result.output
+    found = pq.read_table(out)
+    assert found.column_names == ["day", "id", "component"]
+    assert found.drop_columns("component").equals(table.select(["day", "id"]))
+    assert np.array_equal(found["component"], expected.predict(rows))
+    assert_failed(run("predict", model, parquet, out), "exists: pass --overwrite")
+    listed = json.loads((out / "_daskgmm.json").read_text())["files"]
+    assert sum(entry["rows"] for entry in listed) == N
+    told = json.loads(run_alone("info", out, "--json").stdout)
+    assert told["columns"] == ["day", "id", "component"]
+    assert (told["rows"], told["complete"]) == (N, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "method"),
+    [
+        ("proba", [f"probability_{k}" for k in range(K)], "predict_proba"),
+        ("log-density", ["log_density"], "score_samples"),
+    ],
+)
+def test_columns_of_parquet(run, store, model, tmp_path, rows, kind, names, method):
+    out = tmp_path / "out.parquet"
+    result = run("predict", model, store, out, "--kind", kind)
+    assert result.exit_code == 0, result.output
+    found = pq.read_table(out)
+    assert found.column_names == names
+    expected = getattr(load(model), method)(rows).reshape(N, -1)
+    np.testing.assert_allclose(np.column_stack(found.columns), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("filters", "which"),
+    [
+        (["x > 3"], lambda t: t["x"] > 3),
+        (["day == tue", "y<=1.5"], lambda t: (t["day"] == "tue") & (t["y"] <= 1.5)),
+        (["third == 1"], lambda t: t["third"] == 1),
+        (["day in 'mon','wed'"], lambda t: t["day"] != "tue"),
+        (["third in [0, 2]"], lambda t: t["third"] != 1),
+        (["day != mon"], lambda t: t["day"] != "mon"),
+    ],
+)
+def test_filters(run, parquet, tmp_path, table, filters, which):
+    """Rows that are left, in their order, beside their keys; also to Zarr."""
+    frame, model = table.to_pandas(), tmp_path / "model"
+    fitted = GaussianMixture(K, random_state=0).fit(frame[["x", "y"]])
+    fitted.save(str(model))
+    left = frame[which(frame)]
+    options = [f"--filter={text}" for text in filters]
+    result = run("predict", model, parquet, tmp_path / "o.pq", "--key=id", *options)
+    assert result.exit_code == 0, result.output
+    found = pq.read_table(tmp_path / "o.pq")
+    assert found["id"].to_pylist() == left["id"].to_list()
+    labels = fitted.predict(left[["x", "y"]])
+    assert np.array_equal(found["component"], labels)
+    result = run("predict", model, parquet, tmp_path / "o.zarr", *options)
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(zarr.open_array(str(tmp_path / "o.zarr"))[:], labels)
+
+
+def test_data_options_that_do_not_fit(run, store, model, parquet, tmp_path):
+    predict = ("predict", model, store, tmp_path / "out.parquet")
+    assert_failed(run("score", model, store, "--columns", "a"), "is not Parquet")
+    assert_failed(run("score", model, store, "--filter", "a > 1"), "is not Parquet")
+    assert_failed(run("score", model, parquet, "--array", "a"), "has no array 'a'")
+    assert run(*predict, "--key", "id").exit_code == 2
+    usage = ("--filter=x", "--filter=x ~ 3", "--storage-option=a", "--columns=a,,b")
+    for option in usage:
+        assert run("score", model, parquet, option).exit_code == 2
+
+
+def test_open_rows_opens_what_it_is_told(store, group, parquet, rows):
+    assert np.array_equal(open_rows(store)[:], rows)
+    assert np.array_equal(open_rows(group, array="0/x")[:], rows)
+    found = open_rows(parquet, columns=["x", "y"], filters=[("third", "==", 1)])
+    assert found.columns == ("x", "y")
+    with pytest.raises(DataError, match="not Parquet"):
+        open_rows(store, columns=["x"])
+    with pytest.raises(StoreError, match=r"arrays? x: name one .*array=…"):
+        open_rows(f"{group}/0")
+
+
+def test_it_is_a_command_of_dask(store, tmp_path):
+    command = str(Path(sys.executable).with_name("dask"))
+    result = subprocess.run([command, "gmm", "--help"], capture_output=True, text=True)
+    assert result.stdout.startswith("Usage: dask gmm [OPTIONS] COMMAND")
+    args = ["fit", store, str(tmp_path / "m"), "-k", str(K), "--seed=0", "--workers=1"]
+    result = subprocess.run([command, "gmm", *args], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert load(tmp_path / "m").converged_
+
+
+def test_the_environment_configures_a_new_process():
+    code = "from daskgmm import config; print(config.seconds('no-workers-timeout'))"
+    environment = os.environ | {"DASK_DASKGMM__NO_WORKERS_TIMEOUT": "7 minutes"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert result.stdout == "420.0\n"
 
 
 def daskgmm(*args):
@@ -352,11 +727,88 @@ def test_a_local_cluster_is_started_and_left(store, tmp_path, rows):
 
 def test_an_error_on_a_local_cluster_is_one_line(tmp_path):
     path = str(tmp_path / "broken")
-    zarr.create_array(path, data=np.full((100, 2), np.nan), chunks=(50, 2))
+    x = np.ones((100, 2))
+    x[0, 0] = np.nan
+    zarr.create_array(path, data=x, chunks=(50, 2))
     result = daskgmm("fit", path, tmp_path / "m", "-k", 2, "--workers", 1)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "NaN in block 0, row 0, column 0" in result.stderr
+
+
+def wait_until(is_so, process):
+    for _ in range(6000):
+        if is_so():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("it never came to that")
+
+
+@pytest.mark.parametrize(("name", "parts"), [("out.zarr", 17), ("out.parquet", 50)])
+def test_a_killed_prediction_goes_on_with_the_same_bytes(
+    run, tmp_path, name, parts, model
+):
+    """Processes are killed by SIGKILL, all at once, in the middle of the writing."""
+    x = np.random.default_rng(0).normal(size=(1_000_000, D))
+    store = tmp_path / "large.zarr"
+    zarr.create_array(str(store), data=x, chunks=(20_000, D))
+    out, undisturbed = tmp_path / name, tmp_path / f"undisturbed-{name}"
+    args = ("predict", model, store, out, "--kind", "proba")
+    command = [sys.executable, "-m", "daskgmm", *map(str, args), "--workers=1"]
+    mark = "part-*.parquet" if name.endswith("parquet") else "c/*"
+    with subprocess.Popen(
+        [*command, "--threads-per-worker=1"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        wait_until(lambda: len(list(out.glob(mark))) >= 3, process)
+        os.killpg(process.pid, signal.SIGKILL)
+    told = json.loads(run_alone("info", out, "--json").stdout)
+    assert told["complete"] is False
+    assert told["parts"] == parts
+    assert 0 < told["parts_missing"] <= parts - 3
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["parts_found"] == parts - told["parts_missing"]
+    run("predict", model, store, undisturbed, "--kind", "proba")
+    assert contents(out) == contents(undisturbed)
+    assert json.loads(run_alone("info", out, "--json").stdout)["complete"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["out.zarr", "out.parquet"])
+def test_predictions_are_streamed(tmp_path, name, model):
+    """The worker may not take what the rows take, nor what the answers take."""
+    rows, n_chunks = 1_000_000, 60
+    store = zarr.create_array(
+        str(tmp_path / "large.zarr"),
+        shape=(n_chunks * rows, D),
+        chunks=(rows, D),
+        dtype=float,
+    )
+    x = np.random.default_rng(0).normal(size=(rows, D)).round(2)
+    for first in range(0, n_chunks * rows, rows):
+        store[first : first + rows] = x
+    limits = ("--workers=1", "--threads-per-worker=2", "--memory-limit=700MB")
+    out = tmp_path / name
+    args = ("predict", model, tmp_path / "large.zarr", out, "--kind", "proba")
+    result = daskgmm(*args, *limits)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(run_alone("info", out, "--json").stdout)
+    assert (told["complete"], told["parts"]) == (True, n_chunks)
+    expected = load(model).predict_proba(x)
+    if name.endswith("zarr"):
+        last = zarr.open_array(str(out), mode="r")[-rows:]
+    else:
+        last = np.column_stack(pq.read_table(sorted(out.glob("part-*"))[-1]).columns)
+    np.testing.assert_allclose(last, expected, rtol=1e-12)
+
+
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @contextmanager
