@@ -1,182 +1,148 @@
-"""Seconds per EM iteration, side by side with scikit-learn on the same array.
-
-Both start from the same parameters and run a fixed number of iterations (tol=0) in
-this process, one after the other. An iteration is the difference between a fit of many
-and a fit of few iterations, so validation and starts do not count; the best of several
-rounds is taken. scikit-learn runs with one and with two BLAS threads, and the better
-time counts.
-"""
+"""EM iterations and whole fits on an array in memory, against scikit-learn."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import warnings
-from dataclasses import asdict, dataclass
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
-from time import perf_counter
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.datasets import make_blobs
 from sklearn.mixture import GaussianMixture as Reference
 from threadpoolctl import threadpool_limits
 
+from benchmarks.common import (
+    N_CORES,
+    Case,
+    Row,
+    best_of,
+    fit_of,
+    floor_of,
+    make_rows,
+    ours_per_iteration,
+    peak_of_fit,
+    per_iteration,
+    start,
+)
 from daskgmm import GaussianMixture
 
-
-@dataclass(frozen=True)
-class Case:
-    """One shape of problem."""
-
-    covariance_type: str
-    n_features: int
-    n_components: int
-    n_rows: int
-
-    @property
-    def name(self) -> str:
-        """As it stands in the table."""
-        return f"{self.covariance_type} d={self.n_features} K={self.n_components}"
-
-
 CASES = (
-    Case("full", 2, 3, 1_000_000),
-    Case("full", 8, 8, 400_000),
-    Case("full", 16, 10, 200_000),
-    Case("full", 32, 16, 60_000),
-    Case("full", 64, 16, 40_000),
-    Case("full", 128, 8, 20_000),
-    Case("diag", 16, 10, 400_000),
-    Case("diag", 128, 8, 60_000),
-    Case("tied", 16, 10, 400_000),
-    Case("spherical", 16, 10, 400_000),
+    (Case("full", 2, 3, 1_000_000), 18.0),
+    (Case("full", 8, 8, 400_000), 15.0),
+    (Case("full", 16, 10, 200_000), 10.0),
+    (Case("full", 32, 16, 60_000), 5.0),
+    (Case("full", 64, 16, 40_000), 3.5),
+    (Case("full", 128, 8, 20_000), 2.5),
+    (Case("diag", 16, 10, 400_000), 5.0),
+    (Case("diag", 128, 8, 60_000), 3.0),
+    (Case("tied", 16, 10, 400_000), 15.0),
+    (Case("spherical", 16, 10, 400_000), 9.0),
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    case: str
-    n_rows: int
-    seconds: float
-    nanoseconds_per_row: float
-    scikit_learn_1_thread: float
-    scikit_learn_2_threads: float
-    ratio: float
+def with_threads(measure: Callable[[], float]) -> dict[str, float]:
+    """scikit-learn's seconds with one BLAS thread and with one for each core."""
+    times = {}
+    for n in (1, N_CORES):
+        with threadpool_limits(n):
+            times[f"scikit-learn, {n} BLAS thread(s)"] = measure()
+    return times
 
 
-def make_rows(case: Case) -> np.ndarray:
-    """Rows of K overlapping groups, shuffled."""
-    rng = np.random.default_rng(0)
-    d, k = case.n_features, case.n_components
-    sizes = np.full(k, case.n_rows // k)
-    groups = [
-        rng.standard_normal((n, d)) @ (rng.standard_normal((d, d)) / np.sqrt(d))
-        + 2 * rng.standard_normal(d)
-        for n in sizes
-    ]
-    return rng.permutation(np.vstack(groups))
-
-
-def start(case: Case, x: np.ndarray) -> dict[str, object]:
-    """Starting parameters, the same for both."""
-    d, k = case.n_features, case.n_components
-    precisions = {
-        "full": np.stack([np.eye(d)] * k),
-        "tied": np.eye(d),
-        "diag": np.ones((k, d)),
-        "spherical": np.ones(k),
-    }
-    return {
-        "n_components": k,
-        "covariance_type": case.covariance_type,
-        "weights_init": np.full(k, 1 / k),
-        "means_init": x[:k].copy(),
-        "precisions_init": precisions[case.covariance_type],
-        "tol": 0,
-    }
-
-
-def seconds_of(
-    estimator: type, x: np.ndarray, parameters: dict, max_iter: int
-) -> float:
-    """Time of a fit of so many iterations."""
-    began = perf_counter()
-    estimator(max_iter=max_iter, **parameters).fit(x)
-    return perf_counter() - began
-
-
-def per_iteration(
-    estimator: type, x: np.ndarray, parameters: dict, few: int, many: int, rounds: int
-) -> float:
-    """Best seconds per iteration of several rounds."""
-    fits = [
-        (
-            seconds_of(estimator, x, parameters, few),
-            seconds_of(estimator, x, parameters, many),
+def iterations(machine: dict[str, float]) -> Iterator[Row]:
+    """One iteration from the same start."""
+    for case, target in CASES:
+        x = make_rows(case)
+        parameters = start(case, x)
+        theirs = fit_of(Reference, x, parameters)
+        ours = ours_per_iteration(x, parameters)
+        peers = with_threads(lambda fit=theirs: per_iteration(fit, 1, 3, 3))
+        yield Row(
+            "iteration",
+            f"{case.name}, {len(x)} rows",
+            ours,
+            peers,
+            min(peers.values()) / ours,
+            f">= {target:g}",
+            floor_of(case, machine),
+            peak_of_fit(GaussianMixture, case),
+            peak_of_fit(Reference, case),
         )
-        for _ in range(rounds)
-    ]
-    # Best of each end: their difference may not be taken round by round, or a slow
-    # short fit would make an iteration look fast.
-    return (min(m for _, m in fits) - min(f for f, _ in fits)) / (many - few)
 
 
-def measure(case: Case, rounds: int) -> Row:
-    """Time one case with both."""
+def restarts(_machine: dict[str, float]) -> Iterator[Row]:
+    """Ten restarts of ten iterations, k-means included."""
+    for (case, _), target in zip((CASES[0], CASES[2]), (20, 12), strict=True):
+        x = make_rows(case)
+        parameters = {"n_init": 10, "max_iter": 10, "tol": 0, "random_state": 0}
+
+        def fit(estimator: type, x=x, case=case, parameters=parameters) -> None:
+            estimator(case.n_components, **parameters).fit(x)
+
+        ours = best_of(2, lambda fit=fit: fit(GaussianMixture))
+        peers = with_threads(lambda fit=fit: best_of(1, lambda: fit(Reference)))
+        yield Row(
+            "10 restarts",
+            f"{case.name}, {len(x)} rows",
+            ours,
+            peers,
+            min(peers.values()) / ours,
+            f">= {target}",
+        )
+
+
+def small(_machine: dict[str, float]) -> Iterator[Row]:
+    """Whole fits of 1,250 rows."""
+    for d, k in ((2, 3), (5, 4)):
+        x, _ = make_blobs(1250, d, centers=k, random_state=0)
+
+        def fit(estimator: type, x=x, k=k) -> None:
+            estimator(k, random_state=0).fit(x)
+
+        fit(GaussianMixture)
+        ours = best_of(9, lambda fit=fit: fit(GaussianMixture))
+        theirs = best_of(9, lambda fit=fit: fit(Reference))
+        yield Row(
+            "small",
+            f"full d={d} K={k}, 1250 rows",
+            ours,
+            {"scikit-learn": theirs},
+            theirs / ours,
+            ">= 0.33",
+        )
+
+
+def predictions(_machine: dict[str, float]) -> Iterator[Row]:
+    """Labels, responsibilities and densities of one model's rows."""
+    for case, target in (CASES[0], CASES[2], CASES[6]):
+        x = make_rows(case)
+        parameters = {**start(case, x), "max_iter": 3}
+        ours, theirs = (
+            kind(**parameters).fit(x) for kind in (GaussianMixture, Reference)
+        )
+        for method in ("predict", "predict_proba", "score_samples"):
+            seconds = best_of(5, lambda m=method, g=ours, x=x: getattr(g, m)(x))
+            peer = best_of(3, lambda m=method, g=theirs, x=x: getattr(g, m)(x))
+            yield Row(
+                "predictions",
+                f"{method}, {case.name}, {len(x)} rows",
+                seconds,
+                {"scikit-learn": peer},
+                peer / seconds,
+                f"~ {target:g}",
+            )
+
+
+def first_pass(_machine: dict[str, float]) -> Iterator[Row]:
+    """The pass after a start with covariances of reg_covar: every row is far away."""
+    case = CASES[2][0]
     x = make_rows(case)
-    parameters = start(case, x)
-    seconds_of(GaussianMixture, x[:1000], parameters, 1)  # compiles
-    ours = per_iteration(GaussianMixture, x, parameters, 2, 12, rounds)
-    theirs = []
-    for threads in (1, 2):
-        with threadpool_limits(threads):
-            theirs.append(per_iteration(Reference, x, parameters, 1, 3, rounds))
-    return Row(
-        case.name, len(x), ours, ours / len(x) * 1e9, *theirs, ratio=min(theirs) / ours
+    tiny = {**start(case, x), "precisions_init": np.stack([1e6 * np.eye(16)] * 10)}
+    usual = ours_per_iteration(x, start(case, x))
+    ours = best_of(3, lambda: GaussianMixture(max_iter=1, **tiny).fit(x))
+    plain = best_of(3, lambda: GaussianMixture(max_iter=1, **start(case, x)).fit(x))
+    yield Row(
+        "first pass",
+        f"{case.name}, covariances of 1e-6",
+        usual + ours - plain,
+        {"any other pass": usual},
+        usual / (usual + ours - plain),
     )
-
-
-def main() -> None:
-    """Print the table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=None, help="write results here")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", ConvergenceWarning)
-    names = ("daskgmm", "scikit-learn", "numpy", "scipy", "numba")
-    versions = {name: version(name) for name in names}
-    print(f"{date.today()}, Python {platform.python_version()}, {versions}")
-    print(
-        f"{'case':22}{'rows':>9}{'ns/row':>9}{'ms':>9}"
-        f"{'sklearn ms, 1 / 2':>20}{'ratio':>7}"
-    )
-    rows = []
-    for case in CASES:
-        row = measure(case, options.rounds)
-        rows.append(row)
-        theirs = (
-            f"{row.scikit_learn_1_thread * 1e3:.1f} / "
-            f"{row.scikit_learn_2_threads * 1e3:.1f}"
-        )
-        print(
-            f"{row.case:22}{row.n_rows:>9}{row.nanoseconds_per_row:>9.1f}"
-            f"{row.seconds * 1e3:>9.2f}{theirs:>20}{row.ratio:>7.1f}",
-            flush=True,
-        )
-    if options.json is not None:
-        record = {
-            "date": str(date.today()),
-            "python": platform.python_version(),
-            "versions": versions,
-            "rows": [asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Speed and memory of daskgmm, side by side with its peers."""

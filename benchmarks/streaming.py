@@ -1,0 +1,160 @@
+"""Passes over Zarr: reading and computing alone, and both at once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from zarr.storage import LocalStore
+from zarr.testing.store import LatencyStore
+
+from benchmarks.common import (
+    N_CORES,
+    Case,
+    Row,
+    best_of,
+    fit_of,
+    make_rows,
+    median_pass,
+    ours_per_iteration,
+    per_iteration,
+    start,
+    write_zarr,
+)
+from daskgmm import GaussianMixture
+
+CASES = (
+    (Case("full", 2, 3, 32_000_000), 65_536),
+    (Case("full", 8, 8, 8_000_000), 65_536),
+    (Case("full", 16, 10, 4_000_000), 16_384),
+)
+READ_BYTES = 16_000_000
+
+
+ROUNDS = 5
+
+
+def _read_alone(array: zarr.Array, rows_at_once: int) -> None:
+    """Read all rows on all cores, block after block."""
+    starts = list(range(0, array.shape[0], rows_at_once))
+    parts = np.array_split(starts, N_CORES)
+
+    def read(part: np.ndarray) -> None:
+        for first in part:
+            array[int(first) : int(first) + rows_at_once]
+
+    with ThreadPoolExecutor(N_CORES) as pool:
+        list(pool.map(read, parts))
+
+
+def local_stores(_machine: dict[str, float]) -> Iterator[Row]:
+    """Uncompressed and zstd, on this machine's disk (or its cache)."""
+    for case, chunk_rows in CASES:
+        x = make_rows(case)
+        chunk_bytes = chunk_rows * 8 * case.n_features
+        at_once = max(1, READ_BYTES // chunk_bytes) * chunk_rows
+        for name, codec in (("uncompressed", None), ("zstd", "auto")):
+            with tempfile.TemporaryDirectory() as folder:
+                array = write_zarr(folder, x, chunk_rows, compressors=codec)
+                what = f"{case.name}, {len(x)} rows, {name}"
+                readers = [partial(_read_alone, array, at_once)]
+                yield _beside("Zarr", what, case, x, folder, readers)
+
+
+def _beside(
+    section: str,
+    what: str,
+    case: Case,
+    x: np.ndarray,
+    place: str,
+    readers: Sequence[Callable[[], object]],
+) -> Row:
+    """Passes over a store beside reading alone, at its best, and computing alone.
+
+    In turns, as the machine's speed changes: medians of several rounds, and of their
+    ratios.
+    """
+    parameters = start(case, x)
+    rounds = []
+    for _ in range(ROUNDS):
+        reading = min(best_of(3, reader) for reader in readers)
+        computing = ours_per_iteration(x, parameters, 1)
+        rounds.append((median_pass(place, parameters, 8), reading, computing))
+    seconds, reading, computing = np.median(rounds, axis=0)
+    return Row(
+        section,
+        what,
+        float(seconds),
+        {"reading": float(reading), "computing": float(computing)},
+        float(np.median([s / (r + c) for s, r, c in rounds])),
+        "<= 1.15",
+    )
+
+
+def parquet_files(_machine: dict[str, float]) -> Iterator[Row]:
+    """A Parquet file as pyarrow writes it, and one in small row groups."""
+    for case, _ in CASES:
+        x = make_rows(case)
+        names = [f"x{j}" for j in range(case.n_features)]
+        for name, group_rows in (("default row groups", None), ("small", 65_536)):
+            with tempfile.TemporaryDirectory() as folder:
+                path = f"{folder}/x.parquet"
+                columns = dict(zip(names, x.T, strict=True))
+                pq.write_table(pa.table(columns), path, row_group_size=group_rows)
+                del columns
+                what = f"{case.name}, {len(x)} rows, {name}"
+                readers = _parquet_readers(path, names)
+                yield _beside("Parquet", what, case, x, path, readers)
+
+
+def _parquet_readers(path: str, names: list[str]) -> list[Callable[[], object]]:
+    """Ways to read all columns with pyarrow on all cores.
+
+    By its own threads, or a row group for each of ours.
+    """
+    groups = range(pq.read_metadata(path).num_row_groups)
+
+    def read(i: int) -> None:
+        pq.ParquetFile(path).read_row_group(i, columns=names, use_threads=False)
+
+    def by_groups() -> None:
+        with ThreadPoolExecutor(N_CORES) as pool:
+            list(pool.map(read, groups))
+
+    def at_once() -> None:
+        pq.read_table(path, columns=names, use_threads=True)
+
+    return [by_groups, at_once]
+
+
+def slow_store(_machine: dict[str, float]) -> Iterator[Row]:
+    """A store that takes 50 ms for each block."""
+    for case, chunk_rows in (
+        (Case("full", 16, 10, 32 * 65_536), 65_536),
+        (Case("full", 16, 10, 32 * 131_072), 131_072),
+    ):
+        x = make_rows(case)
+        parameters = start(case, x)
+        with tempfile.TemporaryDirectory() as folder:
+            write_zarr(folder, x, chunk_rows, compressors=None)
+            store = LatencyStore(LocalStore(Path(folder)), get_latency=0.05)
+            array = zarr.open_array(store, mode="r")
+            reading = best_of(3, partial(_read_alone, array, chunk_rows))
+            computing = ours_per_iteration(x, parameters)
+            fit = fit_of(GaussianMixture, array, parameters)
+            seconds = per_iteration(fit, 1, 3, 2)
+        yield Row(
+            "slow store",
+            f"{case.name}, 32 blocks of {chunk_rows} rows",
+            seconds,
+            {"reading": reading, "computing": computing},
+            max(reading, computing) / seconds,
+            ">= 0.7",
+        )
