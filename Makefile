@@ -6,16 +6,17 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow test-cluster lint format bench clean
 
 help:
-	@echo "make demo       fit a data set larger than its memory, and draw the result"
-	@echo "make test       the tests, less the slow ones"
-	@echo "make test-slow  the slow tests"
-	@echo "make lint       ruff and mypy"
-	@echo "make format     let ruff lay out the code"
-	@echo "make bench      measure speed and memory"
-	@echo "make clean      remove all that these commands made, .venv included"
+	@echo "make demo          fit a data set larger than its memory, and draw the result"
+	@echo "make test          the tests, less the slow ones and those that need services"
+	@echo "make test-slow     the slow tests"
+	@echo "make test-cluster  the tests that need SLURM, sshd and the like"
+	@echo "make lint          ruff and mypy"
+	@echo "make format        let ruff lay out the code"
+	@echo "make bench         measure speed and memory"
+	@echo "make clean         remove all that these commands made, .venv included"
 
 setup: $(READY)
 
@@ -28,10 +29,17 @@ demo: $(READY)
 	$(BIN)/daskgmm demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cluster"
+
+# The wheel holds the schemas that the manifests for Kubernetes are checked against.
+# With apt: slurm-wlm munge openssh-server iproute2 openssl systemd
+test-cluster: $(READY)
+	$(BIN)/python -m pip download --quiet --no-deps --dest .venv/wheels \
+		'dask-kubernetes>=2025.1'
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -43,7 +51,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/iterations.py
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache
