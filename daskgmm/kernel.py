@@ -22,8 +22,9 @@ One call holds the GIL at no time.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 from numba import njit
@@ -132,14 +133,42 @@ class Rows(NamedTuple):
     """A block of rows, (n, d), as they lie in memory: one kind for all layouts.
 
     The numbers are in one of the two flat arrays, the other is empty. What lies side by
-    side is either a row or, where rows are told apart by column, a feature.
+    side is either a row or, where there are places of columns, a feature.
     """
 
     double: Array
     single: NDArray[np.float32]
     n_rows: int
-    step: int  # from row to row; by column, from column to column
-    by_column: bool
+    step: int  # from row to row
+    columns: NDArray[np.int64]  # (d,) or (0,): where each column begins
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Rows, (n, d), each column of which lies in memory of its own, as in a table.
+
+    Attributes
+    ----------
+    columns : tuple of ndarray of shape (n,)
+        All float64 or all float32, each with its numbers side by side.
+    """
+
+    columns: tuple[NDArray[Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, rows: slice) -> Columns:
+        return Columns(tuple(column[rows] for column in self.columns))
+
+    def array(self) -> NDArray[Any]:
+        """A copy as one array."""
+        return np.stack(self.columns, axis=1)
+
+
+Part = tuple[NDArray[Any] | Columns, Array | None]
+"""Rows of a block, and their weights or None for ones."""
 
 
 class _Tile(NamedTuple):
@@ -189,10 +218,12 @@ def _tile(plan: Any, scratch: Any) -> Any:
     )
 
 
-@njit(**_INLINE)
-def _tile_rows(d: int) -> int:
-    """Most rows of a tile."""
+def tile_rows(d: int) -> int:
+    """Most rows of a tile: sums are added up tile by tile."""
     return min(_TILE, max(1, _TILE_NUMBERS // d // _WIDTH) * _WIDTH)
+
+
+_tile_rows: Final = njit(**_INLINE)(tile_rows)
 
 
 @njit(**_INLINE)
@@ -223,13 +254,11 @@ def _load_rows(x: Any, d: int, step: int, start: int, inside: int, lines: Any) -
 
 
 @njit(**_JIT)
-def _load_columns(
-    x: Any, d: int, step: int, start: int, inside: int, lines: Any
-) -> None:
+def _load_columns(x: Any, columns: Any, start: int, inside: int, lines: Any) -> None:
     """The same from columns, which are lines already."""
     together = inside // LANES * LANES
-    for i in range(d):
-        at, line = i * step + start, i * _LINE
+    for i in range(columns.shape[0]):
+        at, line = columns[i] + start, i * _LINE
         for t in range(0, together, LANES):
             # The next tile's part of the column is on another page.
             prefetch(x, at + t + inside)
@@ -241,16 +270,16 @@ def _load_columns(
 @njit(**_JIT)
 def _load(rows: Any, d: int, start: int, inside: int, lines: Any) -> None:
     """Copy rows of any layout to lines."""
-    step = rows.step
+    by_column = rows.columns.shape[0] > 0
     if rows.double.shape[0] > 0:
-        if rows.by_column:
-            _load_columns(rows.double, d, step, start, inside, lines)
+        if by_column:
+            _load_columns(rows.double, rows.columns, start, inside, lines)
         else:
-            _load_rows(rows.double, d, step, start, inside, lines)
-    elif rows.by_column:
-        _load_columns(rows.single, d, step, start, inside, lines)
+            _load_rows(rows.double, d, rows.step, start, inside, lines)
+    elif by_column:
+        _load_columns(rows.single, rows.columns, start, inside, lines)
     else:
-        _load_rows(rows.single, d, step, start, inside, lines)
+        _load_rows(rows.single, d, rows.step, start, inside, lines)
 
 
 @njit(**_JIT)
@@ -730,28 +759,26 @@ def _find_most_probable(tile: Any, n_components: int, width: int) -> None:
 
 
 @njit(**_JIT)
-def _any_not_finite(x: Any, n: int, length: int, step: int) -> bool:
-    """Whether one of n runs of numbers holds a NaN or infinity."""
-    if step == length:
-        n, length = 1, n * length
+def _any_not_finite(x: Any, rows: Any, d: int) -> bool:
+    """Whether there is a NaN or infinity."""
+    n, length = (d, rows.n_rows) if rows.columns.shape[0] > 0 else (rows.n_rows, d)
     bad = 0
+    if rows.columns.shape[0] == 0 and rows.step == d:
+        n, length = 1, n * length
     for i in range(n):
-        for value in x[i * step : i * step + length]:
+        first = rows.columns[i] if rows.columns.shape[0] > 0 else i * rows.step
+        for value in x[first : first + length]:
             bad += not (abs(value) < np.inf)
     return bad > 0
 
 
 @njit(**_JIT)
 def _first_not_finite(x: Any, rows: Any, d: int) -> int:
-    if rows.by_column:
-        by_row, by_column = 1, rows.step
-        found = _any_not_finite(x, d, rows.n_rows, rows.step)
-    else:
-        by_row, by_column = rows.step, 1
-        found = _any_not_finite(x, rows.n_rows, d, rows.step)
-    for i in range(rows.n_rows if found else 0):
+    by_column = rows.columns.shape[0] > 0
+    for i in range(rows.n_rows if _any_not_finite(x, rows, d) else 0):
         for j in range(d):
-            if not (abs(x[i * by_row + j * by_column]) < np.inf):
+            at = rows.columns[j] + i if by_column else i * rows.step + j
+            if not (abs(x[at]) < np.inf):
                 return i * d + j
     return -1
 
@@ -807,25 +834,51 @@ def readonly(array: NDArray[Any]) -> NDArray[Any]:
 
 _NONE: Final = readonly(np.empty(0))
 _NONE_SINGLE: Final = readonly(np.empty(0, dtype=np.float32))
+_NO_COLUMNS: Final = np.empty(0, dtype=np.int64)
 
 
-def as_rows(x: NDArray[Any]) -> Rows:
+def as_rows(x: NDArray[Any] | Columns) -> Rows:
     """Rows, (n, d), float64 or float32, as compiled code takes them.
 
     They are copied only if neither the numbers of a row nor those of a column lie side
-    by side.
+    by side. Whoever calls holds `x` for as long as the rows are used.
     """
+    if isinstance(x, Columns):
+        return _as_columns(x)
     n_rows, d = x.shape
-    by_column = _side_by_side(x.T)
-    if not by_column and not _side_by_side(x):
+    if _side_by_side(x.T):
+        step = x.strides[1] // x.itemsize if d > 1 else n_rows
+        reach = (d - 1) * step + n_rows if x.size else 0
+        return _rows(x, reach, n_rows, 0, np.arange(d) * step)
+    if not _side_by_side(x):
         x = np.require(x, requirements=["C", "A"])
-    n, length = (d, n_rows) if by_column else (n_rows, d)
-    step = x.strides[1 if by_column else 0] // x.itemsize if n > 1 else length
-    reach = (n - 1) * step + length if x.size else 0
+    step = x.strides[0] // x.itemsize if n_rows > 1 else d
+    return _rows(x, (n_rows - 1) * step + d if x.size else 0, n_rows, step, _NO_COLUMNS)
+
+
+def _as_columns(x: Columns) -> Rows:
+    """Columns as they lie in memory, counted from the first one there.
+
+    The flat array reaches over all that lies between them, which nobody touches.
+    """
+    places = [column.__array_interface__["data"][0] for column in x.columns]
+    size = x.columns[0].itemsize
+    if any(place % size for place in places):
+        return as_rows(x.array())
+    lowest = min(places)
+    distances = [(place - lowest) // size for place in places]
+    first = x.columns[places.index(lowest)]
+    return _rows(first, max(distances) + len(x), len(x), 0, np.array(distances))
+
+
+def _rows(
+    x: NDArray[Any], reach: int, n_rows: int, step: int, columns: NDArray[np.int64]
+) -> Rows:
+    """Rows that begin where `x` does, and so many numbers from there on."""
     flat = as_strided(x, (reach,), (x.itemsize,), writeable=False)
     if x.dtype == np.float64:
-        return Rows(flat, _NONE_SINGLE, n_rows, step, by_column)
-    return Rows(_NONE, flat, n_rows, step, by_column)
+        return Rows(flat, _NONE_SINGLE, n_rows, step, columns)
+    return Rows(_NONE, flat, n_rows, step, columns)
 
 
 def _side_by_side(x: NDArray[Any]) -> bool:

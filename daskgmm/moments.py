@@ -155,6 +155,13 @@ class Block(Protocol):
     def weights(self) -> Array | None:
         """Row weights, (n,), or None for ones."""
 
+    @property
+    def size(self) -> int:
+        """Numbers in all rows, n d, or a few more."""
+
+    def parts(self) -> Iterator[kernel.Part]:
+        """Rows and weights in parts, which end where the kernel's tiles do."""
+
 
 def plan(mixtures: Sequence[Mixture]) -> EStep:
     """Lay out what the kernel needs of mixtures of one shape and number of features."""
@@ -233,20 +240,16 @@ def e_step(message: EStep, blocks: Iterator[Block]) -> Sums:
     return Sums(buffer)
 
 
-_Rows = tuple[NDArray[Any], Array | None]
-"""Rows and their weights."""
-
-
-def _pieces(blocks: Iterator[Block]) -> Iterator[_Rows]:
-    """Blocks one by one, and small ones put together: a call costs more than a copy."""
+def _pieces(blocks: Iterator[Block]) -> Iterator[kernel.Part]:
+    """Blocks in parts, and small ones put together: a call costs more than a copy."""
     small: list[Block] = []
     size = 0
     for block in blocks:
-        if not small and block.x.size >= _SMALL:
-            yield block.x, block.weights
+        if not small and block.size >= _SMALL:
+            yield from block.parts()
             continue
         small.append(block)
-        size += block.x.size
+        size += block.size
         if size >= _SMALL:
             yield _joined(small)
             small, size = [], 0
@@ -254,7 +257,7 @@ def _pieces(blocks: Iterator[Block]) -> Iterator[_Rows]:
         yield _joined(small)
 
 
-def _joined(blocks: Sequence[Block]) -> _Rows:
+def _joined(blocks: Sequence[Block]) -> kernel.Part:
     if len(blocks) == 1:
         return blocks[0].x, blocks[0].weights
     weights = [block.weights for block in blocks if block.weights is not None]

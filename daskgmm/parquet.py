@@ -12,12 +12,12 @@ import sys
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import accumulate, chain, pairwise
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any, Final, final
 
 import fsspec
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from daskgmm import config
 from daskgmm.errors import DaskGMMError, DataError, StoreError
+from daskgmm.kernel import Columns, tile_rows
 from daskgmm.patience import retrying
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ BLOCK_BYTES: Final = 16_000_000
 """Rows that make up so much are read together."""
 _BLOCKS: Final = 16
 """Blocks that are left at least, so that there is work for several threads."""
-_BATCH_BYTES: Final = 1_000_000
+_BATCH_BYTES: Final = 2**21
 _FETCHED_GROUP_BYTES: Final = 64_000_000
 """Columns of a row group that take more, compressed, are read piece by piece."""
 _FETCHED_BYTES: Final = 1_000_000
 _GROUPS_AT_ONCE: Final = 16
 """To begin costs a millisecond, and a tenth of one for each row group."""
-_LOCAL_BYTES: Final = 200_000
+_LOCAL_BYTES: Final = 2**16
 """Pieces of columns of a local file, each column's in memory of its own."""
 _MEMORIES: Final = 2
 """Blocks whose memory a thread uses in turn: one is read, one is worked on."""
@@ -132,6 +133,12 @@ class ParquetRows:
         return tuple(sum(span.n_rows for span in block) for block in self.spans)
 
     @property
+    def is_local(self) -> bool:
+        """Whether the files are in this machine's file system."""
+        files, _ = fsspec.url_to_fs(self.url, **self._storage_options)
+        return isinstance(files, LocalFileSystem)
+
+    @property
     def starts(self) -> frozenset[int]:
         """Blocks that begin a row group: from others, what lies before is read too."""
         groups = [(block[0].path, block[0].group) for block in self.spans if block]
@@ -201,29 +208,63 @@ class Reading:
         n_rows = sum(span.n_rows for span in spans)
         rows = _empty(n_rows, len(self.columns), self.dtype)
         filled = 0
-        for span in spans:
-            part = rows[filled : filled + span.n_rows]
-            filled += self._retried(partial(self._fill, part), span)
+        for part in self._parts(spans):
+            for j, column in enumerate(part.columns):
+                rows[filled : filled + len(part), j] = column
+            filled += len(part)
         return rows[:filled]
+
+    def parts(self, spans: Sequence[Span]) -> Iterator[Columns | NDArray[Any]]:
+        """Rows of some spans, a few at a time, where Arrow has put them.
+
+        They end where the kernel's tiles do: its sums are those of the rows in one
+        piece, bit for bit, wherever a batch of Arrow's ends.
+
+        Raises
+        ------
+        DataError, StoreError
+            As `block`.
+        """
+        tile = tile_rows(len(self.columns))
+        rest: NDArray[Any] | None = None
+        for part in self._parts(spans):
+            taken = 0
+            if rest is not None:
+                taken = min(tile - len(rest), len(part))
+                rest = np.concatenate([rest, part[:taken].array()])
+                if len(rest) < tile:
+                    continue
+                yield rest
+            whole = taken + (len(part) - taken) // tile * tile
+            if taken < whole:
+                yield part[taken:whole]
+            rest = part[whole:].array() if whole < len(part) else None
+        if rest is not None:
+            yield rest
 
     def table(self, spans: Sequence[Span], columns: Sequence[str]) -> pa.Table:
         """See `ParquetRows.read_table`."""
         import pyarrow as pa
 
-        def read(span: Span) -> list[Any]:
-            return list(self._batches(span, columns))
-
-        batches = [batch for span in spans for batch in self._retried(read, span)]
+        batches = [batch for span in spans for _, batch in self._batches(span, columns)]
         tables = [pa.Table.from_batches([batch]) for batch in batches]
         if not tables:
             return pa.table({name: pa.nulls(0) for name in columns})
         # Files may differ in types, such as int32 and int64.
         return pa.concat_tables(tables, promote_options="permissive")
 
-    def _retried(self, read: Callable[[Span], Any], span: Span) -> Any:
-        """What is read of a span, in spite of a store that fails now and then."""
+    def _next(self, span: Span, columns: Sequence[str]) -> Any:
+        """The next batch of a span, in spite of a store that fails now and then."""
+
+        def read() -> Any:
+            try:
+                return _reader(self, span, columns).take(span)
+            except Exception:
+                _close()  # it may be in the middle of a batch
+                raise
+
         try:
-            return retrying(lambda: read(span), self.retries)
+            return retrying(read, self.retries)
         except (MemoryError, DaskGMMError):
             raise
         except Exception as error:
@@ -234,35 +275,35 @@ class Reading:
                 "damaged, write it anew."
             ) from error
 
-    def _fill(self, rows: NDArray[Any], span: Span) -> int:
-        """Fill rows from a span; how many its filters left."""
-        filled = 0
-        for batch in self._batches(span, self.columns):
-            part = rows[filled : filled + batch.num_rows]
-            for j, name in enumerate(self.columns):
-                first = None if self.filters else span.start + filled
-                part[:, j] = _numbers(batch.column(j), name, span, first)
-            filled += batch.num_rows
-        return filled
+    def _parts(self, spans: Sequence[Span]) -> Iterator[Columns]:
+        """The features' numbers, a few rows at a time."""
+        for span in spans:
+            for row, batch in self._batches(span, self.columns):
+                if batch.num_rows:
+                    first = None if self.filters else row
+                    yield _as_columns(batch, self.dtype, span, first)
 
-    def _batches(self, span: Span, columns: Sequence[str]) -> Iterator[Any]:
-        """The span's rows, a few at a time, without those that a filter drops."""
+    def _batches(self, span: Span, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """The span's rows, a few at a time, without those that a filter drops.
+
+        With each of them the row of the file where they began, before the filter.
+        """
         partition = dict(span.partition)
         wanted = [name for name in columns if name not in partition]
         asked = [name for name in filter_columns(self.filters) if name not in partition]
         to_read = list(dict.fromkeys([*wanted, *asked]))
-        try:
-            for batch in _reader(self, span, to_read).rows(span):
-                yield from self._picked(batch, partition, columns)
-        except Exception:
-            _close()  # it may be in the middle of a batch
-            raise
+        while span.n_rows:
+            batch = self._next(span, to_read)
+            for picked in self._picked(batch, partition, columns):
+                yield span.start, picked
+            span = replace(span, start=span.start + batch.num_rows)
 
     def _picked(
         self, batch: Any, partition: Mapping[str, Any], columns: Sequence[str]
     ) -> Iterable[Any]:
         if not self.filters and not partition:
-            return [batch.select(list(columns))]
+            same = batch.schema.names == list(columns)
+            return [batch if same else batch.select(list(columns))]
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -275,6 +316,61 @@ class Reading:
         picked = table.select(list(columns))
         # None of an empty table, whose types are wanted all the same.
         return picked.to_batches() or [pa.RecordBatch.from_pylist([], picked.schema)]
+
+
+@final
+class Stream:
+    """Rows of a block that are read as they are asked for: in one piece, or in parts.
+
+    Attributes
+    ----------
+    n_rows, n_columns : int
+        Before filters.
+    waited : bool
+        Whether to read took mostly other than the reading thread's own time, so that
+        the thread could have done something else meanwhile.
+    """
+
+    def __init__(self, reading: Reading, spans: Sequence[Span]) -> None:
+        self._reading, self._spans = reading, spans
+        self._array: NDArray[Any] | None = None
+        self._seconds = self._own_seconds = 0.0
+        self.n_rows = sum(span.n_rows for span in spans)
+        self.n_columns = len(reading.columns)
+
+    @property
+    def waited(self) -> bool:
+        """See the class."""
+        return self._own_seconds < self._seconds / 2
+
+    def array(self) -> NDArray[Any]:
+        """All rows, (n, d); read once. Errors as of `Reading.block`."""
+        if self._array is None:
+            with self._clock():
+                self._array = self._reading.block(self._spans)
+        return self._array
+
+    def parts(self) -> Iterator[Columns | NDArray[Any]]:
+        """The rows as of `Reading.parts`, or as the array if that was read."""
+        if self._array is not None:
+            yield self._array
+            return
+        parts = self._reading.parts(self._spans)
+        while True:
+            with self._clock():
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        began, own = perf_counter(), thread_time()
+        try:
+            yield
+        finally:
+            self._seconds += perf_counter() - began
+            self._own_seconds += thread_time() - own
 
 
 def _empty(n_rows: int, n_columns: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -304,20 +400,31 @@ def _memory(n_bytes: int) -> NDArray[np.uint8]:
     return memory
 
 
-def _numbers(column: Any, name: str, span: Span, first: int | None) -> NDArray[Any]:
-    """A column's values, the first one's row if it is known; a null is an error."""
-    if column.null_count:
-        null = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        row = "" if first is None else f", row {first + null}"
-        raise DataError(
-            f"Column {name!r} has a null in row group {span.group}{row} of the Parquet "
-            f"file {span.path}: fill nulls before, or leave out such rows with "
-            f"filters=[({name!r}, '>', float('-inf'))]."
-        )
-    if not _is_plain(column.type):  # decimals
-        column = column.cast("float64")
-    numbers: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return numbers
+def _as_columns(
+    batch: Any, dtype: np.dtype[Any], span: Span, first: int | None
+) -> Columns:
+    """A batch's numbers, of which the first row is known or not; a null is an error."""
+    from pyarrow import types
+
+    columns = []
+    for j, column in enumerate(batch.columns):
+        if column.null_count:
+            raise _null(batch.schema.names[j], column, span, first)
+        if types.is_decimal(column.type):
+            column = column.cast("float64")
+        numbers = column.to_numpy(zero_copy_only=False)
+        columns.append(numbers.astype(dtype, copy=False))
+    return Columns(tuple(columns))
+
+
+def _null(name: str, column: Any, span: Span, first: int | None) -> DataError:
+    null = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+    row = "" if first is None else f", row {first + null}"
+    return DataError(
+        f"Column {name!r} has a null in row group {span.group}{row} of the Parquet "
+        f"file {span.path}: fill nulls before, or leave out such rows with "
+        f"filters=[({name!r}, '>', float('-inf'))]."
+    )
 
 
 def _is_plain(kind: Any) -> bool:
@@ -360,13 +467,15 @@ class _Reader:
         self.position = sum(
             self.metadata.row_group(i).num_rows for i in groups[: span.group]
         )
-        # Of several whole ones at once, all would be fetched at once.
-        step = 1 if whole else _GROUPS_AT_ONCE
-        firsts = range(span.group, len(groups), step)
+        # Of several whole ones at once, all would be fetched at once; and batches begin
+        # anew with each large one.
+        n_bytes = self.metadata.row_group(span.group).num_rows * len(columns) * 8
+        at_once = 1 if whole or n_bytes >= BLOCK_BYTES else _GROUPS_AT_ONCE
+        firsts = range(span.group, len(groups), at_once)
         self._batches = chain.from_iterable(
             self._file.iter_batches(
-                batch_size=max(1024, _BATCH_BYTES // max(1, len(columns) * 8)),
-                row_groups=list(groups[first : first + step]),
+                batch_size=_batch_rows(len(columns)),
+                row_groups=list(groups[first : first + at_once]),
                 columns=list(columns),
                 use_threads=False,
             )
@@ -374,23 +483,28 @@ class _Reader:
         )
         self._rest: Any = None
 
-    def rows(self, span: Span) -> Iterator[Any]:
-        """Batches of the span's rows; those before it are read and left."""
-        while self.position < span.stop:
+    def take(self, span: Span) -> Any:
+        """The next batch of the span's rows; those before it are read and left."""
+        while True:
             batch = next(self._batches) if self._rest is None else self._rest
-            self._rest = None
-            end = self.position + batch.num_rows
             first = max(span.start - self.position, 0)
-            if end > span.stop:
-                self._rest = batch.slice(span.stop - self.position)
-                batch = batch.slice(0, span.stop - self.position)
-            self.position = min(end, span.stop)
-            if first < batch.num_rows:
-                yield batch.slice(first)
+            stop = min(span.stop - self.position, batch.num_rows)
+            self._rest = batch.slice(stop) if stop < batch.num_rows else None
+            self.position += stop
+            if first < stop:
+                return batch.slice(first, stop - first)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _batch_rows(n_columns: int) -> int:
+    """Rows of a batch: 2^k of the kernel's tiles, as row groups have 2^k rows often."""
+    rows, most = tile_rows(n_columns), _BATCH_BYTES // (n_columns * 8)
+    while 2 * rows <= most:
+        rows *= 2
+    return rows
 
 
 def _compressed_bytes(metadata: Any, group: int, columns: Sequence[str]) -> int:
@@ -533,7 +647,7 @@ def open_parquet(
         text,
         columns,
         dtype,
-        _blocks(spans, len(columns) * dtype.itemsize),
+        _blocks(spans, len(columns), dtype.itemsize),
         filters if in_files else None,  # else the folders were picked already
         options,
     )
@@ -685,14 +799,14 @@ def _check_schema(
     return np.dtype(np.float32 if single else np.float64)
 
 
-def _blocks(spans: Sequence[Span], row_bytes: int) -> list[list[Span]]:
+def _blocks(spans: Sequence[Span], n_columns: int, itemsize: int) -> list[list[Span]]:
     """Spans cut and joined so that blocks are of a good size."""
     total = sum(span.n_rows for span in spans)
-    most = max(1, min(BLOCK_BYTES // row_bytes, -(-total // _BLOCKS)))
+    most = max(1, min(BLOCK_BYTES // (n_columns * itemsize), -(-total // _BLOCKS)))
     blocks: list[list[Span]] = [[]]
     n_rows = 0
     for span in spans:
-        for part in _cut(span, most):
+        for part in _cut(span, most, _batch_rows(n_columns)):
             if n_rows + part.n_rows > most and blocks[-1]:
                 blocks.append([])
                 n_rows = 0
@@ -701,11 +815,13 @@ def _blocks(spans: Sequence[Span], row_bytes: int) -> list[list[Span]]:
     return blocks
 
 
-def _cut(span: Span, most: int) -> list[Span]:
-    """A span in parts of as equal a length as can be."""
-    n_parts = -(-span.n_rows // most)
-    ends = [span.n_rows * i // n_parts for i in range(n_parts + 1)] if n_parts else []
+def _cut(span: Span, most: int, batch_rows: int) -> list[Span]:
+    """A span in parts of as equal a length as can be, of whole batches if they fit."""
+    unit = batch_rows if batch_rows <= most else 1
+    n_units = -(-span.n_rows // unit)
+    n_parts = -(-n_units // (most // unit))
+    ends = [unit * (n_units * i // n_parts) for i in range(n_parts)]
     return [
         replace(span, start=span.start + first, stop=span.start + last)
-        for first, last in pairwise(ends)
+        for first, last in pairwise([*ends, span.n_rows])
     ]

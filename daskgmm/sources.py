@@ -6,10 +6,11 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Final, final
 
@@ -35,8 +36,9 @@ from daskgmm.graph import (
     cut,
     function_name,
 )
+from daskgmm.kernel import Part
 from daskgmm.opening import open_rows
-from daskgmm.parquet import ParquetRows, Reading, Span
+from daskgmm.parquet import ParquetRows, Reading, Span, Stream
 from daskgmm.reading import Missing, careful
 from daskgmm.reduction import (
     MAX_LEAVES,
@@ -68,16 +70,42 @@ class Block:
     ----------
     index : int
         Number of the block in the data set.
-    x : ndarray of shape (n, d), float32 or float64
+    rows : ndarray of shape (n, d), float32 or float64, or Stream
+        A stream only without weights.
     weights : ndarray of shape (n,), float64, or None
     chunks : tuple of int, or None
         Where the user's chunks are others: the block's first row, and rows of a chunk.
     """
 
     index: int
-    x: NDArray[Any]
+    rows: NDArray[Any] | Stream
     weights: NDArray[np.float64] | None
     chunks: tuple[int, int] | None = None
+
+    @property
+    def x(self) -> NDArray[Any]:
+        """The rows in one piece, (n, d)."""
+        return self.rows.array() if isinstance(self.rows, Stream) else self.rows
+
+    @property
+    def size(self) -> int:
+        """Numbers in all rows, before filters."""
+        if isinstance(self.rows, Stream):
+            return self.rows.n_rows * self.rows.n_columns
+        return self.rows.size
+
+    def parts(
+        self,
+    ) -> Iterator[Part]:
+        """Rows and their weights as they come, to be gone through once.
+
+        They end where the kernel's tiles do, but for the last.
+        """
+        if isinstance(self.rows, Stream):
+            for part in self.rows.parts():
+                yield part, None
+        else:
+            yield self.rows, self.weights
 
     def place(self, row: int) -> tuple[int, int]:
         """Number of the block as the user cut the data, and the row in it."""
@@ -147,12 +175,18 @@ def open_source(
     if not is_lazy(X):
         return ArraySource(X, sample_weight)
     X = opened(X)
-    rows, chunk_rows = _grouped(X, missing)
+    if isinstance(X, ParquetRows):
+        # From this machine's files, to read is to decode: that is best done by the
+        # thread that works on the rows, just before. All else is read ahead.
+        streamed = X.is_local and sample_weight is None
+        rows, chunk_rows, starts = _from_parquet(X, streamed), None, X.starts
+    else:
+        rows, chunk_rows = _grouped(X, missing)
+        streamed, starts = False, None
     weights = None
     if sample_weight is not None:
         weights = _lazy_weights(sample_weight, rows, missing)
-    starts = X.starts if isinstance(X, ParquetRows) else None
-    return DaskSource(rows, weights, chunk_rows, missing, starts)
+    return DaskSource(rows, weights, chunk_rows, missing, starts, streamed)
 
 
 def as_dask(X: Any, missing: Missing = "error") -> da.Array:
@@ -174,8 +208,6 @@ def _grouped(X: Any, missing: Missing) -> tuple[da.Array, int | None]:
 
     With them the rows of the chunks that the user knows, where those are others.
     """
-    if isinstance(X, ParquetRows):
-        return _from_parquet(X), None
     if isinstance(X, da.Array):
         array, cut_alike = _zarr_behind(X), X.chunks
     else:
@@ -258,15 +290,16 @@ def _from_zarr(array: Any, missing: Missing, rows: int | None = None) -> da.Arra
     return lazy
 
 
-def _from_parquet(rows: ParquetRows) -> da.Array:
-    """Parquet as a Dask array."""
+def _from_parquet(rows: ParquetRows, streamed: bool = False) -> da.Array:
+    """Parquet as a Dask array; streamed, one of `Stream`, that only shards can take."""
+    read = _stream_spans if streamed else _read_spans
     reading = rows.reading()
     name = f"parquet-{reading.token}"
     shared = f"{name}-reading"
     graph: dict[Key, Any] = {shared: DataNode(shared, reading)}
     for i, spans in enumerate(rows.spans):
         key = (name, i, 0)
-        graph[key] = Task(key, _read_spans, TaskRef(shared), _Spans(spans))
+        graph[key] = Task(key, read, TaskRef(shared), _Spans(spans))
     return da.Array(
         graph,
         name,
@@ -285,6 +318,10 @@ class _Spans:
 
 def _read_spans(reading: Reading, spans: _Spans) -> NDArray[Any]:
     return reading.block(spans.spans)
+
+
+def _stream_spans(reading: Reading, spans: _Spans) -> Stream:
+    return Stream(reading, spans.spans)
 
 
 def _check_rows(X: da.Array) -> None:
@@ -377,6 +414,8 @@ def as_block(index: int, x: Any, n_features: int, weights: Any = None) -> Block:
     DataError
         Naming the block, if it is no array of numbers with so many columns.
     """
+    if isinstance(x, Stream):
+        return Block(index, x, None)
     x = _as_floats(x, f"Block {index} of X", keep_single=True)
     if x.ndim != 2 or x.shape[1] != n_features:
         raise DataError(
@@ -483,8 +522,10 @@ class DaskSource(Source):
         chunk_rows: int | None = None,
         missing: Missing = "error",
         starts: frozenset[int] | None = None,
+        streamed: bool = False,
     ) -> None:
         self._x, self._weights = x, weights
+        self._streamed = streamed  # x is of `Stream`
         self._starts = starts  # blocks that are cheap to begin with, if not all are
         self._missing = missing
         # Rows of a block, and of the user's chunks in it.
@@ -518,7 +559,11 @@ class DaskSource(Source):
                 return None
             built_for = threads
             shards = _build(
-                graph, keys, self.n_features, self._cut, threads, self._starts
+                graph,
+                keys,
+                partial(_ShardPlan, self.n_features, self._cut, self._streamed),
+                threads,
+                self._starts,
             )
             persisted: Sequence[Delayed] = persist(*shards)
             return persisted
@@ -551,8 +596,7 @@ def _read_carefully(graph: Graph, missing: Missing) -> None:
 def _build(
     graph: Graph,
     keys: Sequence[Sequence[Key]],
-    n_features: int,
-    cut_rows: tuple[int, int] | None,
+    plan: Callable[[Recipes, int, Sequence[int]], _ShardPlan],
     threads: int,
     starts: frozenset[int] | None = None,
 ) -> list[Delayed]:
@@ -574,7 +618,7 @@ def _build(
         layer[key] = Task(
             key,
             _make_shard,
-            _ShardPlan(recipes, first, of_shard, n_features, cut_rows),
+            plan(recipes, first, of_shard),
             *(TaskRef(k) for k in recipes.inputs),
         )
         shard_keys.append(key)
@@ -613,17 +657,19 @@ class _ShardPlan:
 
     def __init__(
         self,
+        n_features: int,
+        cut_rows: tuple[int, int] | None,
+        streamed: bool,
         recipes: Recipes,
         first_leaf: int,
         bounds: Sequence[int],
-        n_features: int,
-        cut_rows: tuple[int, int] | None = None,
     ) -> None:
+        self.n_features = n_features
         self.cut_rows = cut_rows
+        self.streamed = streamed
         self.recipes = recipes
         self.first_leaf = first_leaf
         self.bounds = list(bounds)
-        self.n_features = n_features
 
 
 def _make_shard(plan: _ShardPlan, *inputs: Any) -> _DaskShard:
@@ -652,8 +698,7 @@ class _DaskShard:
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
         """See `reduction.Shard`."""
         plan = self._plan
-        reads = plan.recipes.reads
-        blocks = _read_ahead(self._blocks()) if reads else self._resident()
+        blocks = self._read() if plan.recipes.reads else self._resident()
         sizes = [b - a for a, b in pairwise(plan.bounds)]
         with closing(blocks):
             for leaf, size in enumerate(sizes, start=plan.first_leaf):
@@ -661,6 +706,19 @@ class _DaskShard:
                 yield leaf, rest
                 # What a kernel left must not become the next leaf's.
                 deque(rest, maxlen=0)
+
+    def _read(self) -> Generator[Block]:
+        """Blocks that are not in memory.
+
+        Streams are taken as they are, until one shows that to read is to wait.
+        """
+        blocks = self._blocks()
+        if self._plan.streamed:
+            for block in blocks:
+                yield block
+                if isinstance(block.rows, Stream) and block.rows.waited:
+                    break
+        yield from _read_ahead(blocks)
 
     def _resident(self) -> Generator[Block]:
         """Blocks of what is in memory: checked once, not on each pass."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from oracle import LONG, log_joint, log_sum_exp, responsibilities
 from daskgmm import kernel
 from daskgmm.moments import e_step, moments, plan
 from daskgmm.sources import Block
+
+NO_WEIGHTS = kernel.readonly(np.empty(0))
 
 
 def _moments_by_oracle(mixture, x, weights, covariance_type):
@@ -192,6 +195,59 @@ def test_only_rows_in_pieces_are_copied():
     assert copied == [False] * 5 + [True] * 4
 
 
+def columns_apart(x, rng):
+    """The same rows, each column in memory of its own, in any order there."""
+    apart = {}
+    for j in rng.permutation(x.shape[1]):
+        longer = np.concatenate([rng.normal(size=3).astype(x.dtype), x[:, j]])
+        apart[j] = longer[3:]
+    return kernel.Columns(tuple(apart[j] for j in range(x.shape[1])))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 1500),
+    d=st.sampled_from([1, 2, 5, 17, 300]),
+    single=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_columns_in_parts_give_the_same_bits(n, d, single, seed):
+    """Columns are rows as an array is, and sums do not tell where tiles were parted."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)).astype(np.float32 if single else np.float64)
+    columns = columns_apart(x, rng)
+    np.testing.assert_array_equal(columns.array(), x)
+    tile = kernel.tile_rows(d)
+    cuts = tile * np.unique(rng.integers(0, n // tile + 1, size=3))
+    message = plan([random_mixture(rng, "diag", 2, d)])
+
+    def sums(parts):
+        buffer = message.zeros()
+        views, scratch = message.views(buffer), message.scratch()
+        for part in parts:
+            rows = kernel.as_rows(part)
+            kernel.accumulate(message.compiled_plan, rows, NO_WEIGHTS, views, scratch)
+        return buffer
+
+    ends = [0, *cuts, n]
+    parts = [columns[first:last] for first, last in pairwise(ends) if first < last]
+    np.testing.assert_array_equal(sums(parts), sums([x]))
+    x[rng.integers(0, n), rng.integers(0, d)] = np.nan
+    columns = columns_apart(x, rng)
+    found = kernel.first_not_finite(kernel.as_rows(columns), d)
+    assert found == np.flatnonzero(np.isnan(x))[0]
+
+
+def test_columns_are_copied_only_if_they_are_not_aligned():
+    columns = [np.arange(5.0), np.arange(5.0) + 5]
+    rows = kernel.as_rows(kernel.Columns(tuple(columns)))
+    assert any(np.shares_memory(rows.double[:1], column) for column in columns)
+    odd = np.frombuffer(b"?" + columns[1].tobytes(), dtype="u1")[1:].view(float)
+    rows = kernel.as_rows(kernel.Columns((columns[0], odd)))
+    assert rows.columns.shape == (0,)
+    np.testing.assert_array_equal(rows.double, np.stack(columns, axis=1).ravel())
+
+
 def test_blocks_of_any_layout_give_the_same_sums(covariance_type):
     rng = np.random.default_rng(2)
     mixture = random_mixture(rng, covariance_type, 3, 5)
@@ -226,6 +282,10 @@ def test_one_signature_is_compiled():
     for rows in (x, frozen, x[::2], np.asfortranarray(x), x.astype(np.float32)):
         for weights in (None, np.ones(len(rows))):
             e_step(message, iter([Block(0, rows, weights)]))
+    views, scratch = message.views(message.zeros()), message.scratch()
+    for held in (x, columns_apart(x, rng)):
+        rows = kernel.as_rows(held)
+        kernel.accumulate(message.compiled_plan, rows, NO_WEIGHTS, views, scratch)
     assert len(kernel.accumulate.signatures) == 1
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
 import tracemalloc
 
 import dask
@@ -11,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import blobs
+from conftest import blobs, random_mixture
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm import GaussianMixture, parquet
+from daskgmm import GaussianMixture, kernel, parquet
 from daskgmm.errors import DataError, StoreError
+from daskgmm.moments import plan
 from daskgmm.parquet import is_parquet, open_parquet
 from daskgmm.reduction import leaf_bounds, shard_bounds
 from daskgmm.sources import _bounds_at, as_dask, open_source
@@ -164,6 +167,84 @@ def test_any_row_groups_and_blocks(tmp_path_factory, groups, block_bytes, data):
         read = rows.read_table(i, ["c", "b"])
         np.testing.assert_array_equal(read["b"], expected[:, 0])
         assert read.column_names == ["c", "b"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    groups=st.lists(st.integers(1, 900), min_size=1, max_size=8),
+    group_rows=st.sampled_from([100, 256, 500, 1024]),
+    block_bytes=st.integers(2000, 40_000),
+    batch_bytes=st.integers(1, 20_000),
+    single=st.booleans(),
+    filters=st.sampled_from([None, [("a", ">", 1000.0)]]),
+    data=st.data(),
+)
+def test_parts_are_the_block_and_give_the_same_bits(
+    tmp_path_factory,
+    groups,
+    group_rows,
+    block_bytes,
+    batch_bytes,
+    single,
+    filters,
+    data,
+):
+    """However Arrow cuts the rows, and wherever a reader stands already."""
+    rng = np.random.default_rng(len(groups))
+    x = 1000 + rng.normal(size=(sum(groups), 3))
+    x = x.astype(np.float32 if single else np.float64)
+    folder = tmp_path_factory.mktemp("x")
+    for i, part in enumerate(np.split(x, np.cumsum(groups)[:-1])):
+        write(folder / f"{i:03d}.parquet", part, row_group_size=group_rows)
+    message = plan([random_mixture(rng, "full", 2, 3)])
+
+    def sums(parts):
+        buffer = message.zeros()
+        views, scratch = message.views(buffer), message.scratch()
+        for part in parts:
+            given = kernel.as_rows(part), kernel.readonly(np.empty(0))
+            kernel.accumulate(message.compiled_plan, *given, views, scratch)
+        return buffer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "BLOCK_BYTES", block_bytes)
+        patch.setattr(parquet, "_BATCH_BYTES", batch_bytes)
+        rows = open_parquet(folder, filters=filters)
+        reading = rows.reading()
+        order = data.draw(st.permutations(range(rows.n_blocks)))[:12]
+        for i in [*order, *range(rows.n_blocks)]:
+            spans = rows.spans[i]
+            parts = [
+                p if isinstance(p, np.ndarray) else p.array()
+                for p in reading.parts(spans)
+            ]
+            block = reading.block(spans)
+            np.testing.assert_array_equal(np.concatenate([block[:0], *parts]), block)
+            assert all(len(part) % 256 == 0 for part in parts[:-1])
+            assert all(map(len, parts))
+            np.testing.assert_array_equal(sums(reading.parts(spans)), sums([block]))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_local_file_is_decoded_by_the_thread_that_works_on_it(tmp_path, x):
+    """What waits for a disk is read ahead instead, with the same bits."""
+    place = write(tmp_path / "x.parquet", blobs(0, 200_000, 3, 3))
+    start = model(max_iter=3, tol=0, init_params="random_from_data")
+    take, fits = parquet._Reader.take, []
+    ahead = {True: set(), False: set()}
+    for slow in (False, True):
+
+        def watched(self, span, slow=slow):
+            ahead[slow].add("daskgmm-reader" in threading.current_thread().name)
+            time.sleep(0.01 * slow)
+            return take(self, span)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parquet._Reader, "take", watched)
+            fits.append(start.fit(place).means_)
+    assert False in ahead[False]
+    assert True in ahead[True]
+    np.testing.assert_array_equal(*fits)
 
 
 @pytest.mark.parametrize(

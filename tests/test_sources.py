@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
+from functools import partial
 
 import dask
 import dask.array as da
@@ -333,7 +334,7 @@ def test_reading_runs_ahead_of_the_work():
         recipes = sources.Recipes(
             Graph(dict(lazy.dask)), [(k[0],) for k in lazy.__dask_keys__()], set()
         )
-        plan = sources._ShardPlan(recipes, 0, [0, 1, 2], 2)
+        plan = sources._ShardPlan(2, None, False, recipes, 0, [0, 1, 2])
         for _, blocks in sources._DaskShard(plan, {}).leaves():
             work(None, blocks)
         del shards
@@ -371,7 +372,8 @@ def test_building_takes_linear_time():
         graph.dependencies = dependencies
         keys = [(row[0],) for row in lazy.__dask_keys__()]
         cuts = cut(graph, keys)
-        sources._build(graph, keys, 2, None, 2)
+        plan = partial(sources._ShardPlan, 2, None, False)
+        sources._build(graph, keys, plan, 2)
         assert 1 <= len(cuts) <= 3
         return asked["n"]
 
@@ -579,7 +581,7 @@ def test_a_resident_shard_tells_its_size():
     persisted = da.ones((4000, 4), chunks=(100, 4)).persist()
     graph = Graph(dict(persisted.dask))
     recipes = sources.Recipes(graph, [(k,) for k in graph.nodes], set(graph.nodes))
-    plan = sources._ShardPlan(recipes, 0, [0, 40], 4)
+    plan = sources._ShardPlan(4, None, False, recipes, 0, [0, 40])
     arrays = [graph.nodes[key]({}) for key in recipes.inputs]
     assert sizeof(sources._make_shard(plan, *arrays)) >= persisted.nbytes
 
