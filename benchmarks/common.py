@@ -147,12 +147,21 @@ def start(case: Case, first_rows: np.ndarray) -> dict[str, object]:
 
 def best_of(rounds: int, work: Callable[[], object]) -> float:
     """Least seconds of several rounds."""
+    return min(_times(rounds, work))
+
+
+def median_of(rounds: int, work: Callable[[], object]) -> float:
+    """Median seconds of several rounds."""
+    return float(np.median(_times(rounds, work)))
+
+
+def _times(rounds: int, work: Callable[[], object]) -> list[float]:
     times = []
     for _ in range(rounds):
         began = perf_counter()
         work()
         times.append(perf_counter() - began)
-    return min(times)
+    return times
 
 
 def per_iteration(
