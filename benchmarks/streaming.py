@@ -38,7 +38,7 @@ CASES = (
 )
 READ_BYTES = 16_000_000
 
-ROUNDS = 5
+ROUNDS = 7
 PASSES = 8
 
 
