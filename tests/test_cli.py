@@ -174,6 +174,7 @@ def test_predict_writes_what_the_model_says(
     result = run("predict", model, store, tmp_path / "out", "--kind", kind)
     assert result.exit_code == 0, result.output
     assert f"Wrote {N:,} rows" in result.stdout
+    assert "5 of 5 parts" in result.stdout
     out = zarr.open_array(str(tmp_path / "out"), mode="r")
     expected = getattr(load(model), method)(rows)
     assert out.dtype == expected.dtype

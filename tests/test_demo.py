@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -35,9 +36,11 @@ def run_python(code):
 
 @pytest.mark.slow
 def test_small(tmp_path):
-    result = run_demo("--folder", tmp_path, "--size", 0.2, "--keep")
+    result = run_demo("--folder", tmp_path, "--size", 0.2, "--keep", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "The truth was found, and the memory was kept to." in result.stdout
+    told = {"folder": str(tmp_path), "gigabytes": 0.2, "seed": 0, "passed": True}
+    assert json.loads(result.stdout) == told
+    assert "The truth was found, and the memory was kept to." in result.stderr
     assert (tmp_path / "mixture.png").read_bytes().startswith(b"\x89PNG")
     assert zarr.open_array(tmp_path / "rows.zarr", mode="r").nbytes >= 1.9e8
 
