@@ -1,7 +1,9 @@
 """Gaussian mixture models for data larger than memory, on Dask."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
+from daskgmm import config as config  # its defaults are part of Dask's configuration
 from daskgmm.errors import (
     DaskGMMError,
     DataError,
@@ -9,9 +11,11 @@ from daskgmm.errors import (
     ModelFileError,
     StoreError,
 )
-from daskgmm.estimators import GaussianMixture, load
-from daskgmm.kinds import from_xarray
-from daskgmm.opening import open_rows
+
+if TYPE_CHECKING:
+    from daskgmm.estimators import GaussianMixture, load
+    from daskgmm.kinds import from_xarray
+    from daskgmm.opening import open_rows
 
 __version__ = version("daskgmm")
 
@@ -26,3 +30,17 @@ __all__ = [
     "load",
     "open_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: a worker needs no scikit-learn, which takes 70 MB."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from daskgmm import estimators, kinds, opening
+
+    homes = {"from_xarray": kinds, "open_rows": opening}
+    return getattr(homes.get(name, estimators), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

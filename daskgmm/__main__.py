@@ -1,7 +1,16 @@
 """``python -m daskgmm`` is the command ``daskgmm``."""
 
-from __future__ import annotations
 
-from daskgmm.cli import main
+def main() -> None:
+    """Run the command.
 
-main()
+    It is imported here: a new process of a local cluster runs the script that started
+    the first one, up to its main guard, and would load all that commands need.
+    """
+    from daskgmm.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

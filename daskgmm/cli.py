@@ -710,10 +710,10 @@ def _describe_model(model: GaussianMixture, report: Report) -> None:
 @click.option(
     "--size",
     "gigabytes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=demonstration.BUDGET / 1000),
     default=demonstration.GIGABYTES,
     show_default=True,
-    help="Size of the data in GB.",
+    help="Size of the data in GB, more than a process may take.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the data when done.")

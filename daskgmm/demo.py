@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,21 +13,27 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, final
+from typing import Final, final
 
-import dask.array as da
 import numpy as np
-import psutil
 import zarr
-from distributed import Client, LocalCluster, WorkerPlugin
-from numpy.typing import NDArray
+from distributed import Client, LocalCluster
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy.linalg import blas
 from scipy.optimize import linear_sum_assignment
 
+from daskgmm.demo_data import (
+    BLOCK_ROWS,
+    N_COMPONENTS,
+    N_FEATURES,
+    Array,
+    Truth,
+    make_truth,
+    write,
+)
 from daskgmm.estimators import GaussianMixture
+from daskgmm.memory import HeldWorker, held, is_refused, peak_memory
 from daskgmm.plotting import plot_mixture
 from daskgmm.training import Progress
 
@@ -39,168 +44,15 @@ BUDGET: Final = 450
 """MB of memory that one process may take."""
 
 _N_WORKERS: Final = 2
-_N_COMPONENTS: Final = 5
-_N_FEATURES: Final = 6
 _TOL: Final = 1e-5
 _MAX_ITER: Final = 15
 _N_INIT: Final = 2  # k-means misses a component in one start of five
-_BLOCK_ROWS: Final = 2**17
-_BLOCK_BYTES: Final = _BLOCK_ROWS * _N_FEATURES * 8
+_BLOCK_BYTES: Final = BLOCK_ROWS * N_FEATURES * 8
 _N_BLOCKS_DRAWN: Final = 4
 
 _WEIGHT_TOLERANCE: Final = 0.005
 _MEAN_TOLERANCE: Final = 0.05
 _COVARIANCE_TOLERANCE: Final = 0.05
-
-if sys.platform == "linux":
-    import resource
-
-Array = NDArray[np.float64]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """The mixture that the rows are drawn from.
-
-    Attributes
-    ----------
-    weights : ndarray of shape (K,)
-    means : ndarray of shape (K, d)
-    roots : ndarray of shape (K, d, d)
-        A component's rows are its mean plus standard normal rows times its root.
-    """
-
-    weights: Array
-    means: Array
-    roots: Array
-
-    @property
-    def covariances(self) -> Array:
-        """(K, d, d)."""
-        products: Array = np.matmul(self.roots.transpose(0, 2, 1), self.roots)
-        return products
-
-
-def make_truth(seed: int) -> Truth:
-    """Five components that overlap a little."""
-    rng = np.random.default_rng(seed)
-    weights = np.array([0.30, 0.25, 0.20, 0.15, 0.10])
-    angles = 2 * np.pi * np.arange(_N_COMPONENTS) / _N_COMPONENTS
-    means = rng.normal(size=(_N_COMPONENTS, _N_FEATURES))
-    # Features 0 and 1 are the ones in the picture: their means lie on a ring.
-    means[:, :2] = 5.0 * np.column_stack([np.cos(angles), np.sin(angles)])
-    noise = rng.normal(size=(_N_COMPONENTS, _N_FEATURES, _N_FEATURES))
-    roots = np.eye(_N_FEATURES) + 0.25 * noise
-    return Truth(weights, means, roots)
-
-
-def _draw_block(
-    truth: Truth, n_rows: int, seed: int, block_id: tuple[int, ...] = (0,)
-) -> Array:
-    """One block of rows, (n, d): the same whatever draws it, and when."""
-    rng = np.random.default_rng([seed, block_id[0]])
-    rows = rng.standard_normal((n_rows, truth.means.shape[1]))
-    ends = np.cumsum(rng.multinomial(n_rows, truth.weights))[:-1]
-    for k, part in enumerate(np.split(rows, ends)):  # views
-        part[:] = part @ truth.roots[k] + truth.means[k]
-    return rng.permutation(rows)
-
-
-def write(url: str, truth: Truth, n_blocks: int, seed: int) -> None:
-    """Write rows of a mixture to a Zarr array, each block where Dask puts it."""
-    n_features = truth.means.shape[1]
-    rows = da.map_blocks(
-        _draw_block,
-        truth,
-        _BLOCK_ROWS,
-        seed,
-        chunks=((_BLOCK_ROWS,) * n_blocks, (n_features,)),
-        dtype=np.float64,
-        meta=np.empty((0, 0)),
-    )
-    target = zarr.create_array(
-        url,
-        shape=rows.shape,
-        chunks=rows.chunksize,
-        dtype=rows.dtype,
-        compressors=None,  # random digits cannot be compressed
-        overwrite=True,
-    )
-    da.store(rows, target, lock=False)  # type: ignore[arg-type]
-
-
-def hold_memory(megabytes: int) -> None:
-    """Let this process allocate only what is left to it of some megabytes, on Linux.
-
-    What it cannot have it is refused at once, with a MemoryError. Linux counts what
-    is set aside (stacks of threads, for one), and not only what is in use, so what is
-    set aside already is let be.
-    """
-    if sys.platform != "linux":
-        return
-    _set_aside_for_blas()
-    now = psutil.Process().memory_info()
-    left = max(0, megabytes * 10**6 - now.rss)
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (now.data + left, hard))
-
-
-def _set_aside_for_blas() -> None:
-    """Have NumPy's and SciPy's BLAS reserve their buffers, 128 MB each, never filled.
-
-    OpenBLAS does so with the first product, and tries for ever if it is refused.
-    """
-    square = np.ones((512, 512))
-    np.matmul(square, square)
-    blas.dgemm(1.0, square, square)
-
-
-@contextmanager
-def _held(megabytes: int) -> Iterator[None]:
-    """Hold this process's memory for as long as the context."""
-    if sys.platform != "linux":
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    hold_memory(megabytes)
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-@final
-class HeldWorker(WorkerPlugin):
-    """Holds the memory of each worker, of one that is started anew too."""
-
-    def __init__(self, megabytes: int) -> None:
-        self._megabytes = megabytes
-
-    def setup(self, worker: Any) -> None:
-        """Called by Dask when the worker starts."""
-        hold_memory(self._megabytes)
-
-
-def peak_memory() -> float:
-    """MB of memory that this process has taken at most."""
-    if sys.platform == "linux":
-        # Not getrusage: it counts what the parent held when it started this process.
-        status = Path("/proc/self/status").read_text()
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert peak is not None
-        return int(peak[1]) * 1024 / 10**6
-    info = psutil.Process().memory_info()
-    return float(getattr(info, "peak_wset", info.rss)) / 10**6
-
-
-def is_refused(n_bytes: int) -> bool:
-    """Whether this process cannot allocate so much."""
-    try:
-        np.empty(n_bytes, dtype=np.uint8)  # set aside, never touched
-    except MemoryError:
-        return True
-    return False
 
 
 @final
@@ -349,7 +201,7 @@ def _compile_apart() -> None:
 
 
 def _compile() -> None:
-    rows = np.random.default_rng(0).normal(size=(1000, _N_FEATURES))
+    rows = np.random.default_rng(0).normal(size=(1000, N_FEATURES))
     GaussianMixture(2, tol=1e9, random_state=0).fit(rows)
 
 
@@ -364,7 +216,7 @@ def _cluster() -> Iterator[Client]:
             dashboard_address="127.0.0.1:0",  # any free port
         ) as cluster,
         Client(cluster) as client,
-        _held(BUDGET),
+        held(BUDGET),
     ):
         client.register_plugin(HeldWorker(BUDGET))
         yield client
@@ -376,7 +228,7 @@ def _write_aloud(
     size, budget = n_blocks * _BLOCK_BYTES / 1e6, _N_WORKERS * BUDGET
     _say(
         console,
-        f"Writing {n_blocks * _BLOCK_ROWS:,} rows of {_N_FEATURES} numbers, "
+        f"Writing {n_blocks * BLOCK_ROWS:,} rows of {N_FEATURES} numbers, "
         f"{size:,.0f} MB: {size / budget:.1f} times what the {_N_WORKERS} workers may "
         "take together",
     )
@@ -394,7 +246,7 @@ def _fit_aloud(
     if refused:
         _say(console, "Asked to hold them all, each worker is refused the memory")
     model = GaussianMixture(
-        _N_COMPONENTS, tol=_TOL, max_iter=_MAX_ITER, n_init=_N_INIT, random_state=seed
+        N_COMPONENTS, tol=_TOL, max_iter=_MAX_ITER, n_init=_N_INIT, random_state=seed
     )
     began = perf_counter()
     model._fit(store, observer=lambda progress: _say(console, progress_line(progress)))
@@ -485,7 +337,7 @@ def _print_verdict(found: Found, memory: Memory, console: Console) -> None:
 def _sample(store: str, seed: int) -> Array:
     """Some whole blocks of rows, for a picture."""
     rows = zarr.open_array(store, mode="r")
-    n_blocks = rows.shape[0] // _BLOCK_ROWS
+    n_blocks = rows.shape[0] // BLOCK_ROWS
     chosen = np.random.default_rng(seed).permutation(n_blocks)[:_N_BLOCKS_DRAWN]
     return np.concatenate([np.asarray(rows.blocks[int(i)]) for i in chosen])
 

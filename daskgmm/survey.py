@@ -9,7 +9,6 @@ from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.random import sample_without_replacement
 
 from daskgmm import kernel
 from daskgmm.errors import DataError
@@ -224,6 +223,9 @@ def draw(
 def _draw_numbers(
     n_rows: int, size: int, random_state: np.random.RandomState
 ) -> NDArray[np.int64]:
+    # Here, not above: workers load this module, and draw nothing.
+    from sklearn.utils.random import sample_without_replacement
+
     # Of scikit-learn's methods, 'tracking_selection' needs no memory for the rows
     # that are not drawn but slows down as they run out, 'pool' needs it.
     method = "tracking_selection" if size < n_rows // 2 else "pool"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ FLOORS = {
     "errors": 0,
     "blas": 0,
     "config": 0,
+    "memory": 0,
+    "demo_data": 0,
     "vectors": 0,
     "cluster": 1,
     "patience": 1,
@@ -52,8 +56,8 @@ FLOORS = {
     "__main__": 16,
 }
 
-LATE = {"matplotlib", "pandas", "pyarrow"}
-"""What may be imported when it is needed: it is an extra, and slow to import."""
+LATE = {"matplotlib", "pandas", "pyarrow", "sklearn"}
+"""What may be imported when it is needed: an extra, or large and not for workers."""
 
 
 def modules():
@@ -102,7 +106,17 @@ def test_imports_are_at_the_top(module):
         for node in ast.walk(function)
         for name in imported(node)
     }
-    assert late <= LATE
+    assert late <= LATE | (
+        {"daskgmm"} if FLOORS[module] == FLOORS["__init__"] else set()
+    )
+
+
+def test_workers_do_without_scikit_learn():
+    """What shards are made of and worked on with, and what the demo's workers run."""
+    modules = "demo_data, memory, moments, posterior, reduction, sources, survey"
+    code = f"import sys; from daskgmm import {modules}; print('sklearn' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert out.stdout.split() == [b"False"]
 
 
 @pytest.mark.parametrize("module", FLOORS)
