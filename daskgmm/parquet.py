@@ -540,6 +540,18 @@ def _reader(reading: Reading, span: Span, columns: Sequence[str]) -> _Reader:
     return reader
 
 
+def let_go() -> Any:
+    """Leave the open file, if there is one, for another thread to go on with."""
+    kept, _thread.kept = getattr(_thread, "kept", None), None
+    return kept
+
+
+def go_on_with(kept: Any) -> None:
+    """Take over a file that another thread let go."""
+    _close()
+    _thread.kept = kept
+
+
 def _close() -> None:
     """Close this thread's reader, if there is one."""
     if (kept := getattr(_thread, "kept", None)) is not None:

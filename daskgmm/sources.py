@@ -38,7 +38,14 @@ from daskgmm.graph import (
 )
 from daskgmm.kernel import Part
 from daskgmm.opening import open_rows
-from daskgmm.parquet import ParquetRows, Reading, Span, Stream
+from daskgmm.parquet import (
+    ParquetRows,
+    Reading,
+    Span,
+    Stream,
+    go_on_with,
+    let_go,
+)
 from daskgmm.reading import Missing, careful
 from daskgmm.reduction import (
     MAX_LEAVES,
@@ -713,12 +720,16 @@ class _DaskShard:
         Streams are taken as they are, until one shows that to read is to wait.
         """
         blocks = self._blocks()
-        if self._plan.streamed:
-            for block in blocks:
-                yield block
-                if isinstance(block.rows, Stream) and block.rows.waited:
-                    break
-        yield from _read_ahead(blocks)
+        if not self._plan.streamed:
+            yield from _read_ahead(blocks)
+            return
+        for block in blocks:
+            yield block
+            if isinstance(block.rows, Stream) and block.rows.waited:
+                # The file that is open goes to the other thread and comes back.
+                _reader().submit(go_on_with, let_go()).result()
+                yield from _read_ahead(blocks)
+                go_on_with(_reader().submit(let_go).result())
 
     def _resident(self) -> Generator[Block]:
         """Blocks of what is in memory: checked once, not on each pass."""
