@@ -91,7 +91,10 @@ def test_mistakes_are_named_with_file_and_key(write, content, words):
         ({"cluster": "distributed.NoCluster"}, "there is no distributed.NoCluster"),
         ({"cluster": "distributed.deploy"}, "distributed.deploy is no cluster class"),
         ({"cluster": "os.getcwd", "arguments": {}}, "os.getcwd is no cluster class"),
-        ({"arguments": {**LOCAL["arguments"], "n_workrs": 1}}, "n_workrs"),
+        (
+            {"arguments": {**LOCAL["arguments"], "n_workers": 1, "n_workrs": 1}},
+            "n_workrs",
+        ),
         ({"scale": {"jobs": 2}}, "scale: distributed.LocalCluster does not take it"),
         ({"security": {"tls_file": "x"}}, "security.tls_file: there is no file"),
         ({"security": {"colour": "x"}}, "security: Unknown parameters: ['colour']"),
