@@ -415,7 +415,7 @@ def test_a_block_that_is_too_large_for_the_workers_is_named(tmp_path):
         make, chunks=((6_000_000,) * 2, (4,)), dtype=float, meta=np.empty((0, 0))
     )
     with (
-        cluster(tmp_path, 2, "--nanny", "--memory-limit", "300MB"),
+        cluster(tmp_path, 2, "--nanny", "--memory-limit", "350MB"),
         dask.config.set({"daskgmm.pass-retries": 0}),
         pytest.raises(ClusterError, match="largest block takes 192 MB"),
     ):
