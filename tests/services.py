@@ -35,6 +35,11 @@ PACKAGES = {
 }
 BIN = Path(sys.executable).parent
 PATH = os.pathsep.join([str(BIN), os.environ["PATH"], "/usr/sbin", "/sbin"])
+ENVIRONMENT = {
+    "PATH": PATH,
+    # How BLAS computes decides on the last bits.
+    **{name: os.environ[name] for name in os.environ if name.startswith("OPENBLAS_")},
+}
 
 
 def program(name):
@@ -128,7 +133,7 @@ def slurm(folder):
     for name in ("state", "spool"):
         (folder / name).mkdir()
     # Nothing of the tests' own: a job must find its way by the files that are shipped.
-    environment = {"PATH": PATH, "HOME": os.environ["HOME"], "SLURM_CONF": str(conf)}
+    environment = {**ENVIRONMENT, "HOME": os.environ["HOME"], "SLURM_CONF": str(conf)}
     munged = (
         *(program("munged"), "--foreground", "--force"),
         *("--socket", folder / "munge.socket", "--key-file", key),

@@ -23,7 +23,7 @@ from conftest import blobs, create_zarr
 from jsonschema import Draft202012Validator
 from services import (
     BIN,
-    PATH,
+    ENVIRONMENT,
     free_port,
     listens,
     output,
@@ -98,7 +98,7 @@ class Fit:
 def fitting(folder, store, *options, **environment):
     log = folder / "fit.log"
     command = (BIN / "daskgmm", "fit", store, folder / "model", *OPTIONS, *options)
-    everything = {"PATH": PATH, "HOME": os.environ["HOME"], **environment}
+    everything = {**ENVIRONMENT, "HOME": os.environ["HOME"], **environment}
     with running(log, *command, cwd=folder, env=everything) as process:
         yield Fit(process, log)
 
@@ -202,7 +202,7 @@ def make_certificates(folder, *hosts):
     script = CONFIGS / "tls" / "make_certificates.sh"
     return subprocess.run(
         [script, folder, *hosts],
-        env={"PATH": PATH},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=60,
@@ -680,7 +680,7 @@ def test_systemd_units_start_a_cluster(tmp_path, store, expected):
     # Ports of their own, as these tests may not be alone.
     options = f"--port 0 --dashboard-address 127.0.0.1:0 --scheduler-file {file}"
     scheduler = started_by("dask-scheduler.service", {"OPTIONS": options})
-    environment = {"PATH": PATH}
+    environment = dict(ENVIRONMENT)
     with running(tmp_path / "scheduler.log", *scheduler, env=environment):
         address = address_in(file)
         variables = {"SCHEDULER": address, "STATE_DIRECTORY": str(tmp_path / "state")}
