@@ -26,9 +26,9 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from daskgmm import config
-from daskgmm.errors import DaskGMMError, DataError, StoreError
+from daskgmm.errors import DataError, StoreError
 from daskgmm.kernel import Columns, tile_rows
-from daskgmm.patience import retrying
+from daskgmm.patience import retrying_or
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -263,17 +263,16 @@ class Reading:
                 _close()  # it may be in the middle of a batch
                 raise
 
-        try:
-            return retrying(read, self.retries)
-        except (MemoryError, DaskGMMError):
-            raise
-        except Exception as error:
-            raise StoreError(
+        return retrying_or(
+            lambda error: StoreError(
                 f"Row group {span.group} of the Parquet file {span.path} cannot be "
                 f"read, after {self.retries + 1} attempts: {type(error).__name__}: "
                 f"{error}. If the store is at fault, try again later; if the file is "
                 "damaged, write it anew."
-            ) from error
+            ),
+            read,
+            self.retries,
+        )
 
     def _parts(self, spans: Sequence[Span]) -> Iterator[Columns]:
         """The features' numbers, a few rows at a time."""

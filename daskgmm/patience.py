@@ -78,6 +78,18 @@ def retrying(
     return act()
 
 
+def retrying_or(
+    named: Callable[[Exception], StoreError], act: Callable[[], _T], retries: int
+) -> _T:
+    """What an action comes to, as of `retrying`, or an error that says what failed."""
+    try:
+        return retrying(act, retries)
+    except Exception as error:
+        if not _is_foreign(error):
+            raise
+        raise named(error) from error
+
+
 def patiently(act: Callable[[], _T], place: str) -> _T:
     """What an action comes to, which is tried again while its store fails.
 

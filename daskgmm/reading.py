@@ -22,8 +22,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from daskgmm import config
-from daskgmm.errors import DaskGMMError, StoreError
-from daskgmm.patience import patiently, retrying
+from daskgmm.errors import StoreError
+from daskgmm.patience import patiently, retrying_or
 
 if TYPE_CHECKING:
     ZarrArray = zarr.Array[Any]
@@ -77,12 +77,11 @@ class CarefulArray:
         StoreError
             Naming the store and the chunk that cannot be read.
         """
-        try:
-            return retrying(lambda: self._read(place), self._retries)
-        except (MemoryError, DaskGMMError):
-            raise
-        except Exception as error:
-            raise self._named(place, error) from error
+        return retrying_or(
+            lambda error: self._named(place, error),
+            lambda: self._read(place),
+            self._retries,
+        )
 
     def _read(self, place: Any) -> NDArray[Any]:
         values = np.asarray(self.array[place])
