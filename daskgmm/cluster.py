@@ -6,8 +6,10 @@ and the cluster may not be the user's own: so the client watches for itself.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from concurrent.futures import wait as wait_for
 from time import monotonic, sleep
 from typing import Any, Final, final
 
@@ -115,17 +117,19 @@ def _large_graphs() -> Any:
 
 
 def _wait(client: Client, future: Any) -> Any:
+    # Not `future.result(timeout=...)`: it breaks off what is being sent, so that what
+    # takes longer would never come, and leaves the client's next gathering cancelled.
     watch = _Watch(client)
-    while True:
-        try:
-            return future.result(timeout=_POLL)
-        except TimeoutError:
-            failed = future.status == "error"
-            if failed and isinstance(future.exception(), TimeoutError):
-                raise  # the work's own
-        except (CancelledError, CommClosedError) as error:
-            raise _lost(client) from error
+    loop: Any = client.loop
+    coming = asyncio.run_coroutine_threadsafe(
+        client.gather(future, asynchronous=True), loop.asyncio_loop
+    )
+    while not wait_for([coming], timeout=_POLL).done:
         watch.look()
+    try:
+        return coming.result()
+    except (CancelledError, CommClosedError) as error:
+        raise _lost(client) from error
 
 
 def _lost(client: Client) -> ClusterError:

@@ -18,10 +18,12 @@ import numpy as np
 import psutil
 import pytest
 from conftest import blobs
+from dask import delayed
 from distributed import Client, LocalCluster
 from distributed.chaos import KillWorker
 
 from daskgmm import GaussianMixture
+from daskgmm.cluster import compute
 from daskgmm.errors import ClusterError
 
 pytestmark = [
@@ -316,6 +318,30 @@ def test_new_workers_come_in_time(tmp_path, expected):
 
         with meanwhile(replace):
             assert_same(model().fit(slow_rows()), expected)
+
+
+def test_a_result_that_takes_long_to_send(tmp_path):
+    """Looking at the workers meanwhile must not break off what is being sent."""
+
+    class SlowToSend:
+        def __reduce__(self):
+            time.sleep(1.5)
+            return str, ("sent",)
+
+    with cluster(tmp_path, 1), dask.config.set(LIMITS):
+        assert compute(delayed(SlowToSend)()) == "sent"
+
+
+def test_an_error_of_the_work_comes_out_as_it_is(tmp_path):
+    def fail():
+        raise TimeoutError("of the work itself")
+
+    with (
+        cluster(tmp_path, 1),
+        dask.config.set(LIMITS),
+        pytest.raises(TimeoutError, match="of the work itself"),
+    ):
+        compute(delayed(fail)())
 
 
 def test_a_cluster_that_grows_gets_more_pieces(tmp_path, expected):
