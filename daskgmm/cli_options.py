@@ -91,7 +91,9 @@ class Cluster:
         if self.scheduler is not None:
             return deployment.join(self.scheduler, self._credentials())
         if self.file is not None:
+            _quieten(logging.ERROR)
             return deployment.read(self.file).connect()
+        _quieten(logging.CRITICAL)  # errors reach the user as exceptions
         return self._local()
 
     @contextmanager
@@ -102,11 +104,22 @@ class Cluster:
                 threads_per_worker=self.threads_per_worker,
                 memory_limit=self.memory_limit,
                 dashboard_address=self.dashboard or "127.0.0.1:0",  # any free port
-                silence_logs=logging.CRITICAL,  # errors reach the user as exceptions
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):
             yield client
+
+
+def _quieten(level: int) -> None:
+    """Keep what Dask logs below a level off the terminal, from now on.
+
+    Not only until the cluster is closed: that its connections are gone, workers' that
+    were lost among them, is logged after that, with tracebacks. Loggers that Dask's
+    configuration names have handlers of their own, and are heard as before.
+    """
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(level)
 
 
 _existing_file: Final = click.Path(exists=True, dir_okay=False)

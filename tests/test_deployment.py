@@ -270,6 +270,30 @@ def test_fit_and_predict_on_a_cluster_of_a_file(store, tmp_path):
     assert result.exit_code == 0, result.output
 
 
+AFTER = """
+import logging, sys
+from daskgmm.cli import main
+main(sys.argv[1:], standalone_mode=False)
+logging.getLogger("distributed.batched").info("a connection is closed")
+logging.getLogger("distributed.scheduler").warning("a worker is removed")
+logging.getLogger("distributed.worker").error("told")
+"""
+
+
+def test_what_is_logged_when_the_cluster_is_closed_is_kept_quiet(
+    store, tmp_path, write
+):
+    """Dask logs the ends of connections after that, with tracebacks."""
+    file = write({**LOCAL, "arguments": {**LOCAL["arguments"], "n_workers": 1}})
+    args = ["fit", str(store), str(tmp_path / "m"), "-k", "3", "--cluster", str(file)]
+    result = subprocess.run(
+        [sys.executable, "-c", AFTER, *args], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("distributed.worker - ERROR - told\n")
+
+
 def test_a_file_with_a_mistake_is_one_line(store, tmp_path, write):
     args = ["fit", str(store), str(tmp_path / "m"), "-k", "3", "--cluster"]
     result = CliRunner().invoke(main, [*args, str(write("cluster: a.b"))])
