@@ -161,23 +161,26 @@ class _Watch:
         self._pause = min(self._limits.values()) / _LOOKS
         self._looked = self._answered = self._had_workers = monotonic()
         self._signs: dict[str, tuple[float, float]] = {}
+        self._stuck: dict[str, float] = {}
 
     def look(self) -> None:
         """Look at the workers if it is time to."""
         if monotonic() - self._looked < self._pause:
             return
         self._looked = monotonic()
-        workers = self._workers()
-        if workers is None:
+        try:
+            workers = self._workers()
+            self._remove_silent(workers)
+            is_lacking = self._remove_stuck(workers)
+        except _NO_ANSWER:
             if monotonic() - self._answered > self._limits["scheduler"]:
-                raise _lost(self._client)
+                raise _lost(self._client) from None
             return
         self._answered = monotonic()
-        if not all(map(_is_stuck, workers.values())):
+        if not is_lacking:
             self._had_workers = monotonic()
         elif monotonic() - self._had_workers > self._limits["no-workers"]:
             raise self._without_workers(workers)
-        self._remove_silent(workers)
 
     def _without_workers(self, workers: Mapping[str, Any]) -> ClusterError:
         seconds = f"{self._limits['no-workers']:.0f} s"
@@ -193,15 +196,12 @@ class _Watch:
             "daskgmm.no-workers-timeout in Dask's configuration."
         )
 
-    def _workers(self) -> Mapping[str, Any] | None:
-        """All workers by address; None without an answer."""
+    def _workers(self) -> Mapping[str, Any]:
+        """All workers by address."""
         try:
-            try:
-                info = _ask(self._client, "identity", n_workers=-1)
-            except TypeError:  # older schedulers tell of all workers, unasked
-                info = _ask(self._client, "identity")
-        except _NO_ANSWER:
-            return None
+            info = _ask(self._client, "identity", n_workers=-1)
+        except TypeError:  # older schedulers tell of all workers, unasked
+            info = _ask(self._client, "identity")
         workers: Mapping[str, Any] = info["workers"]
         return workers
 
@@ -213,18 +213,38 @@ class _Watch:
                 self._signs[address] = (worker["last_seen"], now)
             elif now - since > self._limits["worker"]:
                 del self._signs[address]
-                _ask(
-                    self._client,
-                    "unregister",
-                    address=address,
-                    stimulus_id=f"daskgmm-silent-{now}",
-                )
+                self._remove(address)
+
+    def _remove_stuck(self, workers: Mapping[str, Any]) -> bool:
+        """Whether no worker can begin a task; if some can, they get what others cannot.
+
+        Dask steals from paused workers only while they have more tasks than threads.
+        """
+        now = monotonic()
+        stuck = [address for address in workers if _is_stuck(workers[address])]
+        self._stuck = {address: self._stuck.get(address, now) for address in stuck}
+        if len(stuck) == len(workers):
+            return True
+        for address, since in self._stuck.items():
+            if now - since > self._limits["worker"] and self._has_tasks(address):
+                self._remove(address)
+        return False
+
+    def _has_tasks(self, address: str) -> bool:
+        """Whether a worker was given tasks that it has not done."""
+        return bool(_ask(self._client, "processing").get(address))
+
+    def _remove(self, address: str) -> None:
+        """Take a worker off the cluster, so that others do its work."""
+        what = f"daskgmm-removes-{address}-{monotonic()}"
+        _ask(self._client, "unregister", address=address, stimulus_id=what)
 
 
 def _is_stuck(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker takes no work, for want of memory, and has none left."""
-    is_paused = worker.get("status") == "paused"
-    return is_paused and not worker.get("metrics", {}).get("executing")
+    """Whether a worker begins no task, for want of memory, and is at none."""
+    tasks = worker["metrics"].get("task_counts", {})
+    at_work = tasks.get("executing") or tasks.get("long-running")
+    return worker["status"] == "paused" and not at_work
 
 
 def _ask(client: Client, question: str, **about: Any) -> Any:

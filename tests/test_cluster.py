@@ -402,35 +402,76 @@ def test_the_scheduler_is_gone_and_a_rerun_goes_on(tmp_path, expected, how):
         assert_same(resumed, expected)
 
 
-def test_workers_that_are_paused_for_want_of_memory(tmp_path):
-    """Something else fills their memory, and they do not die of it."""
-    fill = {"distributed.worker.memory.spill": False}
+MEMORY = 600_000_000
+HELD = []  # of a worker's process
+
+
+@contextmanager
+def small_workers():
+    """Two workers of little memory, which they do not spill."""
     with (
-        dask.config.set(fill),
+        dask.config.set({"distributed.worker.memory.spill": False}),
         LocalCluster(
             n_workers=2,
             threads_per_worker=1,
-            memory_limit="600MB",
+            memory_limit=MEMORY,
             dashboard_address=":0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
         dask.config.set(LIMITS),
     ):
-        client.run(_fill_memory, int(600e6 * 0.85))
+        yield client
+
+
+def take_memory():
+    """Take so much memory that Dask pauses this worker."""
+    held = []
+    while psutil.Process().memory_info().rss < 0.85 * MEMORY:
+        held.append(np.ones(1_000_000))
+    return held
+
+
+def keep_memory():
+    """As `take_memory`, for good."""
+    HELD.extend(take_memory())
+
+
+def test_workers_that_are_paused_for_want_of_memory():
+    """Something else fills their memory, and they do not die of it."""
+    with small_workers() as client:
+        client.run(keep_memory)
         with pytest.raises(ClusterError, match="paused for want of memory for 4 s"):
             model().fit(slow_rows())
 
 
-HELD = []  # of this process
+def test_a_worker_that_is_paused_with_work_is_left_behind(expected):
+    """Paused when it was given tasks, which it never begins."""
+    with small_workers() as client:
+        full = next(iter(client.scheduler_info()["workers"]))
+
+        def fill(stop):
+            while len(client.processing()[full]) < 2:
+                stop.wait(0.05)
+            client.run(keep_memory, workers=[full])
+
+        got = model()
+        with meanwhile(fill):
+            got.fit(slow_rows(0.1))
+        assert_same(got, expected)
+        assert full not in client.scheduler_info()["workers"]
 
 
-def _fill_memory(up_to):
-    """Take memory until this process has so many bytes, and keep it."""
-    held = []
-    while psutil.Process().memory_info().rss < up_to:
-        held.append(np.ones(1_000_000))
-    HELD.extend(held)
+def test_paused_workers_that_are_at_work_are_waited_for():
+    """A long task may pause its worker by its own memory; all workers may be at one."""
+
+    def work(number):
+        held = take_memory()
+        time.sleep(10)
+        return number if held else None
+
+    with small_workers():
+        assert compute(delayed([delayed(work)(i) for i in range(2)])) == [0, 1]
 
 
 def test_a_block_that_is_too_large_for_the_workers_is_named(tmp_path):
