@@ -35,10 +35,12 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not cluster"
 
 # The wheel holds the schemas that the manifests for Kubernetes are checked against.
-# With apt: slurm-wlm munge openssh-server iproute2 openssl systemd
+# Azurite is an emulator of Azure's storage.
+# With apt: slurm-wlm munge openssh-server iproute2 openssl systemd nodejs npm
 test-cluster: $(READY)
 	$(BIN)/python -m pip download --quiet --no-deps --dest .venv/wheels \
 		'dask-kubernetes>=2025.1'
+	npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3
 	$(BIN)/python -m pytest -m cluster
 
 lint: $(READY)

@@ -19,7 +19,9 @@ from daskgmm.errors import DaskGMMError, StoreError
 
 _T = TypeVar("_T")
 _FIRST_PAUSE: Final = 0.1
-_LIBRARIES: Final = {"aiobotocore", "aiohttp", "azure", "botocore", "google", "urllib3"}
+_LIBRARIES: Final = frozenset(
+    ["aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"]
+)
 """Those whose own errors come through fsspec."""
 _ANSWERS: Final = (
     DaskGMMError,

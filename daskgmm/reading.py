@@ -11,15 +11,16 @@ import numpy as np
 import zarr
 from dask.base import normalize_token
 from numpy.typing import NDArray
-from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.codecs import (
     BytesCodec,
     Crc32cCodec,
     ShardingCodec,
     ShardingCodecIndexLocation,
 )
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.storage import StorePath, WrapperStore
 
 from daskgmm import config
 from daskgmm.errors import StoreError
@@ -37,6 +38,8 @@ _ENTRY_BYTES: Final = 16
 """Offset and length of a chunk in the index of its shard."""
 _CHECKSUM_BYTES: Final = 4
 _DOCUMENTS: Final = ("zarr.json", ".zarray", ".zattrs", ".zmetadata")
+_AZURE: Final = {"abfs", "abfss", "az"}
+"""Names that fsspec has for Azure's storage."""
 _ABSENT: Final = np.uint64(2**64 - 1)
 
 
@@ -99,7 +102,7 @@ class CarefulArray:
             self._verified.add(index)
 
     def _named(self, place: Any, error: Exception) -> StoreError:
-        what = "It"
+        what = "The"
         for index in _chunks_in(self.array, place):
             sizes = _grid_sizes(self.array)
             chunk = tuple(
@@ -109,10 +112,11 @@ class CarefulArray:
             try:
                 self.array[chunk]
             except Exception as its_error:
-                error, what = its_error, f"Chunk {_key(self.array, index)}"
+                what = f"Chunk {_key(self.array, index)} of the"
+                error = its_error
                 break
         return StoreError(
-            f"{what} of the Zarr array at {_name(self.array)} cannot be read, after "
+            f"{what} Zarr array at {_name(self.array)} cannot be read, after "
             f"{self._retries + 1} attempts: {type(error).__name__}: {error}. If the "
             "store is at fault, try again later; if the chunk is corrupt, write it "
             "anew."
@@ -130,6 +134,7 @@ def careful(array: ZarrArray, missing: Missing, *, whole: bool) -> CarefulArray:
     StoreError
         If one is missing, unless missing ones are to be filled.
     """
+    array = _readable(array)
     must_be_there = missing == "error"
     at_first_read = not whole or array.shards is not None
     if must_be_there and whole:
@@ -141,6 +146,42 @@ def careful(array: ZarrArray, missing: Missing, *, whole: bool) -> CarefulArray:
         else:
             at_first_read = True  # few servers of HTTP list what they have
     return CarefulArray(array, verify=must_be_there and at_first_read)
+
+
+class _ReadFromTheStart(WrapperStore[Any]):
+    """A store whose last bytes are asked for by where they begin."""
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        if isinstance(byte_range, SuffixByteRequest):
+            try:
+                size = await self._store.getsize(key)
+            except FileNotFoundError:
+                return None
+            byte_range = RangeByteRequest(max(0, size - byte_range.suffix), size)
+        found: Buffer | None = await self._store.get(key, prototype, byte_range)
+        return found
+
+
+def _readable(array: ZarrArray) -> ZarrArray:
+    """The same array, of which chunks inside shards can be read.
+
+    The index of a shard is at its end, and Azure knows no ranges that say just that.
+    """
+    store, path = array.store_path.store, array.store_path.path
+    protocol = getattr(getattr(store, "fs", None), "protocol", ())
+    names = {protocol} if isinstance(protocol, str) else set(protocol)
+    if array.shards is None or not names & _AZURE:
+        return array
+    where = StorePath(_ReadFromTheStart(store), path)
+    return zarr.Array(zarr.AsyncArray(array.metadata, where))
 
 
 def _check_shard(array: ZarrArray, index: _Index) -> None:

@@ -34,7 +34,8 @@ PACKAGES = {
     "systemd-analyze": "systemd",
 }
 BIN = Path(sys.executable).parent
-PATH = os.pathsep.join([str(BIN), os.environ["PATH"], "/usr/sbin", "/sbin"])
+NODE = BIN.parent / "azurite" / "node_modules" / ".bin"
+PATH = os.pathsep.join([str(BIN), os.environ["PATH"], "/usr/sbin", "/sbin", str(NODE)])
 ENVIRONMENT = {
     "PATH": PATH,
     # How BLAS computes decides on the last bits.
@@ -45,7 +46,9 @@ ENVIRONMENT = {
 def program(name):
     """Where a program is; a test that needs it fails without, and says what to do."""
     found = shutil.which(name, path=PATH)
-    assert found, f"{name} is missing: apt-get install {PACKAGES[name]}"
+    package = PACKAGES.get(name)
+    how = f"apt-get install {package}" if package else "make test-cluster installs it"
+    assert found, f"{name} is missing: {how}"
     return found
 
 
@@ -184,6 +187,32 @@ def s3_server(kind, folder):
         yield port
 
 
+@contextmanager
+def gcs_server(folder):
+    """An emulator of Google's storage; yields its port."""
+    port = free_port()
+    command = (
+        *(sys.executable, "-m", "gcp_storage_emulator", "start", "--quiet"),
+        *("--host", "127.0.0.1", "--port", port, "--in-memory"),
+    )
+    with running(folder / "server.out", *command):
+        wait_until(lambda: listens(port), "the emulator of Google's storage")
+        yield port
+
+
+@contextmanager
+def azure_server(folder):
+    """Azurite, Microsoft's emulator of Azure's storage; yields its port."""
+    port = free_port()
+    command = (
+        *(program("azurite-blob"), "--silent", "--disableTelemetry"),
+        *("--location", folder, "--blobPort", port, "--skipApiVersionCheck"),
+    )
+    with running(folder / "server.out", *command):
+        wait_until(lambda: listens(port), "Azurite")
+        yield port
+
+
 class Relay(ThreadingHTTPServer):
     """Stands before an HTTP server, and can let requests fail."""
 
@@ -256,7 +285,7 @@ class _Relayed(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _relay
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = _relay
 
     def _ask(self, body):
         connection = http.client.HTTPConnection("127.0.0.1", self.server.target)

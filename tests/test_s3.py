@@ -397,7 +397,10 @@ def test_a_web_server(folder, lists):
 @pytest.mark.parametrize(
     ("url", "package"), [("gs://b/x", "gcsfs"), ("az://b/x", "adlfs")]
 )
-def test_packages_that_are_not_there_are_named(url, package):
+def test_packages_that_are_not_there_are_named(url, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    known = sys.modules["fsspec.registry"]._registry
+    monkeypatch.delitem(known, url[:2], raising=False)
     with pytest.raises(StoreError, match=rf"{url}.*{package}"):
         model().fit(url)
     failed = run("fit", url, "model", "-k", 3, "--workers", 1)
