@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -85,6 +86,16 @@ class CarefulArray:
             lambda: self._read(place),
             self._retries,
         )
+
+    @property
+    def oindex(self) -> Any:
+        """Zarr's own, for rows that xarray was told to pick one by one."""
+        return self.array.oindex
+
+    @property
+    def vindex(self) -> Any:
+        """As `oindex`."""
+        return self.array.vindex
 
     def _read(self, place: Any) -> NDArray[Any]:
         values = np.asarray(self.array[place])
@@ -182,6 +193,26 @@ def _readable(array: ZarrArray) -> ZarrArray:
         return array
     where = StorePath(_ReadFromTheStart(store), path)
     return zarr.Array(zarr.AsyncArray(array.metadata, where))
+
+
+def careful_inside(value: Any, missing: Missing) -> Any:
+    """Any value, or its like that reads the Zarr array with care that it is, or wraps.
+
+    Chunks are looked for when they are first read. xarray wraps an array several times,
+    to take slices of it later and to decode what it holds.
+    """
+    if isinstance(value, zarr.Array):
+        return careful(value, missing, whole=False)
+    if type(value).__module__.partition(".")[0] != "xarray":
+        return value
+    for name in ("array", "_array"):
+        inner = getattr(value, name, None)
+        with_care = careful_inside(inner, missing)
+        if with_care is not inner:
+            wrapper = copy(value)
+            setattr(wrapper, name, with_care)
+            return wrapper
+    return value
 
 
 def _check_shard(array: ZarrArray, index: _Index) -> None:

@@ -46,7 +46,7 @@ from daskgmm.parquet import (
     go_on_with,
     let_go,
 )
-from daskgmm.reading import Missing, careful
+from daskgmm.reading import Missing, careful, careful_inside
 from daskgmm.reduction import (
     MAX_LEAVES,
     DaskShards,
@@ -587,9 +587,9 @@ def _read_carefully(graph: Graph, missing: Missing) -> None:
     """Let tasks that read Zarr arrays try again, and name the chunks that are lost."""
 
     def with_care(node: Any) -> Any:
-        if isinstance(node, DataNode) and isinstance(node.value, zarr.Array):
-            return DataNode(node.key, careful(node.value, missing, whole=False))
-        return node
+        if not isinstance(node, DataNode):
+            return node
+        return DataNode(node.key, careful_inside(node.value, missing))
 
     for key, node in graph.nodes.items():
         if isinstance(node, DataNode):

@@ -6,6 +6,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from click.testing import CliRunner
 from conftest import blobs, create_zarr
@@ -28,7 +29,9 @@ def x():
 
 
 def create(place, x, **layout):
-    return create_zarr(place, x, **{"chunks": (CHUNK, 2), **layout})
+    names = ("row", "feature")
+    layout = {"chunks": (CHUNK, 2), "dimension_names": names, **layout}
+    return create_zarr(place, x, **layout)
 
 
 def model(**parameters):
@@ -49,10 +52,18 @@ def as_given(folder):
         "dask": da.from_zarr(array),
         "computed": da.from_zarr(array) + 1.0,
         "inlined": da.from_zarr(array, inline_array=True) + 1.0,
+        "xarray": in_xarray(folder),
     }
 
 
-KINDS = ("path", "array", "dask", "computed", "inlined")
+def in_xarray(folder, **options):
+    """The array of a folder as xarray opens the group around it."""
+    zarr.open_group(str(folder.parent), mode="a")
+    found = xr.open_zarr(folder.parent, consolidated=False, **options)
+    return found[folder.name]
+
+
+KINDS = ("path", "array", "dask", "computed", "inlined", "xarray")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,6 +110,25 @@ def test_a_chunk_that_is_missing_elsewhere_does_not_matter(tmp_path, x):
     model().fit(da.from_zarr(array)[:1500])
     with pytest.raises(StoreError, match="Chunk c/17/0"):
         model().fit(da.from_zarr(array)[1790:3000])
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_xarray_reads_with_care_what_it_picks_and_decodes(tmp_path, x, decoded):
+    array = create(str(tmp_path / "x"), np.round(x * 100).astype(np.int32))
+    array.attrs["scale_factor"] = 0.01
+    chunk_file(tmp_path / "x", 17).unlink()
+    options = {} if decoded else {"mask_and_scale": False}
+    rows = in_xarray(tmp_path / "x", **options)
+    scale = 1 if decoded else 100
+    np.testing.assert_allclose(
+        model().fit(rows[:1500]).means_, model().fit(x[:1500]).means_ * scale, rtol=1e-2
+    )
+    with pytest.raises(StoreError, match="Chunk c/17/0"):
+        model().fit(rows[1790:3000])
+    # Picked one by one, before it is cut in chunks.
+    whole = in_xarray(tmp_path / "x", chunks=None, **options)
+    few = whole.isel(row=np.arange(1500)[::-1]).chunk(row=500)
+    model().fit(few)
 
 
 def test_missing_chunks_when_predicting(tmp_path, x):
