@@ -37,7 +37,8 @@ from daskgmm.drawing import draw_lazily
 from daskgmm.errors import DaskGMMError, DataError
 from daskgmm.estimators import GaussianMixture, load
 from daskgmm.forecast import Forecast, forecast_answer, forecast_fit
-from daskgmm.parquet import ParquetRows, is_parquet, summary
+from daskgmm.parquet import ParquetRows, has_suffix, is_parquet, summary
+from daskgmm.patience import patiently
 from daskgmm.reading import ZarrArray, has_checksum
 from daskgmm.sources import as_dask
 from daskgmm.store import existing
@@ -375,7 +376,7 @@ def predict(
     began = perf_counter()
     with cluster.connect(), report.counting("parts") as observe:
         answer = getattr(mixture, _METHODS[kind])(rows)
-        if writing.is_parquet_output(out):
+        if has_suffix(out):
             written = writing.write_parquet(
                 answer,
                 out,
@@ -403,7 +404,7 @@ def _keyed(
     """What has the key columns."""
     if not keys:
         return None
-    if not (isinstance(rows, ParquetRows) and writing.is_parquet_output(out)):
+    if not (isinstance(rows, ParquetRows) and has_suffix(out)):
         raise click.UsageError("--key is for STORE and OUT that are Parquet.")
     # Blocks are cut by what a row takes: more columns to read would cut them anew.
     return rows
@@ -569,7 +570,7 @@ def sample(
     began = perf_counter()
     drawn = draw_lazily(mixture, n_rows, seed)
     with report.counting("parts") as observe:
-        if writing.is_parquet_output(out):
+        if has_suffix(out):
             written = writing.write_parquet(
                 drawn,
                 out,
@@ -605,7 +606,9 @@ def info(what: str, as_json: bool) -> None:
     report = Report(as_json=as_json)
     if is_parquet(what):
         _describe_parquet(what, report)
-    elif isinstance(found := zarr.open(what, mode="r"), zarr.Array):
+        return
+    found = patiently(lambda: zarr.open(what, mode="r"), what)
+    if isinstance(found, zarr.Array):
         _describe_array(found, what, report)
     else:
         _describe_model(load(what), report)

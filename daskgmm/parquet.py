@@ -12,13 +12,13 @@ import sys
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, pairwise
 from time import perf_counter, thread_time
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 import fsspec
 import numpy as np
@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from daskgmm import config
 from daskgmm.errors import DataError, StoreError
 from daskgmm.kernel import Columns, tile_rows
-from daskgmm.patience import retrying_or
+from daskgmm.patience import is_failure, retrying, retrying_or
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_T = TypeVar("_T")
 Filters = Sequence[Any]
 """(column, operator, value), all of which must hold, or lists of them, one of which."""
 
@@ -583,21 +584,29 @@ def is_parquet(
 ) -> bool:
     """Whether a place is Parquet by its name, or a folder with such files in it."""
     text = os.fspath(url)
-    if text.rstrip("/").endswith(_SUFFIXES):
-        return True
-    if _is_glob(text):
-        return False
-    try:
+    if has_suffix(text) or _is_glob(text):
+        return has_suffix(text)
+
+    def looks_like_it() -> bool:
         files, path = fsspec.url_to_fs(text, **(storage_options or {}))
-        if files.exists(f"{path}/zarr.json") or not files.isdir(path):
+        if files.exists(f"{path}/zarr.json"):
             return False
-        names = files.ls(path, detail=False)
+        if files.info(path)["type"] != "directory":  # `isdir` hides that a store fails
+            return False
+        names = [str(n).rsplit("/", 1)[-1] for n in files.ls(path, detail=False)]
+        return "zarr.json" not in names and any(
+            name.endswith(_SUFFIXES) or "=" in name for name in names
+        )
+
+    try:
+        return retrying(looks_like_it, config.count("storage-retries"), is_failure)
     except (OSError, ImportError, ValueError):
         return False  # whoever opens it says what is wrong
-    return any(
-        str(name).endswith(_SUFFIXES) or "=" in str(name).rsplit("/", 1)[-1]
-        for name in names
-    )
+
+
+def has_suffix(name: str) -> bool:
+    """Whether a name is one of Parquet."""
+    return name.rstrip("/").endswith(_SUFFIXES)
 
 
 def open_parquet(
@@ -689,9 +698,11 @@ def _expression(filters: Filters | None) -> Any:
         ) from error
 
 
-@contextmanager
-def _dataset(url: str, options: Mapping[str, Any]) -> Iterator[Any]:
-    """All files of a place as Arrow's dataset, and errors that name the place."""
+def _of_dataset(url: str, options: Mapping[str, Any], look: Callable[[Any], _T]) -> _T:
+    """What all files of a place together, as Arrow's dataset, look like.
+
+    It is looked at again while its store fails; an error names the place.
+    """
     try:
         import pyarrow as pa
         import pyarrow.dataset as ds
@@ -699,15 +710,25 @@ def _dataset(url: str, options: Mapping[str, Any]) -> Iterator[Any]:
         raise ImportError(
             "Parquet needs pyarrow: pip install 'daskgmm[parquet]'."
         ) from error
-    try:
+
+    def look_once() -> _T:
         files, path = fsspec.url_to_fs(url, **options)
-        paths = sorted(files.glob(path)) if _is_glob(path) else path
-        if not paths or not (_is_glob(path) or files.exists(path)):
+        if _is_glob(path):
+            paths: Any = sorted(files.glob(path))
+        else:
+            files.info(path)  # `exists` says no for a store that fails
+            paths = path
+        if not paths:
             raise FileNotFoundError
         filesystem = None if isinstance(files, LocalFileSystem) else _arrow(files)
-        yield ds.dataset(
-            paths, format="parquet", filesystem=filesystem, partitioning="hive"
+        return look(
+            ds.dataset(
+                paths, format="parquet", filesystem=filesystem, partitioning="hive"
+            )
         )
+
+    try:
+        return retrying(look_once, config.count("storage-retries"), is_failure)
     except FileNotFoundError as error:
         raise StoreError(f"There is no Parquet file at {url}.") from error
     except (OSError, pa.ArrowException, ImportError, ValueError) as error:
@@ -722,14 +743,16 @@ def summary(url: str) -> tuple[list[str], int]:
     StoreError
         If there is nothing that can be read.
     """
-    with _dataset(url, {}) as found:
-        return found.schema.names, found.count_rows()
+    names: list[str] = _of_dataset(url, {}, lambda found: found.schema.names)
+    # Not count_rows: where one request in ten fails, it does with some hundred.
+    return names, sum(f.metadata.num_rows for f in _fragments(url, {}, None))
 
 
 def _fragments(url: str, options: Mapping[str, Any], expression: Any) -> list[Any]:
     """What is to be read, file by file, each with its footer."""
-    with _dataset(url, options) as found:
-        everything = _picked_fragments(found, expression)
+    everything = _of_dataset(
+        url, options, lambda found: _picked_fragments(found, expression)
+    )
     if not everything:
         raise StoreError(f"There is no Parquet file at {url}.")
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
@@ -752,7 +775,11 @@ def _with_footer(fragment: Any, expression: Any) -> Any:
     import pyarrow as pa
 
     try:
-        fragment.ensure_complete_metadata()
+        retrying(
+            fragment.ensure_complete_metadata,
+            config.count("storage-retries"),
+            is_failure,
+        )
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
             f"The Parquet file {fragment.path} cannot be read: {error}"

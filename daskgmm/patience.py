@@ -34,7 +34,7 @@ _ANSWERS: Final = (
 """Not of a store that fails: it does not have, or allow, what it is asked for."""
 
 
-def _is_failure(error: BaseException) -> bool:
+def is_failure(error: BaseException) -> bool:
     """Whether a store failed, so that another try may help."""
     if isinstance(error, _ANSWERS):
         return False
@@ -101,7 +101,7 @@ def patiently(act: Callable[[], _T], place: str) -> _T:
         Naming the place, if it fails too often.
     """
     with naming_failures(place):
-        return retrying(act, config.count("storage-retries"), _is_failure)
+        return retrying(act, config.count("storage-retries"), is_failure)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def naming_failures(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_failure(error):
+        if not is_failure(error):
             raise
         raise StoreError(
             f"The store at {place} cannot be used, after "
@@ -149,6 +149,13 @@ class _PatientStore(WrapperStore[Any]):
     async def delete_dir(self, prefix: str) -> None:
         await _again(lambda: self._store.delete_dir(prefix))
 
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        async def names() -> list[str]:
+            return [name async for name in self._store.list_prefix(prefix)]
+
+        for name in await _again(names):
+            yield name
+
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         async def names() -> list[str]:
             return [name async for name in self._store.list_dir(prefix)]
@@ -162,7 +169,7 @@ async def _again(request: Callable[[], Awaitable[_T]]) -> _T:
         try:
             return await request()
         except Exception as error:
-            if not _is_failure(error):
+            if not is_failure(error):
                 raise
             await asyncio.sleep(pause)
     return await request()

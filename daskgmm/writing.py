@@ -13,9 +13,10 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
 
 import dask.array as da
 import fsspec
@@ -30,6 +31,8 @@ from zarr.storage import LocalStore
 
 from daskgmm import cluster
 from daskgmm.errors import StoreError
+from daskgmm.parquet import has_suffix
+from daskgmm.patience import is_failure, naming_failures, patient_store, patiently
 from daskgmm.reading import chunk_path, missing_chunks
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ Identity = Mapping[str, Any]
 Observer = Callable[[int, int], None]
 """Called with the number of parts that are done, and of all."""
 
+_T = TypeVar("_T")
 _KEY: Final = "daskgmm"
 _SMALL_BYTES: Final = 1_000_000
 """Zarr chunks that are smaller are put into shards."""
@@ -93,11 +97,6 @@ class Standing:
     n_parts: int
     n_missing: int
     complete: bool
-
-
-def is_parquet_output(url: str) -> bool:
-    """Whether an output is to be Parquet, by its name."""
-    return url.rstrip("/").endswith((".parquet", ".pq"))
 
 
 def check(url: str, identity: Identity, *, overwrite: bool) -> None:
@@ -370,24 +369,37 @@ def _check_run(found: Mapping[str, Any], url: str, run: str) -> None:
         raise StoreError(f"Another command writes to {url} meanwhile.")
 
 
-def _files(url: str) -> tuple[Any, str]:
-    """The file system of a URL, which shall look anew, and the path in it."""
+def _ask(url: str, question: Callable[[Any, str], _T]) -> _T:
+    """Ask the file system of a URL, patiently, about the path in it."""
     files, path = fsspec.url_to_fs(url)
-    files.invalidate_cache()
-    return files, path
+
+    def ask() -> _T:
+        files.invalidate_cache()
+        return question(files, path)
+
+    return patiently(ask, url)
+
+
+def _kind(url: str) -> str | None:
+    """'file' or 'directory', as fsspec says; None if there is nothing."""
+    # Not by `exists` and `isdir`: they get a no from stores that fail.
+    try:
+        return str(_ask(url, lambda files, path: files.info(path)["type"]))
+    except FileNotFoundError:
+        return None
 
 
 def _names(url: str) -> list[str]:
     """Names of what lies in a folder."""
-    files, path = _files(url)
-    entries = files.ls(path, detail=False)
+    entries = _ask(url, lambda files, path: files.ls(path, detail=False))
     return [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries]
 
 
 def _remove_all(url: str, names: Iterable[str]) -> None:
-    files, path = _files(url)
     for name in names:
-        files.rm(f"{path}/{name}", recursive=True)
+        # An answer may be lost, and be asked for again.
+        with suppress(FileNotFoundError):
+            _ask(url, lambda files, path: files.rm(f"{path}/{name}", recursive=True))  # noqa: B023
 
 
 def _zarr_layout(answer: da.Array) -> dict[str, Any]:
@@ -425,21 +437,28 @@ class _ZarrPlace(_Place):
 
     def description(self) -> dict[str, Any] | None:
         """See `_Place`."""
-        files, path = _files(self.url)
-        if not files.exists(path):
+        kind = _kind(self.url)
+        if kind is None:
             return None
-        try:
-            found = zarr.open(self.url, mode="r")
-        except Exception:  # whatever it is, it is no Zarr node
-            found = None
+        found = self._node()
         if isinstance(found, zarr.Array):
             said: Any = found.attrs.asdict().get(_KEY, {})
             return dict(said)
-        if found is None and files.isdir(path) and self._is_remnant():
+        if found is None and kind == "directory" and self._is_remnant():
             return None
         raise FileExistsError(
             f"{self.url} exists and is no Zarr array: choose another place."
         )
+
+    def _node(self) -> Any:
+        """The Zarr array or group that there is; None if it is neither."""
+        with naming_failures(self.url):
+            try:
+                return zarr.open(patient_store(self.url, writable=False), mode="r")
+            except Exception as error:  # whatever it is, it is no Zarr node
+                if is_failure(error):
+                    raise
+                return None
 
     def _is_remnant(self) -> bool:
         """Whether a write broke off before the array was described."""
@@ -447,8 +466,9 @@ class _ZarrPlace(_Place):
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """See `_Place`."""
-        array = zarr.open_array(self.url, mode="r+")
-        array.update_attributes({_KEY: dict(description)})
+        with naming_failures(self.url):
+            array = zarr.open_array(patient_store(self.url, writable=True), mode="r+")
+            array.update_attributes({_KEY: dict(description)})
 
     def create(self, description: Mapping[str, Any], *, replaces: bool) -> None:
         """See `_Place`."""
@@ -458,23 +478,25 @@ class _ZarrPlace(_Place):
             kept = [n for n in _names(self.url) if n.startswith(_ZARR_METADATA)]
             _remove_all(self.url, set(_names(self.url)) - set(kept))
         dtype = np.dtype(self.layout["dtype"])
-        zarr.create_array(
-            self.url,
-            shape=tuple(self.layout["shape"]),
-            chunks=tuple(self.layout["chunks"]),
-            shards=tuple(self.layout["shards"]) if self.layout["shards"] else None,
-            dtype=dtype,
-            # A chunk that goes missing must not read as an answer.
-            fill_value=-1 if dtype.kind == "i" else np.nan,
-            compressors=(ZstdCodec(), Crc32cCodec()),
-            attributes={_KEY: dict(description)},
-            overwrite=True,
-        )
+        with naming_failures(self.url):
+            zarr.create_array(
+                patient_store(self.url, writable=True),
+                shape=tuple(self.layout["shape"]),
+                chunks=tuple(self.layout["chunks"]),
+                shards=tuple(self.layout["shards"]) if self.layout["shards"] else None,
+                dtype=dtype,
+                # A chunk that goes missing must not read as an answer.
+                fill_value=-1 if dtype.kind == "i" else np.nan,
+                compressors=(ZstdCodec(), Crc32cCodec()),
+                attributes={_KEY: dict(description)},
+                overwrite=True,
+            )
 
     def missing(self) -> list[int]:
         """See `_Place`."""
-        array = zarr.open_array(self.url, mode="r")
-        return [index[0] for index in missing_chunks(array)]
+        with naming_failures(self.url):
+            array = zarr.open_array(patient_store(self.url, writable=False), mode="r")
+            return [index[0] for index in missing_chunks(array)]
 
     def remove_broken(self) -> None:
         """See `_Place`."""
@@ -503,11 +525,16 @@ def _write_chunk(
     url: str, run: str, first: int, pieces: Sequence[NDArray[Any]], wanted: slice
 ) -> None:
     """Write some rows of what the pieces, one after the other, hold."""
-    array = zarr.open_array(url, mode="r+", config={"write_empty_chunks": True})
-    said: Any = array.attrs.asdict().get(_KEY, {})
-    _check_run(said, url, run)
     values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    array[first : first + wanted.stop - wanted.start] = values[wanted]
+    with naming_failures(url):
+        array = zarr.open_array(
+            patient_store(url, writable=True),
+            mode="r+",
+            config={"write_empty_chunks": True},
+        )
+        said: Any = array.attrs.asdict().get(_KEY, {})
+        _check_run(said, url, run)
+        array[first : first + wanted.stop - wanted.start] = values[wanted]
 
 
 @final
@@ -530,14 +557,13 @@ class _ParquetPlace(_Place):
 
     def description(self) -> dict[str, Any] | None:
         """See `_Place`."""
-        files, path = _files(self.url)
-        if not files.exists(path):
+        kind = _kind(self.url)
+        if kind is None:
             return None
-        place = f"{path}/{_DESCRIPTION}"
-        if files.exists(place):
-            said: dict[str, Any] = json.loads(files.cat_file(place))
+        said = _said(self.url)
+        if said is not None:
             return said
-        if files.isdir(path) and all(n.startswith(".") for n in _names(self.url)):
+        if kind == "directory" and all(n.startswith(".") for n in _names(self.url)):
             return None  # a write broke off before the output was described
         raise FileExistsError(
             f"{self.url} exists and was not written by this program: choose another "
@@ -572,26 +598,33 @@ class _ParquetPlace(_Place):
     def contents(self) -> dict[str, Any]:
         """Name, rows and bytes of all files."""
         found = [self._file(i) for i in range(self.n_parts)]
-        return {"files": [entry for entry in found if entry is not None]}
+        if None in found:
+            broken = self.name(found.index(None))
+            raise StoreError(f"{broken}, which was written to {self.url}, is broken.")
+        return {"files": found}
 
     def _file(self, part: int) -> dict[str, Any] | None:
         """What a file's footer says; None if it has none."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        files, path = _files(self.url)
-        place = f"{path}/{self.name(part)}"
-        try:
+        name = self.name(part)
+
+        def look(files: Any, path: str) -> dict[str, Any]:
+            place = f"{path}/{name}"
             with files.open(place, "rb") as file:
                 n_rows = pq.read_metadata(file).num_rows
-        except (pa.ArrowInvalid, OSError):
+            return {"name": name, "rows": n_rows, "bytes": files.size(place)}
+
+        try:
+            return _ask(self.url, look)
+        except (pa.ArrowInvalid, FileNotFoundError, StoreError):
             return None
-        return {"name": self.name(part), "rows": n_rows, "bytes": files.size(place)}
 
 
 def _place(url: str) -> _ZarrPlace | _ParquetPlace:
     """Where an output goes, by its name."""
-    return _ParquetPlace(url) if is_parquet_output(url) else _ZarrPlace(url)
+    return _ParquetPlace(url) if has_suffix(url) else _ZarrPlace(url)
 
 
 def _keys_of(keyed: Keyed, part: int, keys: tuple[str, ...]) -> pa.Table:
@@ -610,8 +643,7 @@ def _write_file(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files, path = _files(url)
-    _check_run(json.loads(files.cat_file(f"{path}/{_DESCRIPTION}")), url, run)
+    _check_run(_said(url) or {}, url, run)
     columns = [values] if values.ndim == 1 else list(values.T)
     table = pa.table(dict(zip(names, map(np.ascontiguousarray, columns), strict=True)))
     if keys is not None:
@@ -631,14 +663,29 @@ def _check_as_long(keys: pa.Table, table: pa.Table, name: str) -> None:
         )
 
 
+def _said(url: str) -> dict[str, Any] | None:
+    """What the description beside Parquet files says; None if there is none."""
+    try:
+        content = _ask(
+            url, lambda files, path: files.cat_file(f"{path}/{_DESCRIPTION}")
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    said: dict[str, Any] = json.loads(content)
+    return said
+
+
 def _put(url: str, name: str, content: bytes) -> None:
     """Write a file so that it is there whole, or not at all."""
-    files, path = _files(url)
-    place = f"{path}/{name}"
-    if "file" not in files.protocol:
-        files.pipe_file(place, content)  # one object, in one request
-        return
-    files.makedirs(path, exist_ok=True)
-    unfinished = f"{path}/.{name}.{uuid.uuid4().hex}"
-    files.pipe_file(unfinished, content)
-    files.mv(unfinished, place)
+
+    def put(files: Any, path: str) -> None:
+        place = f"{path}/{name}"
+        if "file" not in files.protocol:
+            files.pipe_file(place, content)  # one object, in one request
+            return
+        files.makedirs(path, exist_ok=True)
+        unfinished = f"{path}/.{name}.{uuid.uuid4().hex}"
+        files.pipe_file(unfinished, content)
+        files.mv(unfinished, place)
+
+    _ask(url, put)

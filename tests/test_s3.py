@@ -21,7 +21,7 @@ from services import Folder, Relay, kill_until_done, s3_server, serving
 from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
-from daskgmm import GaussianMixture, load, store
+from daskgmm import GaussianMixture, load, open_rows, store, writing
 from daskgmm.cli import main
 from daskgmm.errors import StoreError
 
@@ -264,6 +264,34 @@ def test_every_write_that_fails_is_tried_again(s3, place, monkeypatch):
     forget_clients()
     np.testing.assert_array_equal(found.means_, fitted.means_)
     np.testing.assert_array_equal(found.lower_bounds_, model().fit(X).lower_bounds_)
+
+
+@pytest.mark.slow
+def test_every_request_for_an_output_is_made_again(s3, place, monkeypatch):
+    """As above; of outputs of both kinds, replaced, looked at and read."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    forget_clients()
+    values = np.arange(2000)
+    answer = da.from_array(values, chunks=50)
+    urls = [f"s3://{place}/out.{kind}" for kind in ("zarr", "parquet")]
+    settings = {"identity": {"kind": "labels"}, "overwrite": True}
+    with (
+        dask.config.set({"daskgmm.storage-retries": 6}),
+        s3.relay.failing(10, ways=("refuse",)) as relay,
+    ):
+        for _ in range(2):
+            writing.write_zarr(answer, urls[0], **settings)
+            writing.write_parquet(answer, urls[1], names=["label"], **settings)
+        for url in urls:
+            told = writing.standing(url)
+            assert told.complete and told.n_missing == 0
+            done = run("info", url)
+            assert done.exit_code == 0, done.output
+        rows = open_rows(urls[1])
+        assert relay.failed > 20
+    assert sum(rows.chunks) == 2000
+    np.testing.assert_array_equal(zarr.open_array(urls[0], mode="r")[:], values)
+    forget_clients()
 
 
 @pytest.mark.slow

@@ -408,5 +408,6 @@ def test_an_error_on_a_cluster_leaves_what_is_done(out, write):
     assert described(out)["complete"] is False
     n_parts = len(parts(out))
     assert n_parts > 0
-    assert write(answer, out).n_found == n_parts
+    # The worker may have been at one more, and have written it since.
+    assert n_parts <= write(answer, out).n_found <= n_parts + 1
     assert np.array_equal(read(out), expected)
