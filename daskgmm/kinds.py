@@ -10,7 +10,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final, final
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from daskgmm.errors import DataError
 from daskgmm.posterior import Question, answer, answer_block, answer_lazily
 from daskgmm.reading import Missing
-from daskgmm.sources import as_dask, float_dtype, is_lazy, opened
+from daskgmm.sources import as_dask, float_dtype, is_lazy, opened, with_care
 
 _VARIABLES: Final = "daskgmm: variables of a Dataset"
 """The dimension along which a Dataset's variables are laid: a name nobody else uses."""
@@ -76,10 +76,12 @@ def open_rows(X: Any, missing: Missing = "error") -> Rows:
         If they are a data frame with columns that are no numbers, or labelled arrays
         of which it is not clear where the features are.
     """
+    if _is(X, "xarray", "DataArray", "Dataset"):
+        X = from_xarray(X)
+    if isinstance(X, XarrayRows):
+        return replace(X, missing=missing)
     if isinstance(X, Rows):
         return X
-    if _is(X, "xarray", "DataArray", "Dataset"):
-        return from_xarray(X)
     if _is(X, "dask.dataframe", "DataFrame"):
         return _PartitionedRows(X)
     if _is(X, "dask.dataframe", "Series", "Index"):
@@ -351,9 +353,12 @@ class XarrayRows(Rows):
     ----------
     array : xarray.DataArray
         The features are along its last dimension, the samples along all others.
+    missing : {'error', 'fill'}
+        What a chunk that is not in its Zarr store is, as the mixture says.
     """
 
     array: Any
+    missing: Missing = "error"
 
     @property
     def rows(self) -> Any:
@@ -426,7 +431,8 @@ class XarrayRows(Rows):
                 "would add: rename it."
             )
         if self._is_lazy:
-            answers: Any = _answer_blocks(question, self._blocks())
+            blocks = with_care(self._blocks(), self.missing)
+            answers: Any = _answer_blocks(question, blocks)
         else:
             flat = answer(question, rows)
             answers = flat.reshape(self.array.shape[:-1] + flat.shape[1:])

@@ -21,7 +21,7 @@ import zarr
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import get_scheduler, persist, tokenize
 from dask.delayed import Delayed
-from dask.highlevelgraph import HighLevelGraph
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
@@ -207,7 +207,33 @@ def as_dask(X: Any, missing: Missing = "error") -> da.Array:
     X = opened(X)
     if isinstance(X, ParquetRows):
         return _from_parquet(X)
-    return _checked(X if isinstance(X, da.Array) else _from_zarr(X, missing))
+    if isinstance(X, da.Array):
+        return _checked(with_care(X, missing))
+    return _checked(_from_zarr(X, missing))
+
+
+def with_care(X: da.Array, missing: Missing) -> da.Array:
+    """A lazy array whose graph reads Zarr arrays with care, where they stand alone.
+
+    Inside tasks (`inline_array=True`) they are left, as Dask could not fuse these then.
+    """
+    if not isinstance(X.dask, HighLevelGraph):
+        return X
+    layers = {
+        name: _careful_layer(layer, missing) for name, layer in X.dask.layers.items()
+    }
+    graph = HighLevelGraph(layers, X.dask.dependencies)
+    return da.Array(graph, X.name, X.chunks, meta=X._meta)
+
+
+def _careful_layer(layer: Layer, missing: Missing) -> Layer:
+    """A layer of a graph; see `with_care`."""
+    if type(layer) is not MaterializedLayer:
+        return layer
+    return MaterializedLayer(
+        {key: careful_inside(value, missing) for key, value in layer.items()},
+        layer.annotations,
+    )
 
 
 def _grouped(X: Any, missing: Missing) -> tuple[da.Array, int | None]:

@@ -13,7 +13,7 @@ from conftest import blobs, create_zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
-from daskgmm import GaussianMixture, reading
+from daskgmm import GaussianMixture, from_xarray, reading
 from daskgmm.cli import main
 from daskgmm.errors import StoreError
 from daskgmm.reading import CarefulArray, has_checksum
@@ -139,6 +139,25 @@ def test_missing_chunks_when_predicting(tmp_path, x):
         with pytest.raises(StoreError, match="Chunk c/3/0"):
             getattr(fitted, method)(tmp_path / "x")
     fitted.set_params(missing_chunks="fill").predict(tmp_path / "x").compute()
+
+
+@pytest.mark.parametrize("kind", ["dask", "computed", "xarray", "labelled"])
+def test_missing_chunks_when_predicting_lazily(tmp_path, x, kind):
+    create(str(tmp_path / "x"), x)
+    fitted = model().fit(tmp_path / "x")
+    expected = fitted.predict(x)
+    chunk_file(tmp_path / "x", 3).unlink()
+    if kind == "labelled":
+        rows = from_xarray(as_given(tmp_path / "x")["xarray"], feature_dim="feature")
+    else:
+        rows = as_given(tmp_path / "x")[kind]
+    for method in ("predict", "predict_proba", "score_samples"):
+        with pytest.raises(StoreError, match="Chunk c/3/0"):
+            getattr(fitted, method)(rows).compute()
+    labels = fitted.set_params(missing_chunks="fill").predict(rows).compute()
+    if kind != "computed":
+        there = [i for i in range(len(x)) if not 300 <= i < 400]
+        np.testing.assert_array_equal(labels[there], expected[there])
 
 
 def test_missing_weights(tmp_path, x):
