@@ -172,44 +172,34 @@ def output(name, *args, **options):
     return done.stdout
 
 
+HOST = "127.0.0.1"
+STORE_SERVERS = {
+    "moto": lambda port, _: (BIN / "moto_server", "-H", HOST, "-p", port),
+    "rclone": lambda port, data: (
+        *(BIN / "rclone", "serve", "s3"),
+        *("--addr", f"{HOST}:{port}", data),
+    ),
+    # An emulator of Google's storage.
+    "google": lambda port, _: (
+        *(sys.executable, "-m", "gcp_storage_emulator", "start", "--quiet"),
+        *("--host", HOST, "--port", port, "--in-memory"),
+    ),
+    # Azurite, Microsoft's emulator of Azure's storage.
+    "azure": lambda port, data: (
+        *(program("azurite-blob"), "--silent", "--disableTelemetry"),
+        *("--location", data, "--blobPort", port, "--skipApiVersionCheck"),
+    ),
+}
+"""Commands that serve objects at a port, in a folder if they want one."""
+
+
 @contextmanager
-def s3_server(kind, folder):
-    """An S3 server of either kind; yields its port."""
+def store_server(kind, folder):
+    """A server of objects of a kind; yields its port."""
     port, data = free_port(), folder / "data"
     data.mkdir()
-    address = f"127.0.0.1:{port}"
-    commands = {
-        "moto": (BIN / "moto_server", "-H", "127.0.0.1", "-p", port),
-        "rclone": (BIN / "rclone", "serve", "s3", "--addr", address, data),
-    }
-    with running(folder / "server.out", *commands[kind]):
-        wait_until(lambda: listens(port), f"{kind}'s S3")
-        yield port
-
-
-@contextmanager
-def gcs_server(folder):
-    """An emulator of Google's storage; yields its port."""
-    port = free_port()
-    command = (
-        *(sys.executable, "-m", "gcp_storage_emulator", "start", "--quiet"),
-        *("--host", "127.0.0.1", "--port", port, "--in-memory"),
-    )
-    with running(folder / "server.out", *command):
-        wait_until(lambda: listens(port), "the emulator of Google's storage")
-        yield port
-
-
-@contextmanager
-def azure_server(folder):
-    """Azurite, Microsoft's emulator of Azure's storage; yields its port."""
-    port = free_port()
-    command = (
-        *(program("azurite-blob"), "--silent", "--disableTelemetry"),
-        *("--location", folder, "--blobPort", port, "--skipApiVersionCheck"),
-    )
-    with running(folder / "server.out", *command):
-        wait_until(lambda: listens(port), "Azurite")
+    with running(folder / "server.out", *STORE_SERVERS[kind](port, data)):
+        wait_until(lambda: listens(port), kind)
         yield port
 
 

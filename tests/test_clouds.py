@@ -15,17 +15,14 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 import zarr
-from click.testing import CliRunner
 from conftest import blobs, create_zarr
 from distributed import Client, LocalCluster
-from services import Relay, azure_server, gcs_server, serving
+from services import Relay, serving, store_server
+from test_s3 import FITTED, check_chunks_are_named, run
 
 from daskgmm import GaussianMixture, load
-from daskgmm.cli import main
-from daskgmm.errors import StoreError
 
 X = blobs(0, 2400, 2, 3, spread=1.5)
-FITTED = ("weights_", "means_", "covariances_", "lower_bounds_", "n_iter_")
 SLOTS = itertools.count()
 
 
@@ -41,7 +38,7 @@ class Cloud:
 
 @contextmanager
 def google(folder, patch):
-    with gcs_server(folder) as port, serving(Relay(port)) as relay:
+    with store_server("google", folder) as port, serving(Relay(port)) as relay:
         patch.setenv("STORAGE_EMULATOR_HOST", relay.url)
         patch.setenv("FSSPEC_GS_TOKEN", "anon")  # for new processes
         patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
@@ -58,7 +55,7 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 @contextmanager
 def azure(folder, patch):
-    with azure_server(folder) as port, serving(Relay(port)) as relay:
+    with store_server("azure", folder) as port, serving(Relay(port)) as relay:
         patch.setenv(
             "AZURE_STORAGE_CONNECTION_STRING",
             f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};"
@@ -113,10 +110,6 @@ def model():
     return GaussianMixture(3, random_state=0, max_iter=50)
 
 
-def run(*args):
-    return CliRunner().invoke(main, [*map(str, args)])
-
-
 def test_zarr(cloud, client, place, expected):
     create_zarr(f"{place}/x", X, **cloud.layout)
     fitted = model().fit(f"{place}/x", checkpoint=f"{place}/fit")
@@ -132,17 +125,7 @@ def test_zarr(cloud, client, place, expected):
 
 def test_missing_and_corrupt_chunks_are_named(cloud, client, place):
     create_zarr(f"{place}/x", X, **cloud.layout)
-    chunk = f"{place}/x/c/7/0"
-    content = cloud.files.cat_file(chunk)
-    cloud.files.rm_file(chunk)
-    with pytest.raises(StoreError, match=r"Chunk c/7/0 .*/x.* is missing"):
-        model().fit(f"{place}/x")
-    cloud.files.pipe_file(chunk, content[: len(content) // 2])
-    with (
-        dask.config.set({"daskgmm.storage-retries": 0}),
-        pytest.raises(StoreError, match=r"Chunk c/7/0 .*/x.* cannot be read"),
-    ):
-        model().fit(f"{place}/x")
+    check_chunks_are_named(cloud.files, f"{place}/x", model().fit)
 
 
 def test_parquet_in_and_out(cloud, workers, place, expected):

@@ -15,7 +15,7 @@ import pytest
 import s3fs
 import zarr
 from distributed import Client, LocalCluster
-from services import s3_server
+from services import store_server
 
 from daskgmm import StoreError, writing
 from daskgmm.errors import ClusterError
@@ -314,7 +314,7 @@ def test_a_dead_command_does_not_write_into_a_new_output(out, write):
 def s3(tmp_path_factory):
     """An S3 server that plain s3:// URLs lead to, and a client of its own."""
     with (
-        s3_server("moto", tmp_path_factory.mktemp("s3")) as port,
+        store_server("moto", tmp_path_factory.mktemp("s3")) as port,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
