@@ -147,7 +147,8 @@ class _LazyRows(Rows):
 
     def answer(self, question: Question, rows: Any) -> da.Array:
         """See `Rows`."""
-        return answer_lazily(question, as_dask(rows, self.missing))
+        lazy = with_care(as_dask(rows, self.missing), self.missing)
+        return answer_lazily(question, lazy)
 
 
 def _plain_weights(weights: Any) -> Any:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from daskgmm import config
 from daskgmm.errors import DataError, StoreError
 from daskgmm.kernel import Columns, tile_rows
-from daskgmm.patience import is_failure, retrying, retrying_or
+from daskgmm.patience import retrying, retrying_or
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -584,8 +584,10 @@ def is_parquet(
 ) -> bool:
     """Whether a place is Parquet by its name, or a folder with such files in it."""
     text = os.fspath(url)
-    if has_suffix(text) or _is_glob(text):
-        return has_suffix(text)
+    if has_suffix(text):
+        return True
+    if _is_glob(text):
+        return False
 
     def looks_like_it() -> bool:
         files, path = fsspec.url_to_fs(text, **(storage_options or {}))
@@ -595,11 +597,11 @@ def is_parquet(
             return False
         names = [str(n).rsplit("/", 1)[-1] for n in files.ls(path, detail=False)]
         return "zarr.json" not in names and any(
-            name.endswith(_SUFFIXES) or "=" in name for name in names
+            has_suffix(name) or "=" in name for name in names
         )
 
     try:
-        return retrying(looks_like_it, config.count("storage-retries"), is_failure)
+        return retrying(looks_like_it)
     except (OSError, ImportError, ValueError):
         return False  # whoever opens it says what is wrong
 
@@ -728,7 +730,7 @@ def _of_dataset(url: str, options: Mapping[str, Any], look: Callable[[Any], _T])
         )
 
     try:
-        return retrying(look_once, config.count("storage-retries"), is_failure)
+        return retrying(look_once)
     except FileNotFoundError as error:
         raise StoreError(f"There is no Parquet file at {url}.") from error
     except (OSError, pa.ArrowException, ImportError, ValueError) as error:
@@ -743,9 +745,12 @@ def summary(url: str) -> tuple[list[str], int]:
     StoreError
         If there is nothing that can be read.
     """
-    names: list[str] = _of_dataset(url, {}, lambda found: found.schema.names)
+    names, everything = _of_dataset(
+        url, {}, lambda found: (found.schema.names, _picked_fragments(found, None))
+    )
     # Not count_rows: where one request in ten fails, it does with some hundred.
-    return names, sum(f.metadata.num_rows for f in _fragments(url, {}, None))
+    files = _with_footers(everything, url, None)
+    return names, sum(file.metadata.num_rows for file in files)
 
 
 def _fragments(url: str, options: Mapping[str, Any], expression: Any) -> list[Any]:
@@ -753,6 +758,11 @@ def _fragments(url: str, options: Mapping[str, Any], expression: Any) -> list[An
     everything = _of_dataset(
         url, options, lambda found: _picked_fragments(found, expression)
     )
+    return _with_footers(everything, url, expression)
+
+
+def _with_footers(everything: list[Any], url: str, expression: Any) -> list[Any]:
+    """All fragments of a place; see `_with_footer`."""
     if not everything:
         raise StoreError(f"There is no Parquet file at {url}.")
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
@@ -775,11 +785,7 @@ def _with_footer(fragment: Any, expression: Any) -> Any:
     import pyarrow as pa
 
     try:
-        retrying(
-            fragment.ensure_complete_metadata,
-            config.count("storage-retries"),
-            is_failure,
-        )
+        retrying(fragment.ensure_complete_metadata)
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
             f"The Parquet file {fragment.path} cannot be read: {error}"

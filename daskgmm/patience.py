@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+import fsspec
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.storage import WrapperStore
@@ -56,20 +57,10 @@ def _pauses(retries: int) -> Iterator[float]:
     return (_FIRST_PAUSE * 2**i for i in range(retries))
 
 
-def retrying(
-    act: Callable[[], _T],
-    retries: int,
-    may_help: Callable[[Exception], bool] = _is_foreign,
+def _retrying(
+    act: Callable[[], _T], retries: int, may_help: Callable[[Exception], bool]
 ) -> _T:
-    """What an action comes to, which is tried again so many times, after pauses.
-
-    Parameters
-    ----------
-    act : callable
-    retries : int
-    may_help : callable, optional
-        Whether to try again after an error; by default, if it is not our own.
-    """
+    """What an action comes to, which is tried again so many times, after pauses."""
     for pause in _pauses(retries):
         try:
             return act()
@@ -83,17 +74,25 @@ def retrying(
 def retrying_or(
     named: Callable[[Exception], StoreError], act: Callable[[], _T], retries: int
 ) -> _T:
-    """What an action comes to, as of `retrying`, or an error that says what failed."""
+    """What an action comes to, tried so many times, or an error that says what failed.
+
+    It is tried again after any error that is not our own.
+    """
     try:
-        return retrying(act, retries)
+        return _retrying(act, retries, _is_foreign)
     except Exception as error:
         if not _is_foreign(error):
             raise
         raise named(error) from error
 
 
+def retrying(act: Callable[[], _T]) -> _T:
+    """What an action comes to, which is tried again while its store fails."""
+    return _retrying(act, config.count("storage-retries"), is_failure)
+
+
 def patiently(act: Callable[[], _T], place: str) -> _T:
-    """What an action comes to, which is tried again while its store fails.
+    """As `retrying`, with the place in the error.
 
     Raises
     ------
@@ -101,7 +100,7 @@ def patiently(act: Callable[[], _T], place: str) -> _T:
         Naming the place, if it fails too often.
     """
     with naming_failures(place):
-        return retrying(act, config.count("storage-retries"), is_failure)
+        return retrying(act)
 
 
 @contextmanager
@@ -117,6 +116,26 @@ def naming_failures(place: str) -> Iterator[None]:
             f"{config.count('storage-retries') + 1} attempts: "
             f"{type(error).__name__}: {error}. Try again later."
         ) from error
+
+
+def ask_files(url: str, question: Callable[[Any, str], _T]) -> _T:
+    """Ask the file system of a URL, patiently and anew, about the path in it."""
+    files, path = fsspec.url_to_fs(url)
+
+    def once() -> _T:
+        files.invalidate_cache()  # others may have written there
+        return question(files, path)
+
+    return patiently(once, url)
+
+
+def what_is_at(url: str) -> str | None:
+    """'file' or 'directory', as fsspec says; None if there is nothing."""
+    # Not by `exists` and `isdir`: they get a no from stores that fail.
+    try:
+        return str(ask_files(url, lambda files, path: files.info(path)["type"]))
+    except FileNotFoundError:
+        return None
 
 
 class _PatientStore(WrapperStore[Any]):

@@ -207,9 +207,7 @@ def as_dask(X: Any, missing: Missing = "error") -> da.Array:
     X = opened(X)
     if isinstance(X, ParquetRows):
         return _from_parquet(X)
-    if isinstance(X, da.Array):
-        return _checked(with_care(X, missing))
-    return _checked(_from_zarr(X, missing))
+    return _checked(X if isinstance(X, da.Array) else _from_zarr(X, missing))
 
 
 def with_care(X: da.Array, missing: Missing) -> da.Array:
@@ -219,21 +217,22 @@ def with_care(X: da.Array, missing: Missing) -> da.Array:
     """
     if not isinstance(X.dask, HighLevelGraph):
         return X
-    layers = {
-        name: _careful_layer(layer, missing) for name, layer in X.dask.layers.items()
-    }
-    graph = HighLevelGraph(layers, X.dask.dependencies)
+    layers = X.dask.layers
+    careful_ones = {n: _careful_layer(layers[n], missing) for n in layers}
+    graph = HighLevelGraph(careful_ones, X.dask.dependencies)
     return da.Array(graph, X.name, X.chunks, meta=X._meta)
 
 
 def _careful_layer(layer: Layer, missing: Missing) -> Layer:
-    """A layer of a graph; see `with_care`."""
+    """A layer of a graph, anew if there is a Zarr array in it; see `with_care`."""
     if type(layer) is not MaterializedLayer:
         return layer
-    return MaterializedLayer(
-        {key: careful_inside(value, missing) for key, value in layer.items()},
-        layer.annotations,
-    )
+    new = {}
+    for key, value in layer.items():
+        careful_one = careful_inside(value, missing)
+        if careful_one is not value:
+            new[key] = careful_one
+    return MaterializedLayer({**layer, **new}, layer.annotations) if new else layer
 
 
 def _grouped(X: Any, missing: Missing) -> tuple[da.Array, int | None]:
@@ -612,17 +611,19 @@ class DaskSource(Source):
 def _read_carefully(graph: Graph, missing: Missing) -> None:
     """Let tasks that read Zarr arrays try again, and name the chunks that are lost."""
 
-    def with_care(node: Any) -> Any:
+    def careful_node(node: Any) -> Any:
         if not isinstance(node, DataNode):
             return node
-        return DataNode(node.key, careful_inside(node.value, missing))
+        value = careful_inside(node.value, missing)
+        # Most are slices, one or more for each chunk: they stay as they are.
+        return node if value is node.value else DataNode(node.key, value)
 
     for key, node in graph.nodes.items():
         if isinstance(node, DataNode):
-            graph.nodes[key] = with_care(node)
+            graph.nodes[key] = careful_node(node)
         elif isinstance(node, Task) and function_name(node) in GETTERS:
             # The array may be inside it.
-            arguments = map(with_care, node.args)
+            arguments = map(careful_node, node.args)
             graph.nodes[key] = Task(key, node.func, *arguments, **node.kwargs)
 
 

@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, final
 
-import fsspec
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from daskgmm.errors import ModelFileError, NewerFormatError, StoreError
-from daskgmm.patience import naming_failures, patient_store, patiently
+from daskgmm.patience import ask_files, naming_failures, patient_store, what_is_at
 
 FORMAT: Final = 1
 """Version of what is written; every version up to it can be read."""
@@ -165,13 +164,11 @@ def existing(target: str) -> dict[str, Any] | None:
     ModelFileError
         If what is there cannot be read.
     """
-    files, path = fsspec.url_to_fs(target)
-    files.invalidate_cache()  # others may have written there
-    try:
-        is_file = patiently(lambda: files.info(path), target)["type"] == "file"
-    except FileNotFoundError:
+    there = what_is_at(target)
+    if there is None:
         return None
-    found = {} if is_file else patiently(lambda: _sizes(files, path), target)
+    is_file = there == "file"
+    found = {} if is_file else ask_files(target, _sizes)
     remnants = all(n == _GROUP or n.startswith(_STATE) for n in found)
     if found and remnants and not found.get(_GROUP):
         return None  # a write broke off before the group was described

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import dask.array as da
 import fsspec
@@ -27,12 +27,17 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
 from daskgmm import cluster
 from daskgmm.errors import StoreError
 from daskgmm.parquet import has_suffix
-from daskgmm.patience import is_failure, naming_failures, patient_store, patiently
+from daskgmm.patience import (
+    ask_files,
+    is_failure,
+    naming_failures,
+    patient_store,
+    what_is_at,
+)
 from daskgmm.reading import chunk_path, missing_chunks
 
 if TYPE_CHECKING:
@@ -43,7 +48,6 @@ Identity = Mapping[str, Any]
 Observer = Callable[[int, int], None]
 """Called with the number of parts that are done, and of all."""
 
-_T = TypeVar("_T")
 _KEY: Final = "daskgmm"
 _SMALL_BYTES: Final = 1_000_000
 """Zarr chunks that are smaller are put into shards."""
@@ -369,37 +373,25 @@ def _check_run(found: Mapping[str, Any], url: str, run: str) -> None:
         raise StoreError(f"Another command writes to {url} meanwhile.")
 
 
-def _ask(url: str, question: Callable[[Any, str], _T]) -> _T:
-    """Ask the file system of a URL, patiently, about the path in it."""
-    files, path = fsspec.url_to_fs(url)
-
-    def ask() -> _T:
-        files.invalidate_cache()
-        return question(files, path)
-
-    return patiently(ask, url)
-
-
-def _kind(url: str) -> str | None:
-    """'file' or 'directory', as fsspec says; None if there is nothing."""
-    # Not by `exists` and `isdir`: they get a no from stores that fail.
-    try:
-        return str(_ask(url, lambda files, path: files.info(path)["type"]))
-    except FileNotFoundError:
-        return None
-
-
 def _names(url: str) -> list[str]:
     """Names of what lies in a folder."""
-    entries = _ask(url, lambda files, path: files.ls(path, detail=False))
+    entries = ask_files(url, lambda files, path: files.ls(path, detail=False))
     return [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries]
 
 
 def _remove_all(url: str, names: Iterable[str]) -> None:
     for name in names:
-        # An answer may be lost, and be asked for again.
-        with suppress(FileNotFoundError):
-            _ask(url, lambda files, path: files.rm(f"{path}/{name}", recursive=True))  # noqa: B023
+        _remove(url, name)
+
+
+def _remove(url: str, name: str) -> None:
+    # An answer may be lost, and be asked for again.
+    with suppress(FileNotFoundError):
+        ask_files(url, lambda files, path: files.rm(f"{path}/{name}", recursive=True))
+
+
+def _is_local(files: Any) -> bool:
+    return "file" in files.protocol
 
 
 def _zarr_layout(answer: da.Array) -> dict[str, Any]:
@@ -437,14 +429,14 @@ class _ZarrPlace(_Place):
 
     def description(self) -> dict[str, Any] | None:
         """See `_Place`."""
-        kind = _kind(self.url)
-        if kind is None:
+        there = what_is_at(self.url)
+        if there is None:
             return None
         found = self._node()
         if isinstance(found, zarr.Array):
             said: Any = found.attrs.asdict().get(_KEY, {})
             return dict(said)
-        if found is None and kind == "directory" and self._is_remnant():
+        if found is None and there == "directory" and self._is_remnant():
             return None
         raise FileExistsError(
             f"{self.url} exists and is no Zarr array: choose another place."
@@ -500,11 +492,12 @@ class _ZarrPlace(_Place):
 
     def remove_broken(self) -> None:
         """See `_Place`."""
-        array = zarr.open_array(self.url, mode="r+")
-        if not isinstance(array.store_path.store, LocalStore):
+        files, path = fsspec.url_to_fs(self.url)
+        if not _is_local(files):
             return  # stores of objects take them whole or not at all
-        for unfinished in Path(array.store_path.store.root).rglob("*.partial"):
+        for unfinished in Path(path).rglob("*.partial"):
             unfinished.unlink(missing_ok=True)
+        array = zarr.open_array(self.url, mode="r+")
         there = sorted(set(range(self.n_parts)) - set(self.missing()))
         with ThreadPoolExecutor(CPU_COUNT) as pool:
             whole = pool.map(lambda part: self._is_whole(array, part), there)
@@ -557,13 +550,13 @@ class _ParquetPlace(_Place):
 
     def description(self) -> dict[str, Any] | None:
         """See `_Place`."""
-        kind = _kind(self.url)
-        if kind is None:
+        there = what_is_at(self.url)
+        if there is None:
             return None
         said = _said(self.url)
         if said is not None:
             return said
-        if kind == "directory" and all(n.startswith(".") for n in _names(self.url)):
+        if there == "directory" and all(n.startswith(".") for n in _names(self.url)):
             return None  # a write broke off before the output was described
         raise FileExistsError(
             f"{self.url} exists and was not written by this program: choose another "
@@ -617,7 +610,7 @@ class _ParquetPlace(_Place):
             return {"name": name, "rows": n_rows, "bytes": files.size(place)}
 
         try:
-            return _ask(self.url, look)
+            return ask_files(self.url, look)
         except (pa.ArrowInvalid, FileNotFoundError, StoreError):
             return None
 
@@ -666,7 +659,7 @@ def _check_as_long(keys: pa.Table, table: pa.Table, name: str) -> None:
 def _said(url: str) -> dict[str, Any] | None:
     """What the description beside Parquet files says; None if there is none."""
     try:
-        content = _ask(
+        content = ask_files(
             url, lambda files, path: files.cat_file(f"{path}/{_DESCRIPTION}")
         )
     except (FileNotFoundError, NotADirectoryError):
@@ -680,7 +673,7 @@ def _put(url: str, name: str, content: bytes) -> None:
 
     def put(files: Any, path: str) -> None:
         place = f"{path}/{name}"
-        if "file" not in files.protocol:
+        if not _is_local(files):
             files.pipe_file(place, content)  # one object, in one request
             return
         files.makedirs(path, exist_ok=True)
@@ -688,4 +681,4 @@ def _put(url: str, name: str, content: bytes) -> None:
         files.pipe_file(unfinished, content)
         files.mv(unfinished, place)
 
-    _ask(url, put)
+    ask_files(url, put)
