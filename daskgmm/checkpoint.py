@@ -25,6 +25,8 @@ from daskgmm.covariance import CovarianceShape
 from daskgmm.em import Run, Status
 from daskgmm.errors import CheckpointError, ModelFileError, NewerFormatError
 from daskgmm.mixture import Mixture
+from daskgmm.patience import check_free
+from daskgmm.storage.urls import absolute
 from daskgmm.survey import Survey, digest_of
 from daskgmm.training import State
 
@@ -103,6 +105,10 @@ class Keeper:
     _passes: int = 0
     _written: float = field(default_factory=monotonic)
 
+    def __post_init__(self) -> None:
+        """Know the place by a name that holds in any folder."""
+        self.url = absolute(self.url).rstrip("/")
+
     def recall(self, found: Survey) -> State | None:
         """The state to go on from, if there is one.
 
@@ -116,6 +122,9 @@ class Keeper:
             **{name: describe(value) for name, value in self.parameters.items()},
             **_identity_of(found),
         }
+        check_free(self.url)
+        for slot in (0, 1):
+            store.check_ours(self._place(slot))
         states = {slot: self._read(slot) for slot in (0, 1)}
         whole = {slot: model for slot, model in states.items() if model is not None}
         if not whole:
@@ -141,7 +150,7 @@ class Keeper:
         self._written = monotonic()
 
     def _place(self, slot: int) -> str:
-        return f"{os.fspath(self.url).rstrip('/')}/slot-{slot}"
+        return f"{self.url}/slot-{slot}"
 
     def _read(self, slot: int) -> store.Model | None:
         try:
@@ -161,7 +170,7 @@ class Keeper:
         ]
         if differing:
             raise CheckpointError(
-                f"The checkpoint at {os.fspath(self.url)} is of another fit: "
+                f"The checkpoint at {self.url} is of another fit: "
                 f"{'; '.join(differing)}. Fit with what it was made with, or choose "
                 "another place, or delete it."
             )

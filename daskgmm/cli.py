@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, final
@@ -29,18 +30,23 @@ from daskgmm.cli_options import (
     dry_run_option,
     json_option,
     missing_option,
-    place,
 )
 from daskgmm.covariance import SHAPES
+from daskgmm.data.parquet import ParquetRows, summary
+from daskgmm.data.table_files import TableFiles, find_files, has_suffix
+from daskgmm.data.versions import versions_of
 from daskgmm.display import Report, seconds
 from daskgmm.drawing import draw_lazily
 from daskgmm.errors import DaskGMMError, DataError
 from daskgmm.estimators import GaussianMixture, load
 from daskgmm.forecast import Forecast, forecast_answer, forecast_fit
-from daskgmm.parquet import ParquetRows, has_suffix, is_parquet, summary
-from daskgmm.patience import patiently
-from daskgmm.reading import ZarrArray, has_checksum
+from daskgmm.opening import Opened, open_node
+from daskgmm.patience import check_free
+from daskgmm.reading import has_checksum
 from daskgmm.sources import as_dask
+from daskgmm.storage.urls import absolute as place
+from daskgmm.storage.urls import check_apart
+from daskgmm.storage.zarr_store import ZarrArray
 from daskgmm.store import existing
 
 _STARTS: Final = ("kmeans", "k-means++", "random", "random_from_data")
@@ -88,6 +94,16 @@ def _in_one_line(error: Exception, message: str) -> click.ClickException:
     """A message, and what was noted where the error passed by."""
     notes = getattr(error, "__notes__", ())
     return click.ClickException(" ".join(" ".join([message, *notes]).split()))
+
+
+def _check_apart(
+    written: Mapping[str, str | None], read: Mapping[str, str | None]
+) -> None:
+    """Refuse arguments that would have the command write to what it reads."""
+    try:
+        check_apart(written, read)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _interval(
@@ -248,6 +264,11 @@ def fit(
     With --checkpoint, a fit that was broken off goes on when the same command is given
     again, and ends with the same model to the last bit.
     """  # noqa: D301
+    _check_apart(
+        {"MODEL": model, "--checkpoint": checkpoint},
+        {"STORE": store, "--weights": weights},
+    )
+    check_free(model)
     if existing(model) is not None and not overwrite:
         raise FileExistsError(f"{model} exists: pass --overwrite to replace it.")
     mixture = GaussianMixture(**parameters)
@@ -357,50 +378,44 @@ def predict(
     given again; what is done is kept. OUT says of itself whether it is complete, and so
     does "daskgmm info OUT".
     """  # noqa: D301
-    if out in (model, store):
-        raise click.UsageError("OUT must be another place than MODEL and STORE.")
+    _check_apart({"OUT": out}, {"MODEL": model, "STORE": store})
     mixture = load(model).set_params(missing_chunks=missing_chunks)
     report = Report(as_json=as_json)
     rows = data.open(store, getattr(mixture, "feature_names_in_", None))
     keyed = _keyed(rows, out, keys)
-    identity = {
-        "kind": kind,
-        "model": _digest(mixture),
-        "keys": keys,
-        **_identity(rows, data),
-    }
-    writing.check(out, identity, overwrite=overwrite)
+    work = writing.Work(
+        {
+            "kind": kind,
+            "model": _digest(mixture),
+            "keys": keys,
+            **_identity(rows, data, store),
+        },
+        overwrite,
+        versions_of(rows).of_rows,
+    )
+    writing.check(out, work)
     if dry_run:
         _tell(forecast_answer(mixture, rows, *cluster.threads()), report)
         return
     began = perf_counter()
     with cluster.connect(), report.counting("parts") as observe:
         answer = getattr(mixture, _METHODS[kind])(rows)
+        work = replace(work, observer=observe)
         if has_suffix(out):
             written = writing.write_parquet(
                 answer,
                 out,
+                work,
                 names=_columns(kind, mixture.n_components),
-                overwrite=overwrite,
-                identity=identity,
                 keys=keys,
                 keyed=keyed,
-                observer=observe,
             )
         else:
-            written = writing.write_zarr(
-                _with_lengths(answer, rows),
-                out,
-                overwrite=overwrite,
-                identity=identity,
-                observer=observe,
-            )
+            written = writing.write_zarr(_with_lengths(answer, rows), out, work)
     _tell_written(written, out, perf_counter() - began, report)
 
 
-def _keyed(
-    rows: ZarrArray | ParquetRows, out: str, keys: tuple[str, ...]
-) -> ParquetRows | None:
+def _keyed(rows: Opened, out: str, keys: tuple[str, ...]) -> ParquetRows | None:
     """What has the key columns."""
     if not keys:
         return None
@@ -416,7 +431,7 @@ def _columns(kind: str, n_components: int) -> list[str]:
     return ["component" if kind == "labels" else "log_density"]
 
 
-def _with_lengths(answer: da.Array, rows: ZarrArray | ParquetRows) -> da.Array:
+def _with_lengths(answer: da.Array, rows: Opened) -> da.Array:
     """An answer whose blocks' lengths are known, if need be by counting rows."""
     if np.isnan(answer.shape[0]):
         # To count rows costs less than to count answers.
@@ -430,7 +445,7 @@ def _digest(mixture: GaussianMixture) -> Any:
     return describe(np.concatenate([np.ravel(array) for array in parameters]))
 
 
-def _identity(rows: ZarrArray | ParquetRows, data: Data) -> dict[str, Any]:
+def _identity(rows: Opened, data: Data, store: str) -> dict[str, Any]:
     """The data, as far as they are known before they are read."""
     if isinstance(rows, ParquetRows):
         return {
@@ -441,7 +456,8 @@ def _identity(rows: ZarrArray | ParquetRows, data: Data) -> dict[str, Any]:
             "rows": None if np.isnan(rows.n_rows) else int(rows.n_rows),
         }
     return {
-        "data": str(rows.store_path),
+        "data": store if data.array is None else f"{store}, array {data.array}",
+        "decode_cf": data.decode_cf,
         "shape": rows.shape,
         "dtype": str(rows.dtype),
     }
@@ -556,8 +572,7 @@ def sample(
     The same seed gives the same rows. Each block of 8 MB has a seed of its own, the
     i-th child of SEED, so that more rows begin with the same whole blocks.
     """  # noqa: D301
-    if out == model:
-        raise click.UsageError("OUT must be another place than MODEL.")
+    _check_apart({"OUT": out}, {"MODEL": model})
     mixture = load(model)
     report = Report(as_json=as_json)
     seed = secrets.randbits(32) if seed is None else seed
@@ -570,19 +585,11 @@ def sample(
     began = perf_counter()
     drawn = draw_lazily(mixture, n_rows, seed)
     with report.counting("parts") as observe:
+        work = writing.Work(identity, overwrite, observer=observe)
         if has_suffix(out):
-            written = writing.write_parquet(
-                drawn,
-                out,
-                names=_features(mixture),
-                overwrite=overwrite,
-                identity=identity,
-                observer=observe,
-            )
+            written = writing.write_parquet(drawn, out, work, names=_features(mixture))
         else:
-            written = writing.write_zarr(
-                drawn, out, overwrite=overwrite, identity=identity, observer=observe
-            )
+            written = writing.write_zarr(drawn, out, work)
     report.say(f"Seed {seed}.")
     _tell_written(written, out, perf_counter() - began, report)
 
@@ -604,19 +611,23 @@ def info(what: str, as_json: bool) -> None:
       daskgmm info cells.parquet --json
     """  # noqa: D301
     report = Report(as_json=as_json)
-    if is_parquet(what):
-        _describe_parquet(what, report)
+    standing = writing.standing(what)
+    has_parts = standing is None or standing.n_missing < standing.n_parts
+    files = find_files(what) if has_parts else None
+    if files is not None or (standing is not None and has_suffix(what)):
+        _describe_parquet(files, standing, report)
         return
-    found = patiently(lambda: zarr.open(what, mode="r"), what)
+    found = open_node(what)
     if isinstance(found, zarr.Array):
-        _describe_array(found, what, report)
+        _describe_array(found, standing, report)
     else:
         _describe_model(load(what), report)
 
 
-def _describe_array(array: ZarrArray, what: str, report: Report) -> None:
+def _describe_array(
+    array: ZarrArray, standing: writing.Standing | None, report: Report
+) -> None:
     report.say(str(array.info))
-    standing = writing.standing(what)
     _say_standing(standing, "chunks" if array.shards is None else "shards", report)
     checksums = has_checksum(array)
     report.say(
@@ -638,11 +649,12 @@ def _describe_array(array: ZarrArray, what: str, report: Report) -> None:
     )
 
 
-def _describe_parquet(what: str, report: Report) -> None:
-    standing = writing.standing(what)
+def _describe_parquet(
+    files: TableFiles | None, standing: writing.Standing | None, report: Report
+) -> None:
     facts: dict[str, Any] = {}
-    if standing is None or standing.n_missing < standing.n_parts:
-        columns, n_rows = summary(what)
+    if files is not None:
+        columns, n_rows = summary(files)
         facts = {"columns": columns, "rows": n_rows}
         report.say(f"Parquet            : {n_rows:,} rows")
         report.say(f"Columns            : {', '.join(columns)}")

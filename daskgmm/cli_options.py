@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,16 +20,9 @@ from distributed import Client, LocalCluster
 from distributed.deploy.utils import nprocesses_nthreads
 
 from daskgmm import deployment
-from daskgmm.opening import open_rows
-from daskgmm.parquet import ParquetRows, is_parquet
-from daskgmm.reading import ZarrArray
+from daskgmm.opening import Opened, open_for
 
 _FILTER: Final = re.compile(r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\sin\s)\s*(.+?)\s*")
-
-
-def place(text: str) -> str:
-    """A URL, or a path: absolute, as workers may run in another folder."""
-    return text if "://" in text else os.path.abspath(text)
 
 
 @final
@@ -191,20 +183,20 @@ class Data:
     columns: tuple[str, ...] | None
     filters: tuple[tuple[str, str, Any], ...]
     storage_options: dict[str, Any]
+    decode_cf: bool | None
+    version: int | None
 
-    def open(
-        self, store: str, columns: Sequence[str] | None = None
-    ) -> ZarrArray | ParquetRows:
-        """Open the rows; of Parquet such columns, unless others are named."""
-        named: Sequence[str] | None = self.columns
-        if not named and columns is not None:
-            named = columns if is_parquet(store, self.storage_options) else None
-        return open_rows(
+    def open(self, store: str, features: Sequence[str] | None = None) -> Opened:
+        """Open the rows; of Parquet a model's features, unless columns are named."""
+        return open_for(
             store,
+            features,
             array=self.array,
-            columns=named,
+            columns=self.columns,
             filters=list(self.filters) or None,
             storage_options=self.storage_options,
+            decode_cf=self.decode_cf,
+            version=self.version,
         )
 
 
@@ -276,8 +268,10 @@ _DATA_OPTIONS: Final = (
         "--columns",
         metavar="A,B,...",
         callback=_split,
-        help="Columns that are the features, if STORE is Parquet.  [default: those "
-        "that the model was fitted to, or all]",
+        help="Columns that are the features, if STORE is Parquet: of numbers, or of "
+        "lists of one length, of which each element is a feature; a field of a struct "
+        "is STRUCT.FIELD.  [default: those that the model was fitted to, or all that "
+        "are no index]",
     ),
     click.option(
         "--filter",
@@ -297,6 +291,19 @@ _DATA_OPTIONS: Final = (
         callback=_storage_options,
         help="What fsspec needs to open STORE at a URL, such as anon=true; may be "
         "given several times. A VALUE that is JSON is taken as JSON.",
+    ),
+    click.option(
+        "--decode-cf/--no-decode-cf",
+        default=None,
+        help="What numbers mean in Zarr whose attributes scale_factor, add_offset, "
+        "_FillValue or missing_value say that they stand for others: those others, "
+        "with NaN for nothing, or the numbers themselves.  [default: refuse them]",
+    ),
+    click.option(
+        "--table-version",
+        "version",
+        type=click.IntRange(min=0),
+        help="Version of STORE, if it is a table of Delta Lake.  [default: the newest]",
     ),
 )
 

@@ -33,10 +33,11 @@ from daskgmm.errors import ModelFileError
 from daskgmm.kinds import Rows, open_rows
 from daskgmm.mixture import Mixture
 from daskgmm.posterior import Kind, Score, ask, score
-from daskgmm.reading import Missing
 from daskgmm.reporting import Reporter
 from daskgmm.seeding import Start
-from daskgmm.sources import Source, is_lazy, open_source
+from daskgmm.sources import Source, is_lazy, open_source, place_of
+from daskgmm.storage.urls import check_apart
+from daskgmm.storage.zarr_store import Missing
 from daskgmm.training import Observer, Outcome, Settings, train
 
 _FLOATS = [np.float64, np.float32]
@@ -279,6 +280,8 @@ default='kmeans'
         self._validate_params()
         self._check_array_api()
         interval = parse_interval(checkpoint_interval)
+        read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
+        check_apart({"checkpoint": checkpoint}, read)
         with self._restored_on_error(), single_threaded_blas():
             source = self._open(X, sample_weight, reset=True)
             settings = self._settings(source.n_features)
@@ -484,7 +487,9 @@ default='kmeans'
         """Sum of the rows' log densities, and the dtype that results have."""
         check_is_fitted(self)
         source = self._open(X, sample_weight, reset=False)
-        return score(self._mixture(), source.shards()), source.dtype
+        found = score(self._mixture(), source.shards())
+        source.check_unchanged()
+        return found, source.dtype
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: the lower, the better.

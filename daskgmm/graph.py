@@ -7,11 +7,19 @@ many blocks (a global mean, say) that it is computed once, before, and never aga
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
-from dask._task_spec import DataNode, GraphNode, convert_legacy_graph
+from dask._task_spec import (
+    DataNode,
+    Dict,
+    GraphNode,
+    Task,
+    TaskRef,
+    convert_legacy_graph,
+)
 from dask.utils import ensure_dict
 from distributed import Future
 
@@ -39,6 +47,34 @@ def function_name(node: Any) -> str:
     return str(getattr(getattr(node, "func", None), "__name__", ""))
 
 
+class Change(Protocol):
+    """What takes the place of a value; often the value itself."""
+
+    def __call__(self, value: Any, *, sliced: bool) -> Any:
+        """Change a value, of which nothing but slices are taken if `sliced`."""
+
+
+def changed(node: Any, change: Change, *, sliced: bool) -> Any:
+    """A node with all values that it holds changed; the node itself if none is."""
+    if isinstance(node, DataNode):
+        value = change(node.value, sliced=sliced)
+        return node if value is node.value else DataNode(node.key, value)
+    if isinstance(node, Task) and not isinstance(node, Dict):
+        sliced = function_name(node) in GETTERS
+        args = [changed(arg, change, sliced=sliced) for arg in node.args]
+        named = {k: changed(v, change, sliced=sliced) for k, v in node.kwargs.items()}
+        if all(map(operator.is_, args, node.args)) and all(
+            named[name] is node.kwargs[name] for name in named
+        ):
+            return node
+        if type(node) is Task:
+            return Task(node.key, node.func, *args, **named)
+        return type(node)(*args)
+    if isinstance(node, GraphNode | TaskRef):
+        return node
+    return change(node, sliced=sliced)
+
+
 @final
 class Graph:
     """Nodes by key, with futures set apart."""
@@ -50,6 +86,18 @@ class Graph:
         self.nodes: dict[Key, GraphNode] = convert_legacy_graph(
             rest, all_keys=set(flat)
         )
+
+    def change(self, change: Change) -> None:
+        """Change all values that the nodes hold."""
+        not_only_sliced = {
+            key
+            for node in self.nodes.values()
+            if function_name(node) not in GETTERS
+            for key in node.dependencies
+        }
+        for key, node in self.nodes.items():
+            sliced = key not in not_only_sliced
+            self.nodes[key] = changed(node, change, sliced=sliced)
 
     def is_work(self, key: Key) -> bool:
         """Whether there is something to compute: no literal, no future."""
@@ -206,6 +254,19 @@ class Recipes:
             for _, node in steps:
                 used.update(node.dependencies)
         self._uses = {k: n for k, n in used.items() if k not in given}
+
+    def values(self) -> list[Any]:
+        """All that the nodes hold themselves."""
+        found = list(self.literals.values())
+
+        def note(value: Any, *, sliced: bool) -> Any:
+            found.append(value)
+            return value
+
+        for steps in self._steps:
+            for _, node in steps:
+                changed(node, note, sliced=False)
+        return found
 
     @property
     def reads(self) -> bool:

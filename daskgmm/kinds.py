@@ -21,10 +21,11 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
+from daskgmm.data.packed import check_not_packed
 from daskgmm.errors import DataError
 from daskgmm.posterior import Question, answer, answer_block, answer_lazily
-from daskgmm.reading import Missing
 from daskgmm.sources import as_dask, float_dtype, is_lazy, opened, with_care
+from daskgmm.storage.zarr_store import Missing
 
 _VARIABLES: Final = "daskgmm: variables of a Dataset"
 """The dimension along which a Dataset's variables are laid: a name nobody else uses."""
@@ -323,15 +324,27 @@ def from_xarray(data: Any, feature_dim: Hashable | None = None) -> XarrayRows:
             f"X has the dimensions {data.dims} and {what} feature dimension: name one "
             "of several with daskgmm.from_xarray(X, feature_dim=…)."
         )
-    _check_number(data.dtype, "X")
+    _check_numbers(data, "X")
     return XarrayRows(data.transpose(..., feature_dim))
+
+
+def _check_numbers(data: Any, name: str) -> None:
+    """Refuse what xarray holds that are no numbers, or stand for others."""
+    _check_number(data.dtype, name)
+    check_not_packed(
+        name,
+        data.attrs,
+        data.dtype,
+        "Decode them with xarray.decode_cf, or open them with mask_and_scale=True; or, "
+        "to take them as they are, drop these attributes.",
+    )
 
 
 def _variables(data: Any, feature_dim: Hashable | None) -> tuple[Any, Hashable]:
     """A Dataset as a DataArray, and the dimension that holds its features."""
     names = list(data.data_vars)
     for name in names:
-        _check_number(data[name].dtype, f"Variable {name!r} of X")
+        _check_numbers(data[name], f"Variable {name!r} of X")
     if feature_dim is not None and len(names) == 1:
         return data[names[0]], feature_dim
     if feature_dim is not None or not names:
@@ -414,7 +427,7 @@ class XarrayRows(Rows):
             sys.modules["xarray"].align(like, weights, join="exact", copy=False)
         except ValueError as error:
             raise DataError(f"sample_weight does not fit X: {error}") from error
-        _check_number(weights.dtype, "sample_weight")
+        _check_numbers(weights, "sample_weight")
         if not self._is_lazy:
             return weights.broadcast_like(like).transpose(*like.dims).to_numpy().ravel()
         # Cut before it is broadcast: that costs no memory.

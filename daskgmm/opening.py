@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+import dask.array as da
+import fsspec
 import zarr
+from fsspec.implementations.local import LocalFileSystem
+from zarr.storage import ZipStore
 
+from daskgmm.data.packed import as_they_are, decoded
+from daskgmm.data.parquet import ParquetRows, rows_of
+from daskgmm.data.parquet_reader import Filters
+from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
-from daskgmm.parquet import Filters, ParquetRows, is_parquet, open_parquet
 from daskgmm.patience import patiently
-from daskgmm.reading import ZarrArray
+from daskgmm.storage.urls import absolute
+from daskgmm.storage.zarr_store import ZarrArray
+
+Opened = ZarrArray | ParquetRows | da.Array
+_NAMED: Final = 20
+"""Most arrays of a group that an error names."""
 
 
 def open_rows(
@@ -21,27 +33,37 @@ def open_rows(
     columns: Sequence[str] | None = None,
     filters: Filters | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> ZarrArray | ParquetRows:
+    decode_cf: bool | None = None,
+    version: int | None = None,
+) -> Opened:
     """Open rows to be passed as `X`.
 
     Parameters
     ----------
     url : str or path
-        A Zarr array or group, or Parquet: a name that ends in .parquet or .pq, a folder
-        of such files, or a glob. On a disk, or at any URL that fsspec knows.
+        A Zarr array or group, also in a .zip file, or Parquet: a file, a folder of
+        files, a glob, or a table of Delta Lake. On a disk, where ``~`` is the home, or
+        at any URL that fsspec knows.
     array : str, default=None
         Path of the array inside a Zarr group.
     columns : sequence of str, default=None
-        Of Parquet: the features, in order.  All, unless given.
+        Of Parquet: the features, in order; see `daskgmm.data.parquet.open_parquet`.
+        All but an index, unless given.
     filters : sequence, default=None
-        Of Parquet: tuples (column, operator, value) that rows must fulfil; see
-        `daskgmm.parquet.open_parquet`.
+        Of Parquet: tuples (column, operator, value) that rows must fulfil.
     storage_options : mapping, default=None
         What fsspec needs to open the store.
+    decode_cf : bool, default=None
+        Of Zarr whose attributes `scale_factor`, `add_offset`, `_FillValue` or
+        `missing_value` say that its numbers stand for others: True decodes them block
+        by block, with NaN for what is nothing; False takes them as they are. Unless
+        given, such an array is refused when it is used.
+    version : int, default=None
+        Of a table of Delta Lake.
 
     Returns
     -------
-    zarr.Array or ParquetRows
+    zarr.Array, ParquetRows, or dask.array.Array if it is decoded
 
     Raises
     ------
@@ -58,40 +80,118 @@ def open_rows(
     ...     storage_options={"anon": True},
     ... )  # doctest: +SKIP
     """
-    place = os.fspath(url)
-    if is_parquet(place, storage_options):
-        if array is not None:
-            raise DataError(f"{place} is Parquet, and has no array {array!r} inside.")
-        return open_parquet(place, columns, filters, storage_options)
-    if columns or filters:
-        raise DataError(
-            f"{place} is not Parquet: columns and filters are for Parquet alone."
-        )
-    return _open_zarr(place, array, storage_options)
+    return open_for(
+        url,
+        None,
+        array=array,
+        columns=columns,
+        filters=filters,
+        storage_options=storage_options,
+        decode_cf=decode_cf,
+        version=version,
+    )
+
+
+def open_for(
+    url: str | os.PathLike[str],
+    features: Sequence[str] | None,
+    *,
+    array: str | None = None,
+    columns: Sequence[str] | None = None,
+    filters: Filters | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    decode_cf: bool | None = None,
+    version: int | None = None,
+) -> Opened:
+    """As `open_rows`; of Parquet a model's features, unless columns are named."""
+    place = absolute(url)
+    found = find_files(place, storage_options, version)
+    if found is None:
+        for name, given in (
+            ("columns", columns),
+            ("filters", filters),
+            ("version", version),
+        ):
+            if given:
+                raise DataError(f"{place} is not Parquet, which `{name}` is for.")
+        return _meant(_open_zarr(place, array, storage_options), decode_cf)
+    for name, given in (("array", array), ("decode_cf", decode_cf)):
+        if given is not None:
+            raise DataError(f"{place} is Parquet, and has no {name} {given!r}.")
+    return rows_of(found, columns or features, filters)
+
+
+def _meant(array: ZarrArray, decode_cf: bool | None) -> ZarrArray | da.Array:
+    """An array of the numbers that are meant, or of codes that are to be taken."""
+    if decode_cf is None:
+        return array
+    return decoded(array) if decode_cf else as_they_are(array)
 
 
 def _open_zarr(
     place: str, array: str | None, storage_options: Mapping[str, Any] | None
 ) -> ZarrArray:
-    options = dict(storage_options) if storage_options else None
+    what = place if array is None else f"{place}, array {array!r}"
+    found = open_node(place, array, storage_options)
+    if isinstance(found, zarr.Array):
+        return found
+    raise StoreError(
+        f"There is no Zarr array at {what}, but {_inside(found)}: name one of its "
+        "arrays with --array, or with array=… in Python."
+    )
+
+
+def open_node(
+    place: str,
+    array: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """The Zarr array or group at a place.
+
+    Raises
+    ------
+    StoreError
+        If there is none.
+    """
     what = place if array is None else f"{place}, array {array!r}"
     try:
-        found = patiently(
-            lambda: zarr.open(place, mode="r", path=array, storage_options=options),
-            place,
-        )
+        return patiently(lambda: _zarr_node(place, array, storage_options), place)
     except StoreError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(f"There is no Zarr array at {what}.") from error
+        raise StoreError(f"There is no Zarr array and no Parquet at {what}.") from error
     except Exception as error:
         # An unknown protocol, a missing library, and what those libraries raise.
         raise StoreError(f"No Zarr array can be opened at {what}: {error}") from error
-    if isinstance(found, zarr.Array):
-        return found
-    names = sorted(name for name, _ in found.arrays())
-    inside = f"a group with the arrays {', '.join(names)}" if names else "a group"
-    raise StoreError(
-        f"There is no Zarr array at {what}, but {inside}: name one of its arrays with "
-        "--array, or with array=… in Python."
-    )
+
+
+def _zarr_node(
+    place: str, array: str | None, storage_options: Mapping[str, Any] | None
+) -> Any:
+    options: Any = dict(storage_options) if storage_options else None
+    store: Any = place
+    if place.lower().endswith(".zip"):
+        files, path = fsspec.url_to_fs(place, **(options or {}))
+        if isinstance(files, LocalFileSystem):
+            store, options = ZipStore(path, mode="r", read_only=True), None
+        else:
+            protocol = place.partition("://")[0]
+            store, options = f"zip://::{place}", {protocol: options or {}}
+    return zarr.open(store, mode="r", path=array, storage_options=options)
+
+
+def _inside(group: zarr.Group) -> str:
+    """What a group holds, at any depth: arrays of rows, or else all arrays."""
+    arrays = {
+        path: node
+        for path, node in group.members(max_depth=None)
+        if isinstance(node, zarr.Array)
+    }
+    tables = {path: node for path, node in arrays.items() if node.ndim == 2}
+    found = sorted((tables or arrays).items())
+    if not found:
+        return "a group without arrays"
+    named = [f"{path} {tuple(node.shape)}" for path, node in found[:_NAMED]]
+    more = len(found) - len(named)
+    rest = f" and {more} more" if more else ""
+    return f"a group with the arrays {', '.join(named)}{rest}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,8 +18,18 @@ from zarr.storage._common import make_store_path
 
 from daskgmm import config
 from daskgmm.errors import DaskGMMError, StoreError
+from daskgmm.storage.urls import (
+    absolute,
+    as_path,
+    check_no_wild_cards,
+    folders_above,
+)
 
 _T = TypeVar("_T")
+OURS: Final = "daskgmm"
+"""The attribute of Zarr arrays and groups in which this package says what they are."""
+DESCRIPTION: Final = "_daskgmm.json"
+"""The same beside Parquet files; readers pass over names that begin like this."""
 _FIRST_PAUSE: Final = 0.1
 _LIBRARIES: Final = frozenset(
     ["aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"]
@@ -129,6 +140,48 @@ def ask_files(url: str, question: Callable[[Any, str], _T]) -> _T:
     return patiently(once, url)
 
 
+def check_free(url: str | os.PathLike[str]) -> None:
+    """Refuse to write inside a Zarr array, a model or an output, which it would spoil.
+
+    Raises
+    ------
+    FileExistsError
+        Naming what the place lies in.
+    ValueError
+        If the name has characters that a store takes for wild cards.
+    """
+    place = absolute(url)
+    check_no_wild_cards(place)
+    for folder in folders_above(place):
+        what = _what_not_to_write_in(folder)
+        if what is not None:
+            raise FileExistsError(
+                f"{place} lies inside {folder}, which is {what}: choose another place."
+            )
+
+
+def _what_not_to_write_in(folder: str) -> str | None:
+    """What a folder is, if nothing else must be written in it."""
+    said = _document(folder, "zarr.json")
+    if said.get("node_type") == "array" or _document(folder, ".zarray"):
+        return "a Zarr array"
+    if OURS in (said.get("attributes") or {}):
+        return "a model"
+    return "an output" if _document(folder, DESCRIPTION) else None
+
+
+def _document(folder: str, name: str) -> dict[str, Any]:
+    """A JSON document in a folder; empty if there is none."""
+    try:
+        content = ask_files(
+            f"{folder}/{name}", lambda files, path: files.cat_file(path)
+        )
+        found = json.loads(content)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def what_is_at(url: str) -> str | None:
     """'file' or 'directory', as fsspec says; None if there is nothing."""
     # Not by `exists` and `isdir`: they get a no from stores that fail.
@@ -200,4 +253,5 @@ def patient_store(place: str | os.PathLike[str], *, writable: bool) -> Store:
     Opened without a request: what Zarr asks for it asks the store that is given back.
     """
     mode: Any = "a" if writable else "r"
-    return _PatientStore(sync(make_store_path(os.fspath(place), mode=mode)).store)
+    where = as_path(absolute(place))
+    return _PatientStore(sync(make_store_path(where, mode=mode)).store)

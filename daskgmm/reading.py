@@ -2,75 +2,95 @@
 
 from __future__ import annotations
 
-import math
+import platform
 from collections.abc import Iterator
 from copy import copy
-from itertools import product
-from typing import TYPE_CHECKING, Any, Final, Literal, final
+from typing import Any, Final, final
 
 import numpy as np
 import zarr
 from dask.base import normalize_token
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.codecs import (
-    BytesCodec,
-    Crc32cCodec,
-    ShardingCodec,
-    ShardingCodecIndexLocation,
-)
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import StorePath, WrapperStore
 
 from daskgmm import config
 from daskgmm.errors import StoreError
 from daskgmm.patience import patiently, retrying_or
+from daskgmm.storage.facts import Facts, differing, digest_of
+from daskgmm.storage.zarr_store import (
+    Index,
+    Missing,
+    ZarrArray,
+    changed,
+    facts_of,
+    gone,
+    grid,
+    grid_sizes,
+    key_of,
+    layout_of,
+    lost,
+    missing_chunks,
+    name_of,
+    opened_anew,
+    readable,
+    watched,
+)
 
-if TYPE_CHECKING:
-    ZarrArray = zarr.Array[Any]
-else:
-    ZarrArray = zarr.Array  # no generic class before Zarr 3.1
-Missing = Literal["error", "fill"]
-_Index = tuple[int, ...]
-"""Number of a chunk, along each axis."""
-
-_ENTRY_BYTES: Final = 16
-"""Offset and length of a chunk in the index of its shard."""
-_CHECKSUM_BYTES: Final = 4
-_DOCUMENTS: Final = ("zarr.json", ".zarray", ".zattrs", ".zmetadata")
-_AZURE: Final = {"abfs", "abfss", "az"}
-"""Names that fsspec has for Azure's storage."""
-_ABSENT: Final = np.uint64(2**64 - 1)
+_UNKNOWN: Final = ""
+"""Layout of an array whose metadata are not in its store, or were not looked at."""
 
 
 @final
 class CarefulArray:
     """A Zarr array to take slices of, for Dask.
 
-    A read that fails is tried again a few times; then the chunk that cannot be read is
-    looked for and named.
+    Whoever reads makes sure that the array is there, as it was when it was opened, and
+    that all chunks are. A read that fails is tried again a few times; then the chunk
+    that cannot be read is looked for and named.
 
     Parameters
     ----------
     array : zarr.Array
-    verify : bool
-        Whether to make sure that a chunk is there before it is first read.
+    missing : {'error', 'fill'}
+        What a chunk that is not in the store is.
+
+    Raises
+    ------
+    StoreError
+        If the array is not there any more, or is not as it was when it was opened.
     """
 
-    def __init__(self, array: ZarrArray, *, verify: bool) -> None:
-        self.array = array
-        self._verify = verify
-        self._verified: set[_Index] = set()
+    def __init__(self, array: ZarrArray, missing: Missing) -> None:
+        self._plain = readable(array)
+        self.array = watched(self._plain, missing)
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
         self.ndim = len(self.shape)
+        self._missing = missing
         self._retries = config.count("storage-retries")
+        self._layout = layout_of(array)
+        self._is_looked_at = False
+        self._facts: Facts = {}
+        now = self._opened_anew()
+        if now is None:
+            # Such as an array that is put together of parts of others.
+            self._layout = _UNKNOWN
+        else:
+            self._compare(now)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Others look for themselves, and leave it to this process to compare facts."""
+        return {**vars(self), "_facts": {}, "_is_looked_at": False}
 
     def __dask_tokenize__(self) -> Any:
-        """By what it is called and how it is laid out."""
+        """By what it is called, how it is laid out and what is known of its chunks."""
         return normalize_token(
-            ("daskgmm", _name(self.array), self.array.metadata.to_dict())
+            (
+                "daskgmm",
+                name_of(self._plain),
+                layout_of(self._plain),
+                digest_of(self._facts),
+                self._missing,
+            )
         )
 
     def __getitem__(self, place: Any) -> NDArray[Any]:
@@ -79,7 +99,7 @@ class CarefulArray:
         Raises
         ------
         StoreError
-            Naming the store and the chunk that cannot be read.
+            Naming the store and the chunk that is missing or cannot be read.
         """
         return retrying_or(
             lambda error: self._named(place, error),
@@ -90,32 +110,74 @@ class CarefulArray:
     @property
     def oindex(self) -> Any:
         """Zarr's own, for rows that xarray was told to pick one by one."""
+        self._look()
         return self.array.oindex
 
     @property
     def vindex(self) -> Any:
         """As `oindex`."""
+        self._look()
         return self.array.vindex
 
+    def note_facts(self) -> None:
+        """Take note of what the store tells of the chunks, to notice a change."""
+        self._facts = self._facts_now()
+
+    def check_complete(self) -> None:
+        """Raise StoreError if the store lists what it has, and a chunk is not there."""
+        if self._facts:
+            for index in missing_chunks(self._plain, self._facts):
+                raise lost(self._plain, key_of(self._plain, index))
+
+    def check_unchanged(self) -> None:
+        """Raise StoreError if the array, or a chunk, is not as it was."""
+        self.look_again()
+        self._look()
+        what = differing(self._facts, self._facts_now()) if self._facts else None
+        if what is not None:
+            raise changed(self._plain, f"chunk {what}")
+
+    def look_again(self) -> None:
+        """Before the next read, make sure anew that the array is there."""
+        self._is_looked_at = False
+
     def _read(self, place: Any) -> NDArray[Any]:
+        self._look()
+        store: Any = self.array.store_path.store
+        before = store.n_filled
         values = np.asarray(self.array[place])
-        if self._verify:
-            # After the read: an index of a shard that is corrupt has failed by now.
-            self._make_sure(place)
+        if store.n_filled > before:
+            # Another disk than the one it was opened on, say, has no chunk either.
+            self.look_again()
+            self._look()
         return values
 
-    def _make_sure(self, place: Any) -> None:
-        for index in set(_chunks_in(self.array, place)) - self._verified:
-            if self.array.shards:
-                _check_shard(self.array, index)
-            elif not _is_there(self.array, index):
-                raise _lost(self.array, _key(self.array, index))
-            self._verified.add(index)
+    def _look(self) -> None:
+        """Make sure that the array is there and as it was, if that was not done yet."""
+        if self._is_looked_at or self._layout == _UNKNOWN:
+            return
+        now = self._opened_anew()
+        if now is None:
+            raise gone(self._plain)
+        self._compare(now)
+
+    def _compare(self, now: ZarrArray) -> None:
+        if layout_of(now) != self._layout:
+            what = f"its shape was {self.shape} and is {now.shape}"
+            same = now.shape == self.shape
+            raise changed(self._plain, "its layout is another one" if same else what)
+        self._is_looked_at = True
+
+    def _opened_anew(self) -> ZarrArray | None:
+        return patiently(lambda: opened_anew(self._plain), name_of(self._plain))
+
+    def _facts_now(self) -> Facts:
+        return patiently(lambda: facts_of(self._plain), name_of(self._plain))
 
     def _named(self, place: Any, error: Exception) -> StoreError:
         what = "The"
         for index in _chunks_in(self.array, place):
-            sizes = _grid_sizes(self.array)
+            sizes = grid_sizes(self.array)
             chunk = tuple(
                 slice(i * size, (i + 1) * size)
                 for i, size in zip(index, sizes, strict=True)
@@ -123,141 +185,102 @@ class CarefulArray:
             try:
                 self.array[chunk]
             except Exception as its_error:
-                what = f"Chunk {_key(self.array, index)} of the"
+                what = f"Chunk {key_of(self.array, index)} of the"
                 error = its_error
                 break
         return StoreError(
-            f"{what} Zarr array at {_name(self.array)} cannot be read, after "
-            f"{self._retries + 1} attempts: {type(error).__name__}: {error}. If the "
-            "store is at fault, try again later; if the chunk is corrupt, write it "
-            "anew."
+            f"{what} Zarr array at {name_of(self.array)} cannot be read, after "
+            f"{self._retries + 1} attempts by {platform.node()}: "
+            f"{type(error).__name__}: {error}. If the store is at fault, try again "
+            "later; if the chunk is corrupt, write it anew."
         )
 
 
-def careful(array: ZarrArray, missing: Missing, *, whole: bool) -> CarefulArray:
-    """A Zarr array to read with care, all of whose chunks are there.
-
-    If it is read as a whole, its store is looked through here, once; else each chunk is
-    looked for when it is first read, and in any case each chunk inside a shard.
+def careful(array: ZarrArray, missing: Missing) -> CarefulArray:
+    """A Zarr array to read as a whole, with care.
 
     Raises
     ------
     StoreError
-        If one is missing, unless missing ones are to be filled.
+        If a chunk is missing, unless missing ones are to be filled.
     """
-    array = _readable(array)
-    must_be_there = missing == "error"
-    at_first_read = not whole or array.shards is not None
-    if must_be_there and whole:
-        there = patiently(lambda: _listed(array), _name(array))
-        if there:
-            for index in _grid(array):
-                if chunk_path(array, index) not in there:
-                    raise _lost(array, _key(array, index))
-        else:
-            at_first_read = True  # few servers of HTTP list what they have
-    return CarefulArray(array, verify=must_be_there and at_first_read)
+    with_care = CarefulArray(array, missing)
+    with_care.note_facts()
+    if missing == "error":
+        with_care.check_complete()
+    return with_care
 
 
-class _ReadFromTheStart(WrapperStore[Any]):
-    """A store whose last bytes are asked for by where they begin."""
+@final
+class Care:
+    """Puts `CarefulArray` in the place of the Zarr arrays that a graph holds.
 
-    def __str__(self) -> str:
-        return str(self._store)
+    Parameters
+    ----------
+    missing : {'error', 'fill'}
 
-    async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
-        if isinstance(byte_range, SuffixByteRequest):
-            try:
-                size = await self._store.getsize(key)
-            except FileNotFoundError:
-                return None
-            byte_range = RangeByteRequest(max(0, size - byte_range.suffix), size)
-        found: Buffer | None = await self._store.get(key, prototype, byte_range)
-        return found
-
-
-def _readable(array: ZarrArray) -> ZarrArray:
-    """The same array, of which chunks inside shards can be read.
-
-    The index of a shard is at its end, and Azure knows no ranges that say just that.
+    Attributes
+    ----------
+    arrays : dict
+        Those that were put there, or were there before, by the arrays' identities.
     """
-    store, path = array.store_path.store, array.store_path.path
-    protocol = getattr(getattr(store, "fs", None), "protocol", ())
-    names = {protocol} if isinstance(protocol, str) else set(protocol)
-    if array.shards is None or not names & _AZURE:
-        return array
-    where = StorePath(_ReadFromTheStart(store), path)
-    return zarr.Array(zarr.AsyncArray(array.metadata, where))
+
+    def __init__(self, missing: Missing) -> None:
+        self._missing = missing
+        self.arrays: dict[int, CarefulArray] = {}
+
+    def __call__(self, value: Any, *, sliced: bool) -> Any:
+        """The like of a value that reads with care; of most values, the value itself.
+
+        Parameters
+        ----------
+        value : object
+            What a node of a graph holds.
+        sliced : bool
+            Whether all that is done to it is to take slices. Other functions get a
+            Zarr array that notices missing chunks, but does not try again.
+        """
+        if isinstance(value, zarr.Array):
+            with_care = self._careful(value)
+            return with_care if sliced else with_care.array
+        for with_care in careful_arrays_in(value):
+            self.arrays[id(with_care)] = with_care
+        return self._inside(value) if _is_xarrays(value) else value
+
+    def _careful(self, array: ZarrArray) -> CarefulArray:
+        if id(array) not in self.arrays:
+            self.arrays[id(array)] = CarefulArray(array, self._missing)
+        return self.arrays[id(array)]
+
+    def _inside(self, wrapper: Any) -> Any:
+        """A wrapper of xarray's around an array that is read with care."""
+        for name, inner in _wrapped(wrapper):
+            with_care = self(inner, sliced=True)
+            if with_care is not inner:
+                wrapper = copy(wrapper)
+                setattr(wrapper, name, with_care)
+        return wrapper
 
 
-def careful_inside(value: Any, missing: Missing) -> Any:
-    """Any value, or its like that reads the Zarr array with care that it is, or wraps.
+def careful_arrays_in(value: Any) -> Iterator[CarefulArray]:
+    """The arrays read with care that a value of a graph is, or wraps."""
+    if isinstance(value, CarefulArray):
+        yield value
+    elif _is_xarrays(value):
+        for _, inner in _wrapped(value):
+            yield from careful_arrays_in(inner)
 
-    Chunks are looked for when they are first read. xarray wraps an array several times,
-    to take slices of it later and to decode what it holds.
-    """
-    if isinstance(value, zarr.Array):
-        return careful(value, missing, whole=False)
-    if type(value).__module__.partition(".")[0] != "xarray":
-        return value
+
+def _is_xarrays(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "xarray"
+
+
+def _wrapped(wrapper: Any) -> Iterator[tuple[str, Any]]:
+    """Xarray wraps an array several times, to take slices later and to decode."""
     for name in ("array", "_array"):
-        inner = getattr(value, name, None)
-        with_care = careful_inside(inner, missing)
-        if with_care is not inner:
-            wrapper = copy(value)
-            setattr(wrapper, name, with_care)
-            return wrapper
-    return value
-
-
-def _check_shard(array: ZarrArray, index: _Index) -> None:
-    """Raise if a shard, or a chunk inside it, is missing."""
-    metadata: Any = array.metadata
-    [codec] = [c for c in metadata.codecs if isinstance(c, ShardingCodec)]
-    shard: Any = array.shards
-    grid = [size // chunk for size, chunk in zip(shard, array.chunks, strict=True)]
-    n_bytes = _ENTRY_BYTES * math.prod(grid) + _CHECKSUM_BYTES
-    at_end = codec.index_location is ShardingCodecIndexLocation.end
-    where = SuffixByteRequest(n_bytes) if at_end else RangeByteRequest(0, n_bytes)
-    store, path = array.store_path.store, chunk_path(array, index)
-    found = sync(store.get(path, default_buffer_prototype(), where))
-    if found is None:
-        raise _lost(array, _key(array, index))
-    if not _has_plain_index(codec):
-        return  # laid out in another way: Zarr alone can tell
-    entries = np.frombuffer(found.to_bytes()[:-_CHECKSUM_BYTES], dtype="<u8")
-    absent = (entries.reshape(*grid, 2) == _ABSENT).all(axis=-1)
-    firsts = [i * size for i, size in zip(index, shard, strict=True)]
-    # What lies beyond the array's edge is never written.
-    inside = tuple(
-        slice(-(-min(size, length - first) // chunk))
-        for size, length, first, chunk in zip(
-            shard, array.shape, firsts, array.chunks, strict=True
-        )
-    )
-    for inner in np.argwhere(absent[inside])[:1]:
-        numbers = ", ".join(map(str, inner))
-        raise _lost(array, f"({numbers}) inside shard {_key(array, index)}")
-
-
-def _has_plain_index(codec: ShardingCodec) -> bool:
-    """Whether a shard's index is what Zarr writes unless told otherwise."""
-    names = [type(its_codec) for its_codec in codec.index_codecs]
-    return names == [BytesCodec, Crc32cCodec]
-
-
-def _lost(array: ZarrArray, chunk: str) -> StoreError:
-    return StoreError(
-        f"Chunk {chunk} of the Zarr array at {_name(array)} is missing: "
-        f"it was lost, or never written. Zarr would read it as {array.fill_value}. "
-        "Write it anew; or, if such chunks were left out on purpose, pass "
-        "missing_chunks='fill'."
-    )
+        if (inner := getattr(wrapper, name, None)) is not None:
+            yield name, inner
+            return
 
 
 def has_checksum(array: ZarrArray) -> bool:
@@ -279,74 +302,12 @@ def _is_checksum(codec: Any) -> bool:
     return settings.get("checksum") is True or any(mark in name for mark in marks)
 
 
-def _name(array: ZarrArray) -> str:
-    return str(array.store_path)
-
-
-def _grid_sizes(array: ZarrArray) -> tuple[int, ...]:
-    """Shape of what is one object in the store: a shard, or a chunk."""
-    return tuple(array.shards or array.chunks)
-
-
-def _grid(array: ZarrArray, row_chunks: range | None = None) -> Iterator[_Index]:
-    """Numbers of the chunks, all of them or those of some rows."""
-    sizes = zip(array.shape, _grid_sizes(array), strict=True)
-    ranges = [range(-(-length // size)) for length, size in sizes]
-    if row_chunks is not None:
-        ranges[0] = row_chunks
-    return product(*ranges)
-
-
-def _chunks_in(array: ZarrArray, place: Any) -> Iterator[_Index]:
+def _chunks_in(array: ZarrArray, place: Any) -> Iterator[Index]:
     """Numbers of the chunks that a slice of rows touches."""
     places = place if isinstance(place, tuple) else (place,)
     rows = places[0] if places and isinstance(places[0], slice) else slice(None)
     touched = range(array.shape[0])[rows]
     if not touched:
         return iter(())
-    ends, size = sorted((touched[0], touched[-1])), _grid_sizes(array)[0]
-    return _grid(array, range(ends[0] // size, ends[1] // size + 1))
-
-
-def _key(array: ZarrArray, index: _Index) -> str:
-    return str(array.metadata.encode_chunk_key(index))
-
-
-def chunk_path(array: ZarrArray, index: _Index) -> str:
-    """Name of a chunk in its store."""
-    return f"{array.store_path.path}/{_key(array, index)}".lstrip("/")
-
-
-def _is_there(array: ZarrArray, index: _Index) -> bool:
-    """Whether a chunk is in the store.
-
-    By its first byte: to ask for its existence gets a no from a server that fails.
-    """
-    one = RangeByteRequest(0, 1)
-    get = array.store_path.store.get
-    return (
-        sync(get(chunk_path(array, index), default_buffer_prototype(), one)) is not None
-    )
-
-
-def _listed(array: ZarrArray) -> set[str]:
-    """Names of what the store lists of an array; none if it cannot list."""
-    store = array.store_path.store
-    if not store.supports_listing:
-        return set()
-    path = array.store_path.path
-    documents = {f"{path}/{name}".lstrip("/") for name in _DOCUMENTS}
-    return sync(_keys(store, path)) - documents
-
-
-def missing_chunks(array: ZarrArray) -> Iterator[_Index]:
-    """Numbers of the chunks that are not in the store."""
-    store = array.store_path.store
-    if store.supports_listing:
-        there = sync(_keys(store, array.store_path.path))
-        return (i for i in _grid(array) if chunk_path(array, i) not in there)
-    return (i for i in _grid(array) if not sync(store.exists(chunk_path(array, i))))
-
-
-async def _keys(store: Any, prefix: str) -> set[str]:
-    return {key async for key in store.list_prefix(f"{prefix}/" if prefix else "")}
+    ends, size = sorted((touched[0], touched[-1])), grid_sizes(array)[0]
+    return grid(array, range(ends[0] // size, ends[1] // size + 1))

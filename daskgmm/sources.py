@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, pairwise
-from typing import Any, Final, final
+from itertools import chain, islice, pairwise
+from typing import Any, Final, Protocol, final
 
 import dask
 import dask.array as da
@@ -20,33 +20,30 @@ import numpy as np
 import zarr
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import get_scheduler, persist, tokenize
+from dask.blockwise import Blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from daskgmm.cluster import active_client, count_threads
+from daskgmm.data.packed import check_zarr
+from daskgmm.data.parquet import ParquetRows
+from daskgmm.data.parquet_reader import Reading, Span, Stream, go_on_with, let_go
 from daskgmm.errors import DataError
 from daskgmm.graph import (
     GETTERS,
     Graph,
     Key,
     Recipes,
+    changed,
     count_sources,
     cut,
     function_name,
 )
 from daskgmm.kernel import Part
 from daskgmm.opening import open_rows
-from daskgmm.parquet import (
-    ParquetRows,
-    Reading,
-    Span,
-    Stream,
-    go_on_with,
-    let_go,
-)
-from daskgmm.reading import Missing, careful, careful_inside
+from daskgmm.reading import Care, CarefulArray, careful, careful_arrays_in
 from daskgmm.reduction import (
     MAX_LEAVES,
     DaskShards,
@@ -55,6 +52,7 @@ from daskgmm.reduction import (
     leaf_bounds,
     shard_bounds,
 )
+from daskgmm.storage.zarr_store import Missing
 
 _SHARDS_PER_THREAD: Final = 4
 _TASKS_PER_THREAD: Final = 16
@@ -66,6 +64,7 @@ _HANDED_BYTES: Final = 1_000_000
 """Small blocks that are read ahead change threads together."""
 _BLOCK_NUMBERS: Final = 2**17
 _MIN_BLOCK_ROWS: Final = 512
+_STORES_AT_ONCE: Final = 16
 
 
 @final
@@ -122,6 +121,13 @@ class Block:
         return divmod(first_row + row, chunk_rows)
 
 
+class Unchanging(Protocol):
+    """What must not change while it is read."""
+
+    def check_unchanged(self) -> None:
+        """Raise StoreError if it has changed, as far as its store tells."""
+
+
 class Source(ABC):
     """A data set of rows.
 
@@ -140,10 +146,26 @@ class Source(ABC):
     def shards(self) -> Shards:
         """Cut the data set into shards; what is shared is computed here."""
 
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Raise StoreError if a store tells that the data are not as they were.
+
+        To be called once all reads are done.
+        """
+
 
 def is_lazy(X: Any) -> bool:
     """Whether rows are read block by block: Dask, Zarr, Parquet, or a place of them."""
     return isinstance(X, da.Array | zarr.Array | ParquetRows | str | os.PathLike)
+
+
+def place_of(X: Any) -> str | None:
+    """Where lazy rows, or weights, lie; None if that is not one place, or not known."""
+    if isinstance(X, str | os.PathLike):
+        return os.fspath(X)
+    if isinstance(X, ParquetRows):
+        return X.url
+    return str(X.store_path) if isinstance(X, zarr.Array) else None
 
 
 def opened(X: Any) -> Any:
@@ -192,8 +214,10 @@ def open_source(
         streamed, starts = False, None
     weights = None
     if sample_weight is not None:
+        sample_weight = opened(sample_weight)
         weights = _lazy_weights(sample_weight, rows, missing)
-    return DaskSource(rows, weights, chunk_rows, missing, starts, streamed)
+    tables = [given for given in (X, sample_weight) if isinstance(given, ParquetRows)]
+    return DaskSource(rows, weights, chunk_rows, missing, starts, streamed, tables)
 
 
 def as_dask(X: Any, missing: Missing = "error") -> da.Array:
@@ -211,28 +235,58 @@ def as_dask(X: Any, missing: Missing = "error") -> da.Array:
 
 
 def with_care(X: da.Array, missing: Missing) -> da.Array:
-    """A lazy array whose graph reads Zarr arrays with care, where they stand alone.
-
-    Inside tasks (`inline_array=True`) they are left, as Dask could not fuse these then.
-    """
+    """A lazy array whose graph reads with care the Zarr arrays that it holds."""
     if not isinstance(X.dask, HighLevelGraph):
         return X
-    layers = X.dask.layers
-    careful_ones = {n: _careful_layer(layers[n], missing) for n in layers}
+    layers, care = X.dask.layers, Care(missing)
+    # An array may stand alone, for others to take slices of.
+    not_only_sliced = {
+        name
+        for consumer, needed in X.dask.dependencies.items()
+        if not _takes_slices(layers[consumer])
+        for name in needed
+    }
+    careful_ones = {
+        name: _careful_layer(layers[name], care, name not in not_only_sliced)
+        for name in layers
+    }
     graph = HighLevelGraph(careful_ones, X.dask.dependencies)
     return da.Array(graph, X.name, X.chunks, meta=X._meta)
 
 
-def _careful_layer(layer: Layer, missing: Missing) -> Layer:
-    """A layer of a graph, anew if there is a Zarr array in it; see `with_care`."""
+def _takes_slices(layer: Layer) -> bool:
+    return function_name(getattr(layer, "task", None)) in GETTERS
+
+
+def _careful_layer(layer: Layer, care: Care, sliced: bool) -> Layer:
+    """A layer of a graph, anew if there is a Zarr array in it."""
+    if isinstance(layer, Blockwise):
+        sliced = _takes_slices(layer)
+        inputs = [
+            (value if place is not None else changed(value, care, sliced=sliced), place)
+            for value, place in layer.indices
+        ]
+        before = (value for value, _ in layer.indices)
+        if all(new is old for (new, _), old in zip(inputs, before, strict=True)):
+            return layer
+        return Blockwise(
+            layer.output,
+            layer.output_indices,
+            layer.task,
+            inputs,
+            layer.numblocks,
+            concatenate=layer.concatenate,
+            new_axes=layer.new_axes,
+            output_blocks=layer.output_blocks,
+            io_deps=layer.io_deps,
+            annotations=layer.annotations,
+        )
     if type(layer) is not MaterializedLayer:
         return layer
-    new = {}
-    for key, value in layer.items():
-        careful_one = careful_inside(value, missing)
-        if careful_one is not value:
-            new[key] = careful_one
-    return MaterializedLayer({**layer, **new}, layer.annotations) if new else layer
+    new = {k: changed(v, care, sliced=sliced) for k, v in layer.items()}
+    if all(new[key] is layer[key] for key in new):
+        return layer
+    return MaterializedLayer(new, layer.annotations)
 
 
 def _grouped(X: Any, missing: Missing) -> tuple[da.Array, int | None]:
@@ -311,10 +365,11 @@ def _from_zarr(array: Any, missing: Missing, rows: int | None = None) -> da.Arra
     """A Zarr array as a Dask array in chunks of so many rows, or in its own."""
     if array.ndim == 0:
         raise DataError("The Zarr array is a single number, not rows of features.")
+    check_zarr(array)
     rows = rows or (array.shards or array.chunks)[0]
     # A chunk is read whole: cutting it in columns would read it several times.
     lazy: da.Array = da.from_array(
-        careful(array, missing, whole=True),
+        careful(array, missing),
         chunks=(max(1, rows), *array.shape[1:]),
         meta=np.empty((0,) * array.ndim, dtype=array.dtype),
         fancy=False,
@@ -335,7 +390,7 @@ def _from_parquet(rows: ParquetRows, streamed: bool = False) -> da.Array:
     return da.Array(
         graph,
         name,
-        chunks=(rows.chunks, (len(rows.columns),)),
+        chunks=(rows.chunks, (rows.n_features,)),
         meta=np.empty((0, 0), dtype=rows.dtype),
     )
 
@@ -391,7 +446,7 @@ def _lazy_weights(weights: Any, rows: da.Array, missing: Missing) -> Any:
     if not is_lazy(weights):
         weights = _weights_in_memory(weights, rows)
     elif not isinstance(weights, da.Array):
-        weights = _lazy_column(opened(weights), missing)
+        weights = _lazy_column(weights, missing)
     if weights.ndim != 1:
         raise DataError(f"sample_weight must be 1-D, got shape {weights.shape}.")
     _check_kind(weights._meta, "sample_weight")
@@ -415,7 +470,7 @@ def _lazy_column(weights: Any, missing: Missing) -> da.Array:
     if not isinstance(weights, ParquetRows):
         return _from_zarr(weights, missing)
     column: da.Array = _from_parquet(weights)
-    return column[:, 0] if len(weights.columns) == 1 else column
+    return column[:, 0] if weights.n_features == 1 else column
 
 
 def _weights_in_memory(weights: Any, rows: da.Array) -> Any:
@@ -507,6 +562,9 @@ class ArraySource(Source):
         self.n_features = x.shape[1]
         self.dtype = x.dtype
 
+    def check_unchanged(self) -> None:
+        """See `Source.check_unchanged`; of memory, nothing tells."""
+
     def shards(self) -> Shards:
         """See `Source.shards`."""
         n_leaves = -(-len(self._x) // block_rows(*self._x.shape))
@@ -555,11 +613,13 @@ class DaskSource(Source):
         missing: Missing = "error",
         starts: frozenset[int] | None = None,
         streamed: bool = False,
+        read_from: Sequence[Unchanging] = (),
     ) -> None:
         self._x, self._weights = x, weights
         self._streamed = streamed  # x is of `Stream`
         self._starts = starts  # blocks that are cheap to begin with, if not all are
         self._missing = missing
+        self._read_from = list(read_from)
         # Rows of a block, and of the user's chunks in it.
         self._cut = None if chunk_rows is None else (x.chunks[0][0], chunk_rows)
         self.n_features = int(x.shape[1])
@@ -575,7 +635,9 @@ class DaskSource(Source):
         columns += [weights.__dask_keys__() for weights in collections[1:]]
         keys = list(zip(*columns, strict=True))
         graph = Graph({k: v for c in collections for k, v in dict(c.dask).items()})
-        _read_carefully(graph, self._missing)
+        care = Care(self._missing)
+        graph.change(care)
+        self._watch(list(care.arrays.values()))
         if graph.futures and active_client() is None:
             raise DataError(
                 "X or sample_weight is held by a cluster, but Dask is set to run in "
@@ -602,29 +664,21 @@ class DaskSource(Source):
 
         return DaskShards(cut_for_threads, self._largest_block())
 
+    def _watch(self, arrays: Sequence[CarefulArray]) -> None:
+        """Take note of what stores tell of the arrays that the graph reads."""
+        with ThreadPoolExecutor(_STORES_AT_ONCE) as pool:
+            list(pool.map(CarefulArray.note_facts, arrays))
+        self._read_from += arrays
+
+    def check_unchanged(self) -> None:
+        """See `Source.check_unchanged`."""
+        with ThreadPoolExecutor(_STORES_AT_ONCE) as pool:
+            list(pool.map(lambda store: store.check_unchanged(), self._read_from))
+
     def _largest_block(self) -> float | None:
         """Bytes of the largest block, if its length is known."""
         rows = max(self._x.chunks[0], default=0)
         return None if np.isnan(rows) else rows * self.n_features * self.dtype.itemsize
-
-
-def _read_carefully(graph: Graph, missing: Missing) -> None:
-    """Let tasks that read Zarr arrays try again, and name the chunks that are lost."""
-
-    def careful_node(node: Any) -> Any:
-        if not isinstance(node, DataNode):
-            return node
-        value = careful_inside(node.value, missing)
-        # Most are slices, one or more for each chunk: they stay as they are.
-        return node if value is node.value else DataNode(node.key, value)
-
-    for key, node in graph.nodes.items():
-        if isinstance(node, DataNode):
-            graph.nodes[key] = careful_node(node)
-        elif isinstance(node, Task) and function_name(node) in GETTERS:
-            # The array may be inside it.
-            arguments = map(careful_node, node.args)
-            graph.nodes[key] = Task(key, node.func, *arguments, **node.kwargs)
 
 
 def _build(
@@ -702,6 +756,8 @@ class _ShardPlan:
         self.cut_rows = cut_rows
         self.streamed = streamed
         self.recipes = recipes
+        held = chain.from_iterable(map(careful_arrays_in, recipes.values()))
+        self.arrays = tuple({id(array): array for array in held}.values())
         self.first_leaf = first_leaf
         self.bounds = list(bounds)
 
@@ -732,6 +788,8 @@ class _DaskShard:
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
         """See `reduction.Shard`."""
         plan = self._plan
+        for array in plan.arrays:
+            array.look_again()  # disks and data may change from pass to pass
         blocks = self._read() if plan.recipes.reads else self._resident()
         sizes = [b - a for a, b in pairwise(plan.bounds)]
         with closing(blocks):

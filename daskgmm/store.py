@@ -13,6 +13,7 @@ import math
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, final
 
@@ -21,12 +22,19 @@ import zarr
 from numpy.typing import NDArray
 
 from daskgmm.errors import ModelFileError, NewerFormatError, StoreError
-from daskgmm.patience import ask_files, naming_failures, patient_store, what_is_at
+from daskgmm.patience import (
+    OURS,
+    ask_files,
+    check_free,
+    naming_failures,
+    patient_store,
+    what_is_at,
+)
+from daskgmm.storage.urls import absolute
 
 FORMAT: Final = 1
 """Version of what is written; every version up to it can be read."""
 
-_KEY: Final = "daskgmm"
 _STATE: Final = "state-"
 _GROUP: Final = "zarr.json"
 
@@ -61,7 +69,8 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
     StoreError
         If the store fails again and again.
     """
-    target = os.fspath(url)
+    target = absolute(url)
+    check_free(target)
     old = existing(target)
     if old is not None and not overwrite:
         raise FileExistsError(
@@ -76,7 +85,7 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
 
 
 def write(url: str | os.PathLike[str], model: Model) -> None:
-    """Write a model to a place, whatever is there, a damaged model too."""
+    """Write a model to a place that `check_ours` allows, whatever is there."""
     with naming_failures(os.fspath(url)):
         _write_into(_open_group(os.fspath(url), "w"), model)
 
@@ -108,7 +117,18 @@ def _write_into(group: zarr.Group, model: Model) -> None:
             config={"write_empty_chunks": True},
         )
         written[...] = array
-    group.attrs[_KEY] = header
+    group.attrs[OURS] = header
+
+
+def check_ours(url: str | os.PathLike[str]) -> None:
+    """Refuse a place where something is that is no model, damaged or not.
+
+    Raises
+    ------
+    FileExistsError
+    """
+    with suppress(ModelFileError):
+        existing(absolute(url))
 
 
 def load(url: str | os.PathLike[str]) -> Model:
@@ -121,7 +141,7 @@ def load(url: str | os.PathLike[str]) -> Model:
     StoreError
         If the store fails again and again.
     """
-    target = os.fspath(url)
+    target = absolute(url)
     header = _header(target)
     if header is None:
         raise ModelFileError(f"There is no model at {target}.")
@@ -201,7 +221,7 @@ def _header(target: str) -> Any:
         raise _damaged(target, f"{type(error).__name__}: {error}") from error
     if isinstance(found, zarr.Array):
         raise ModelFileError(f"{target} holds no model, but a Zarr array.")
-    return found.attrs.asdict().get(_KEY)
+    return found.attrs.asdict().get(OURS)
 
 
 def _digest(header: Mapping[str, Any], arrays: Arrays) -> str:

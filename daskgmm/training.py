@@ -160,6 +160,8 @@ def train(
         If the data cannot be used.
     IllDefinedCovarianceError
         If no restart is left.
+    StoreError
+        If the data have changed meanwhile, as far as their store tells.
     """
     shards = source.shards()
     found = survey(shards, digest=keeper is not None)
@@ -183,6 +185,7 @@ def train(
         _keep(keeper, state, at_once=not any(_is_live(run) for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
         observer(Progress(state.n_passes, runs, found.n_rows, seconds))
+    source.check_unchanged()
     return _outcome(state.runs[best(state.runs)], state.n_passes)
 
 

@@ -7,16 +7,17 @@ whole, as stores put objects in their place at once.
 
 from __future__ import annotations
 
+import enum
 import io
 import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, final
 
 import dask.array as da
 import fsspec
@@ -29,16 +30,27 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
 from daskgmm import cluster
+from daskgmm.data.table_files import has_suffix
 from daskgmm.errors import StoreError
-from daskgmm.parquet import has_suffix
 from daskgmm.patience import (
+    DESCRIPTION,
+    OURS,
     ask_files,
+    check_free,
     is_failure,
     naming_failures,
     patient_store,
+    patiently,
     what_is_at,
 )
-from daskgmm.reading import chunk_path, missing_chunks
+from daskgmm.storage.urls import (
+    absolute,
+    beside,
+    is_local,
+    remove_tree,
+    replace_folder,
+)
+from daskgmm.storage.zarr_store import chunk_path, missing_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,14 +60,13 @@ Identity = Mapping[str, Any]
 Observer = Callable[[int, int], None]
 """Called with the number of parts that are done, and of all."""
 
-_KEY: Final = "daskgmm"
 _SMALL_BYTES: Final = 1_000_000
 """Zarr chunks that are smaller are put into shards."""
 _SHARD_BYTES: Final = 8_000_000
 _SHARDS: Final = 16
 """Shards that are left at least, so that there is work for several threads."""
-_DESCRIPTION: Final = "_daskgmm.json"
-"""Beside Parquet files; readers pass over names that begin like this."""
+_ASIDE: Final = ".new-"
+"""Before the name of what is to replace an output."""
 _ZARR_METADATA: Final = ("zarr.", ".zarray", ".zattrs")
 
 
@@ -103,27 +114,45 @@ class Standing:
     complete: bool
 
 
-def check(url: str, identity: Identity, *, overwrite: bool) -> None:
+@final
+@dataclass(frozen=True)
+class Work:
+    """What is to be written, and what makes it this output and no other.
+
+    Attributes
+    ----------
+    identity : mapping
+        By names that the user knows. The unfinished output of the same work is gone on
+        with.
+    versions : callable
+        A digest of what the data's store tells of the rows from one to another: a part
+        of rows that were changed since is written anew.
+    overwrite : bool
+        Whether another output of this package is replaced, once this one is complete.
+    observer : callable, optional
+    """
+
+    identity: Identity
+    overwrite: bool
+    versions: Callable[[float, float], str] = lambda _first, _stop: ""
+    observer: Observer | None = None
+
+
+def check(url: str, work: Work) -> None:
     """Refuse a place that must not be written to.
 
     Raises
     ------
     FileExistsError
         If there is something else; or an output that is complete, or of another
-        command, and not `overwrite`. The message says what differs.
+        command, and is not to be overwritten. The message says what differs.
     """
-    output = _place(url)
-    _goes_on(output, output.description(), _as_json(identity), overwrite)
+    check_free(url)
+    output = _place(absolute(url))
+    _how(output, output.description(), _as_json(work.identity), work.overwrite)
 
 
-def write_zarr(
-    answer: da.Array,
-    url: str,
-    *,
-    overwrite: bool,
-    identity: Identity,
-    observer: Observer | None = None,
-) -> Written:
+def write_zarr(answer: da.Array, url: str, work: Work) -> Written:
     """Write a Dask array to a Zarr array, in chunks like its own, with checksums.
 
     Small chunks are put into shards. Blocks of unknown length are counted first, which
@@ -132,16 +161,10 @@ def write_zarr(
     Parameters
     ----------
     answer : dask.array.Array of shape (n,) or (n, m)
-        In one column of chunks; never -1 if of integers, never NaN if of floats: that
-        is the fill value.
+        In one column of chunks.
     url : str
         A folder, or any URL that Zarr can write to.
-    overwrite : bool
-        Whether another output there is replaced.
-    identity : mapping
-        What makes the output this one and no other. If its unfinished like is there,
-        only what is missing is computed.
-    observer : callable, optional
+    work : Work
 
     Raises
     ------
@@ -152,36 +175,37 @@ def write_zarr(
     """
     if np.isnan(answer.shape[0]):
         answer = answer.compute_chunk_sizes()
-    output = _ZarrPlace(url, _zarr_layout(answer))
+    output = _ZarrPlace(absolute(url), _zarr_layout(answer))
     blocks = answer.to_delayed().ravel().tolist()
     ends = np.cumsum(answer.chunks[0])
     rows = output.part_rows
 
-    def work(part: int, run: str) -> Delayed:
-        first, last = part * rows, min((part + 1) * rows, len(answer))
+    def bounds(part: int) -> tuple[int, int]:
+        return part * rows, min((part + 1) * rows, len(answer))
+
+    def write(place: _Place, part: int, run: str) -> Delayed:
+        first, last = bounds(part)
         low = int(np.searchsorted(ends, first, side="right"))
         high = int(np.searchsorted(ends, last, side="left")) + 1
         skipped = first - (int(ends[low - 1]) if low else 0)
         wanted = slice(skipped, skipped + last - first)
-        write: Delayed = delayed(_write_chunk)(
-            url, run, first, blocks[low:high], wanted
+        task: Delayed = delayed(_write_chunk)(
+            place.url, run, first, blocks[low:high], wanted
         )
-        return write
+        return task
 
-    n_found = _write(output, work, identity, overwrite, observer)
+    n_found = _write(output, write, bounds, work)
     return Written(len(answer), output.n_parts, n_found)
 
 
 def write_parquet(
     answer: da.Array,
     url: str,
+    work: Work,
     *,
     names: Sequence[str],
-    overwrite: bool,
-    identity: Identity,
     keys: Sequence[str] = (),
     keyed: Keyed | None = None,
-    observer: Observer | None = None,
 ) -> Written:
     """Write a Dask array to a folder of Parquet files, one for each of its blocks.
 
@@ -191,14 +215,13 @@ def write_parquet(
         In one column of chunks, whose lengths may be unknown.
     url : str
         A folder, or any URL that fsspec can write to.
+    work : Work
     names : sequence of str
         Of the answer's columns.
     keys : sequence of str
         Columns of `keyed` to write before them, row by row.
     keyed : parquet.ParquetRows, optional
         The rows that were asked about.
-    overwrite, identity, observer
-        As in `write_zarr`.
 
     Raises
     ------
@@ -216,16 +239,20 @@ def write_parquet(
         )
     blocks = answer.to_delayed().ravel().tolist()
     layout = {"files": len(blocks), "columns": [*keys, *names]}
-    output = _ParquetPlace(url, layout)
+    output = _ParquetPlace(absolute(url), layout)
+    ends = [0, *np.cumsum(answer.chunks[0]).tolist()]
 
-    def work(part: int, run: str) -> Delayed:
+    def bounds(part: int) -> tuple[float, float]:
+        return ends[part], ends[part + 1]
+
+    def write(place: _Place, part: int, run: str) -> Delayed:
         table = delayed(_keys_of)(keyed, part, tuple(keys)) if keys else None
-        write: Delayed = delayed(_write_file)(
-            url, run, output.name(part), blocks[part], tuple(names), table
+        task: Delayed = delayed(_write_file)(
+            place.url, run, output.name(part), blocks[part], tuple(names), table
         )
-        return write
+        return task
 
-    n_found = _write(output, work, identity, overwrite, observer)
+    n_found = _write(output, write, bounds, work)
     written: Any = output.description()  # of all footers, which were read just now
     n_rows = sum(file["rows"] for file in written["files"])
     return Written(n_rows, len(blocks), n_found)
@@ -233,7 +260,7 @@ def write_parquet(
 
 def standing(url: str) -> Standing | None:
     """How far an output is; None if what is there is no output of ours."""
-    place = _place(url)
+    place = _place(absolute(url))
     try:
         found = place.description()
     except FileExistsError:
@@ -243,7 +270,7 @@ def standing(url: str) -> Standing | None:
     complete = bool(found.get("complete"))
     if "layout" not in found:  # another one's, or what an overwriting left
         return None if complete else Standing(0, 0, False)
-    place = type(place)(url, found["layout"])
+    place = type(place)(place.url, found["layout"])
     missing = place.missing()
     return Standing(place.n_parts, len(missing), complete)
 
@@ -274,43 +301,107 @@ class _Place(ABC):
         """Let the output say something else of itself."""
 
     @abstractmethod
-    def create(self, description: Mapping[str, Any], *, replaces: bool) -> None:
-        """Begin an output, in the place of another one if it `replaces` one."""
+    def create(self, description: Mapping[str, Any]) -> None:
+        """Begin an output where nothing is, or what a write left that broke off."""
 
     @abstractmethod
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there."""
 
     @abstractmethod
+    def remove(self, parts: Iterable[int]) -> None:
+        """Remove parts that are there."""
+
+    @abstractmethod
     def remove_broken(self) -> None:
         """Remove parts that cannot be read: a machine that fell may leave such."""
+
+    @property
+    @abstractmethod
+    def document(self) -> str:
+        """Name of the object that has the description."""
 
     def contents(self) -> dict[str, Any]:
         """What a complete output says in addition."""
         return {}
 
+    def aside(self) -> Self:
+        """A place beside this one, for what replaces the output here."""
+        return replace(self, url=beside(self.url, _ASIDE))  # type: ignore[type-var]
+
+
+class _How(enum.Enum):
+    """How an output comes to its place."""
+
+    NEW = "nothing is there"
+    GO_ON = "its unfinished like is there"
+    REPLACE = "another one is there"
+
 
 def _write(
     output: _Place,
-    work: Callable[[int, str], Delayed],
-    identity: Identity,
-    overwrite: bool,
-    observer: Observer | None,
+    write: Callable[[_Place, int, str], Delayed],
+    bounds: Callable[[int], tuple[float, float]],
+    work: Work,
 ) -> int:
     """Write what is missing of an output; return how many parts were there."""
-    identity, layout = _as_json(identity), _as_json(output.layout)
+    check_free(output.url)
+    said = {
+        "identity": _as_json(work.identity),
+        "layout": _as_json(output.layout),
+        "versions": [work.versions(*bounds(part)) for part in range(output.n_parts)],
+    }
+    aside = output.aside()
+    found, set_aside = output.description(), aside.description()
+    how = _how(output, found, said["identity"], work.overwrite, said["layout"])
+    is_left = set_aside is not None and _is_same(set_aside, said)
+    if how is not _How.REPLACE and not (is_left and how is _How.NEW):
+        return _write_parts(output, found, write, said, work.observer)
+    if set_aside is not None and not is_left:
+        # Of another command, which nobody goes on with.
+        patiently(lambda: remove_tree(aside.url), aside.url)
+        set_aside = None
+    try:
+        n_found = _write_parts(aside, set_aside, write, said, work.observer)
+    except BaseException as error:
+        error.add_note(f"Until then {output.url} stays as it is.")
+        raise
+    _move(aside, output)
+    return n_found
+
+
+def _is_same(found: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Whether an output that was found is of the same work."""
+    return all(found.get(name) == said[name] for name in ("identity", "layout"))
+
+
+def _write_parts(
+    output: _Place,
+    found: Mapping[str, Any] | None,
+    write: Callable[[_Place, int, str], Delayed],
+    said: Mapping[str, Any],
+    observer: Observer | None,
+) -> int:
+    """Write what is missing at a place; return how many parts were there."""
     run = uuid.uuid4().hex
-    said = {"complete": False, "identity": identity, "layout": layout}
-    found = output.description()
-    if _goes_on(output, found, identity, overwrite, layout):
-        output.describe({**said, "run": run})
-        output.remove_broken()
+    begun = {**said, "complete": False, "run": run}
+    if found is None:
+        output.create(begun)
     else:
-        output.create({**said, "run": run}, replaces=found is not None)
+        changed = [
+            part
+            for part, (was, now) in enumerate(
+                zip(found.get("versions", ()), said["versions"], strict=False)
+            )
+            if was != now
+        ]
+        output.remove(changed)
+        output.describe(begun)
+        output.remove_broken()
     parts = output.missing()
     n_found = output.n_parts - len(parts)
     try:
-        works = [work(part, run) for part in parts]
+        works = [write(output, part, run) for part in parts]
         for done, _ in enumerate(cluster.each(works), start=n_found + 1):
             if observer is not None:
                 observer(done, output.n_parts)
@@ -326,23 +417,47 @@ def _write(
     return n_found
 
 
-def _goes_on(
+def _move(source: _Place, target: _Place) -> None:
+    """Put a complete output in the place of another, which goes."""
+    files, _ = fsspec.url_to_fs(target.url)
+    if is_local(files):
+        replace_folder(source.url, target.url)
+        return
+    # At no time must a mixture of both look whole: what says that it is comes last.
+    if target.description() is not None:
+        target.describe({"complete": False})
+        _remove_all(target.url, set(_names(target.url)) - {target.document})
+    patiently(lambda: _copy_all(source, target), target.url)
+    patiently(lambda: remove_tree(source.url), source.url)
+
+
+def _copy_all(source: _Place, target: _Place) -> None:
+    files, old = fsspec.url_to_fs(source.url)
+    _, new = fsspec.url_to_fs(target.url)
+    files.invalidate_cache()
+    names = [str(name).removeprefix(old) for name in files.find(old)]
+    last = f"/{source.document}"
+    for some in ([name for name in names if name != last], [last]):
+        files.copy([old + name for name in some], [new + name for name in some])
+
+
+def _how(
     output: _Place,
     found: Mapping[str, Any] | None,
     identity: Identity,
     overwrite: bool,
     layout: Any = None,
-) -> bool:
-    """Whether what was found is the unfinished like of an output, to go on with."""
+) -> _How:
+    """How an output comes to its place; refuse if it must not."""
     if found is None:
-        return False
+        return _How.NEW
     complete = found.get("complete", True)
     if not complete:
         differing = _differing(found.get("identity", {}), identity)
         if layout is not None:
             differing += _differing(found.get("layout", {}), layout)
         if not differing:
-            return True
+            return _How.GO_ON
         if not overwrite:
             raise FileExistsError(
                 f"{output.url} is the unfinished output of another command: "
@@ -351,7 +466,7 @@ def _goes_on(
             )
     if not overwrite:
         raise FileExistsError(f"{output.url} exists: pass --overwrite to replace it.")
-    return False
+    return _How.REPLACE
 
 
 def _differing(theirs: Identity, ours: Identity) -> list[str]:
@@ -381,17 +496,8 @@ def _names(url: str) -> list[str]:
 
 def _remove_all(url: str, names: Iterable[str]) -> None:
     for name in names:
-        _remove(url, name)
-
-
-def _remove(url: str, name: str) -> None:
-    # An answer may be lost, and be asked for again.
-    with suppress(FileNotFoundError):
-        ask_files(url, lambda files, path: files.rm(f"{path}/{name}", recursive=True))
-
-
-def _is_local(files: Any) -> bool:
-    return "file" in files.protocol
+        place = f"{url}/{name}"
+        patiently(partial(remove_tree, place), place)
 
 
 def _zarr_layout(answer: da.Array) -> dict[str, Any]:
@@ -434,7 +540,12 @@ class _ZarrPlace(_Place):
             return None
         found = self._node()
         if isinstance(found, zarr.Array):
-            said: Any = found.attrs.asdict().get(_KEY, {})
+            said: Any = found.attrs.asdict().get(OURS)
+            if said is None:
+                raise FileExistsError(
+                    f"{self.url} is a Zarr array that this program did not write: "
+                    "choose another place, or remove it yourself."
+                )
             return dict(said)
         if found is None and there == "directory" and self._is_remnant():
             return None
@@ -460,15 +571,10 @@ class _ZarrPlace(_Place):
         """See `_Place`."""
         with naming_failures(self.url):
             array = zarr.open_array(patient_store(self.url, writable=True), mode="r+")
-            array.update_attributes({_KEY: dict(description)})
+            array.update_attributes({OURS: dict(description)})
 
-    def create(self, description: Mapping[str, Any], *, replaces: bool) -> None:
+    def create(self, description: Mapping[str, Any]) -> None:
         """See `_Place`."""
-        if replaces:
-            # At no time must what is left of the old one look whole.
-            self.describe({"complete": False})
-            kept = [n for n in _names(self.url) if n.startswith(_ZARR_METADATA)]
-            _remove_all(self.url, set(_names(self.url)) - set(kept))
         dtype = np.dtype(self.layout["dtype"])
         with naming_failures(self.url):
             zarr.create_array(
@@ -480,7 +586,7 @@ class _ZarrPlace(_Place):
                 # A chunk that goes missing must not read as an answer.
                 fill_value=-1 if dtype.kind == "i" else np.nan,
                 compressors=(ZstdCodec(), Crc32cCodec()),
-                attributes={_KEY: dict(description)},
+                attributes={OURS: dict(description)},
                 overwrite=True,
             )
 
@@ -490,10 +596,24 @@ class _ZarrPlace(_Place):
             array = zarr.open_array(patient_store(self.url, writable=False), mode="r")
             return [index[0] for index in missing_chunks(array)]
 
+    @property
+    def document(self) -> str:
+        """See `_Place`."""
+        return "zarr.json"
+
+    def remove(self, parts: Iterable[int]) -> None:
+        """See `_Place`."""
+        there = set(range(self.n_parts)) - set(self.missing())
+        array = zarr.open_array(patient_store(self.url, writable=True), mode="r+")
+        for part in there.intersection(parts):
+            index = (part, *(0 for _ in array.shape[1:]))
+            with naming_failures(self.url):
+                sync(array.store_path.store.delete(chunk_path(array, index)))
+
     def remove_broken(self) -> None:
         """See `_Place`."""
         files, path = fsspec.url_to_fs(self.url)
-        if not _is_local(files):
+        if not is_local(files):
             return  # stores of objects take them whole or not at all
         for unfinished in Path(path).rglob("*.partial"):
             unfinished.unlink(missing_ok=True)
@@ -502,9 +622,7 @@ class _ZarrPlace(_Place):
         with ThreadPoolExecutor(CPU_COUNT) as pool:
             whole = pool.map(lambda part: self._is_whole(array, part), there)
             broken = [p for p, fine in zip(there, whole, strict=True) if not fine]
-        for part in broken:
-            index = (part, *(0 for _ in array.shape[1:]))
-            sync(array.store_path.store.delete(chunk_path(array, index)))
+        self.remove(broken)
 
     def _is_whole(self, array: zarr.Array[Any], part: int) -> bool:
         try:
@@ -525,7 +643,7 @@ def _write_chunk(
             mode="r+",
             config={"write_empty_chunks": True},
         )
-        said: Any = array.attrs.asdict().get(_KEY, {})
+        said: Any = array.attrs.asdict().get(OURS, {})
         _check_run(said, url, run)
         array[first : first + wanted.stop - wanted.start] = values[wanted]
 
@@ -565,20 +683,25 @@ class _ParquetPlace(_Place):
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """See `_Place`."""
-        _put(self.url, _DESCRIPTION, json.dumps(description, indent=1).encode())
+        _put(self.url, DESCRIPTION, json.dumps(description, indent=1).encode())
 
-    def create(self, description: Mapping[str, Any], *, replaces: bool) -> None:
+    def create(self, description: Mapping[str, Any]) -> None:
         """See `_Place`."""
-        if replaces:
-            # At no time must what is left of the old one look whole.
-            self.describe({"complete": False})
-            _remove_all(self.url, set(_names(self.url)) - {_DESCRIPTION})
         self.describe(description)
 
     def missing(self) -> list[int]:
         """See `_Place`."""
         there = set(_names(self.url))
         return [i for i in range(self.n_parts) if self.name(i) not in there]
+
+    @property
+    def document(self) -> str:
+        """See `_Place`."""
+        return DESCRIPTION
+
+    def remove(self, parts: Iterable[int]) -> None:
+        """See `_Place`."""
+        _remove_all(self.url, map(self.name, parts))
 
     def remove_broken(self) -> None:
         """See `_Place`."""
@@ -660,7 +783,7 @@ def _said(url: str) -> dict[str, Any] | None:
     """What the description beside Parquet files says; None if there is none."""
     try:
         content = ask_files(
-            url, lambda files, path: files.cat_file(f"{path}/{_DESCRIPTION}")
+            url, lambda files, path: files.cat_file(f"{path}/{DESCRIPTION}")
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -673,7 +796,7 @@ def _put(url: str, name: str, content: bytes) -> None:
 
     def put(files: Any, path: str) -> None:
         place = f"{path}/{name}"
-        if not _is_local(files):
+        if not is_local(files):
             files.pipe_file(place, content)  # one object, in one request
             return
         files.makedirs(path, exist_ok=True)

@@ -151,7 +151,9 @@ def test_fit_replaces_a_model_only_when_told(run, store, model):
 
 
 def test_fit_never_replaces_what_is_no_model(run, store, tmp_path):
-    args = ("fit", store, store, "-k", 2, "--overwrite")
+    other = tmp_path / "other.zarr"
+    zarr.create_array(other, data=np.arange(5.0))
+    args = ("fit", store, other, "-k", 2, "--overwrite")
     assert_failed(run(*args), "holds no model, but a Zarr array")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("irreplaceable")
@@ -208,18 +210,23 @@ def test_predict_chunks_its_output_as_the_shards_of_its_input(
 
 def test_predict_replaces_an_array_only_when_told(run, store, model, tmp_path):
     out = str(tmp_path / "out")
-    zarr.create_array(out, data=np.arange(5.0))
+    run_alone("sample", model, out, "-n", 5)
     assert_failed(run("predict", model, store, out), "exists: pass --overwrite")
-    assert zarr.open_array(out, mode="r").shape == (5,)
+    assert zarr.open_array(out, mode="r").shape == (5, D)
     result = run("predict", model, store, out, "--overwrite")
     assert result.exit_code == 0, result.output
     assert zarr.open_array(out, mode="r").shape == (N,)
 
 
 def test_predict_never_replaces_what_is_no_array(run, store, model, tmp_path):
-    args = ("predict", model, store, tmp_path, "--overwrite")
+    other = tmp_path / "other"
+    (other / "folder").mkdir(parents=True)
+    args = ("predict", model, store, other, "--overwrite")
     assert_failed(run(*args), "is no Zarr array")
-    assert zarr.open_array(store, mode="r").shape == (N, D)
+    zarr.create_array(other / "rows", data=np.arange(5.0))
+    args = ("predict", model, store, other / "rows", "--overwrite")
+    assert_failed(run(*args), "this program did not write")
+    assert zarr.open_array(other / "rows", mode="r").shape == (5,)
 
 
 @pytest.mark.parametrize("which", ["store", "model"])
@@ -685,7 +692,7 @@ def test_open_rows_opens_what_it_is_told(store, group, parquet, rows):
     assert found.columns == ("x", "y")
     with pytest.raises(DataError, match="not Parquet"):
         open_rows(store, columns=["x"])
-    with pytest.raises(StoreError, match=r"arrays? x: name one .*array=…"):
+    with pytest.raises(StoreError, match=r"arrays x \(3000, 2\): name one .*array=…"):
         open_rows(f"{group}/0")
 
 

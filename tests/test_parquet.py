@@ -18,10 +18,13 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm import GaussianMixture, kernel, parquet
+from daskgmm import GaussianMixture, kernel
+from daskgmm.data import parquet, parquet_reader
+from daskgmm.data.parquet import open_parquet
+from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
+from daskgmm.kernel import tile_rows
 from daskgmm.moments import plan
-from daskgmm.parquet import is_parquet, open_parquet
 from daskgmm.reduction import leaf_bounds, shard_bounds
 from daskgmm.sources import _bounds_at, as_dask, open_source
 
@@ -124,7 +127,7 @@ def test_folders_of_hives_form(tmp_path, x):
         (tmp_path / "t" / f"year={year}").mkdir(parents=True)
         part = x[:2000] if year == 2024 else x[2000:]
         write(tmp_path / "t" / f"year={year}" / "0.parquet", part)
-    assert is_parquet(tmp_path / "t")
+    assert find_files(tmp_path / "t") is not None
     np.testing.assert_array_equal(as_dask(tmp_path / "t").compute(), x)
     late = open_parquet(tmp_path / "t", filters=[("year", "==", 2025)])
     assert late.n_rows == 3000  # known: only folders are picked
@@ -208,7 +211,7 @@ def test_parts_are_the_block_and_give_the_same_bits(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "BLOCK_BYTES", block_bytes)
-        patch.setattr(parquet, "_BATCH_BYTES", batch_bytes)
+        patch.setattr(parquet_reader, "_BATCH_BYTES", batch_bytes)
         rows = open_parquet(folder, filters=filters)
         reading = rows.reading()
         order = data.draw(st.permutations(range(rows.n_blocks)))[:12]
@@ -220,7 +223,7 @@ def test_parts_are_the_block_and_give_the_same_bits(
             ]
             block = reading.block(spans)
             np.testing.assert_array_equal(np.concatenate([block[:0], *parts]), block)
-            assert all(len(part) % 256 == 0 for part in parts[:-1])
+            assert all(len(part) % tile_rows(3) == 0 for part in parts[:-1])
             assert all(map(len, parts))
             np.testing.assert_array_equal(sums(reading.parts(spans)), sums([block]))
 
@@ -231,7 +234,7 @@ def test_a_local_file_is_decoded_by_the_thread_that_works_on_it(tmp_path, x):
     place = tmp_path / "x.parquet"
     write(place, blobs(0, 200_000, 3, 3), row_group_size=50_000)  # four blocks each
     start = model(max_iter=3, tol=0, init_params="random_from_data")
-    take, fits = parquet._Reader.take, []
+    take, fits = parquet_reader._Reader.take, []
     ahead = {True: set(), False: set()}
     in_vain = set()
     for slow in (False, True):
@@ -243,7 +246,7 @@ def test_a_local_file_is_decoded_by_the_thread_that_works_on_it(tmp_path, x):
             return take(self, span)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(parquet._Reader, "take", watched)
+            patch.setattr(parquet_reader._Reader, "take", watched)
             fits.append(start.fit(place).means_)
     assert False in ahead[False]
     assert True in ahead[True]

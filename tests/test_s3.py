@@ -274,14 +274,14 @@ def test_every_request_for_an_output_is_made_again(s3, place, monkeypatch):
     values = np.arange(2000)
     answer = da.from_array(values, chunks=50)
     urls = [f"s3://{place}/out.{kind}" for kind in ("zarr", "parquet")]
-    settings = {"identity": {"kind": "labels"}, "overwrite": True}
+    work = writing.Work({"kind": "labels"}, overwrite=True)
     with (
         dask.config.set({"daskgmm.storage-retries": 6}),
         s3.relay.failing(10, ways=("refuse",)) as relay,
     ):
         for _ in range(2):
-            writing.write_zarr(answer, urls[0], **settings)
-            writing.write_parquet(answer, urls[1], names=["label"], **settings)
+            writing.write_zarr(answer, urls[0], work)
+            writing.write_parquet(answer, urls[1], work, names=["label"])
         for url in urls:
             told = writing.standing(url)
             assert told.complete and told.n_missing == 0

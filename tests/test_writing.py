@@ -29,17 +29,17 @@ def answers(n=1000, rows=100, width=None, dtype=np.int64):
     return values, da.from_array(values, chunks=(rows, *shape[1:]))
 
 
-def write_zarr(answer, url, *, overwrite=False, identity=IDENTITY, **options):
-    return writing.write_zarr(
-        answer, str(url), overwrite=overwrite, identity=identity, **options
-    )
+def work(*, overwrite=False, identity=IDENTITY, **options):
+    return writing.Work(identity, overwrite, **options)
 
 
-def write_parquet(answer, url, *, names=("a",), overwrite=False, **options):
-    options = {"identity": IDENTITY, **options}
-    return writing.write_parquet(
-        answer, str(url), names=names, overwrite=overwrite, **options
-    )
+def write_zarr(answer, url, **options):
+    return writing.write_zarr(answer, str(url), work(**options))
+
+
+def write_parquet(answer, url, *, names=("a",), keys=(), keyed=None, **options):
+    columns = {"names": names, "keys": keys, "keyed": keyed}
+    return writing.write_parquet(answer, str(url), work(**options), **columns)
 
 
 WRITERS = {"out.zarr": write_zarr, "out.parquet": write_parquet}
@@ -105,7 +105,8 @@ def test_zarr_holds_the_answer(tmp_path, width, dtype):
     assert array.dtype == dtype
     assert array.chunks[0] == 100
     assert array.shards is None
-    assert described(tmp_path / "out").keys() == {"complete", "identity", "layout"}
+    said = {"complete", "identity", "layout", "versions"}
+    assert described(tmp_path / "out").keys() == said
 
 
 def test_small_chunks_are_sharded(tmp_path):
@@ -251,7 +252,7 @@ def test_an_unfinished_output_of_another_command_is_refused(out, write):
     with pytest.raises(FileExistsError, match=said):
         write(answer, out, **other)
     with pytest.raises(FileExistsError, match=said):
-        writing.check(str(out), other["identity"], overwrite=False)
+        writing.check(str(out), work(**other))
     with pytest.raises(FileExistsError, match="unfinished .* (chunks|files) was"):
         write(answer.rechunk(50), out)
     assert contents(out) == before
@@ -273,7 +274,7 @@ def test_a_complete_output_is_replaced_only_when_told(out, write):
 
 
 def check(out):
-    writing.check(str(out), IDENTITY, overwrite=False)
+    writing.check(str(out), work())
 
 
 def test_overwriting_goes_on_with_its_own(out, write):
@@ -354,6 +355,7 @@ def test_on_an_object_store(s3, name):
     kept = "zarr.json" if name.endswith("zarr") else "_daskgmm.json"
     assert len(s3.find(f"bucket/{name}")) == 4
     assert s3.exists(f"bucket/{name}/{kept}")
+    assert not s3.find(f"bucket/.new-{name}")
 
 
 def test_on_a_cluster(out, write):

@@ -1,0 +1,580 @@
+"""Parquet as blocks of rows: which files, columns and row groups, from the footers."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from daskgmm import config
+from daskgmm.data.parquet_reader import (
+    BLOCK_BYTES,
+    Filters,
+    Footer,
+    Reading,
+    Span,
+    batch_rows,
+    column_path,
+    filter_columns,
+)
+from daskgmm.data.table_files import TableFiles, find_files
+from daskgmm.errors import DataError, StoreError
+from daskgmm.patience import retrying
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_T = TypeVar("_T")
+
+_BLOCKS: Final = 16
+"""Blocks that are left at least, so that there is work for several threads."""
+_FOOTERS_AT_ONCE: Final = 16
+_LOOKED_AT: Final = 1024
+"""Rows of which the first one that is there tells how long its list is."""
+_INDEX: Final = re.compile(r"__index_level_\d+__|__null_dask_index__")
+"""What pandas and Dask call an index without a name; their notes may be lost."""
+_ELEMENT: Final = re.compile(r"(.+)\[(\d+)\]")
+"""The feature that is an element of a list."""
+
+
+@final
+class ParquetRows:
+    """Rows of Parquet files, read block by block.
+
+    Attributes
+    ----------
+    url : str
+    columns : tuple of str
+        Columns of the files that are the features, in order.
+    names : tuple of str
+        Of the features: of columns of numbers, theirs; a column of lists gives a
+        feature for each element, `name[0]`, `name[1]` and so on.
+    n_blocks : int
+    chunks : tuple of int or NaN
+        Rows of each block; NaN where filters pick some of them.
+    dtype : dtype
+        float32 if all columns are, else float64.
+    """
+
+    def __init__(
+        self,
+        files: TableFiles,
+        columns: Mapping[str, int],
+        dtype: np.dtype[Any],
+        spans: Sequence[Sequence[Span]],
+        filters: Filters | None,
+    ) -> None:
+        self.url = files.url
+        self.columns = tuple(columns)
+        self.names = tuple(_feature_names(columns))
+        self.dtype = dtype
+        self.spans = tuple(tuple(block) for block in spans)
+        self.filters = filters
+        self._files = files
+        self._widths = tuple(columns.values())
+        # Not by the place: a file that was written anew is to be opened anew.
+        self._token = uuid.uuid4().hex
+
+    def __repr__(self) -> str:
+        return f"ParquetRows({self.url!r}, columns={list(self.columns)})"
+
+    @property
+    def n_features(self) -> int:
+        """Number of features, d."""
+        return len(self.names)
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.spans)
+
+    @property
+    def chunks(self) -> tuple[float, ...]:
+        """Rows of each block."""
+        if self.filters:
+            return (np.nan,) * self.n_blocks
+        return tuple(sum(span.n_rows for span in block) for block in self.spans)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are in this machine's file system."""
+        files, _ = fsspec.url_to_fs(self.url, **self._files.storage_options)
+        return isinstance(files, LocalFileSystem)
+
+    @property
+    def starts(self) -> frozenset[int]:
+        """Blocks that begin a row group: from others, what lies before is read too."""
+        groups = [(block[0].path, block[0].group) for block in self.spans if block]
+        first_blocks = {group: i for i, group in reversed([*enumerate(groups)])}
+        return frozenset(first_blocks.values())
+
+    @property
+    def n_rows(self) -> float:
+        """Rows in all; NaN where filters pick some of them."""
+        return sum(self.chunks)
+
+    def fact(self, span: Span) -> tuple[Any, ...]:
+        """What the store told of the file that some rows lie in."""
+        return self._files.facts.get(span.path, ())
+
+    @property
+    def _meta(self) -> Any:
+        """An empty DataFrame of the features, as Dask's DataFrames have."""
+        import pandas as pd
+
+        return pd.DataFrame({name: np.empty(0, self.dtype) for name in self.names})
+
+    def check_unchanged(self) -> None:
+        """Raise StoreError if the store tells that a file is not as it was opened."""
+        self._files.check_unchanged()
+
+    def reading(self, *, nulls: bool = False) -> Reading:
+        """How a block is read; nulls are NaN, or else an error."""
+        return Reading(
+            self.url,
+            self.columns,
+            self._widths,
+            self.dtype,
+            self.filters,
+            nulls,
+            self._files.storage_options,
+            config.count("storage-retries"),
+            self._token,
+        )
+
+    def read_table(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a block, in Arrow's form, row by row as in the block.
+
+        Raises
+        ------
+        DataError
+            If there is no such column.
+        StoreError
+            If the file cannot be read.
+        """
+        return self.reading().table(self.spans[index], columns)
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raise DataError if the files have no such columns."""
+        fragment = _fragments(self._files, None)[0]
+        for name in columns:
+            _check_has(fragment, name)
+
+
+def _feature_names(columns: Mapping[str, int]) -> Iterator[str]:
+    for name, width in columns.items():
+        if width:
+            yield from (f"{name}[{i}]" for i in range(width))
+        else:
+            yield name
+
+
+def open_parquet(
+    url: str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    filters: Filters | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    version: int | None = None,
+) -> ParquetRows:
+    """Rows of a Parquet file, or of all files of a folder, a glob or a Delta table.
+
+    Only the footers are read here. Folders of Hive's form, `key=value`, give columns
+    that filters can look at; they are features only if `columns` names them.
+
+    Parameters
+    ----------
+    url : str or path
+        A file, a folder, a glob, or a table of Delta Lake; any URL that fsspec knows. A
+        name with wild cards is a glob only if nothing has that very name. Of a folder
+        those files are taken that are Parquet, by their names or first bytes.
+    columns : sequence of str, default=None
+        The features, in order: columns of numbers; fields of structs, `struct.field`;
+        columns of lists, all of one length, of which each element is a feature. Without
+        them all columns of the first file with rows, but those that pandas or Dask
+        wrote for an index.
+    filters : sequence, default=None
+        Which rows: tuples (column, operator, value) that must all hold, or lists of
+        them of which one must; operators as `pyarrow.parquet.read_table` has them.
+    storage_options : mapping, default=None
+        What fsspec needs to open the store.
+    version : int, default=None
+        Of a table of Delta Lake; the newest, unless given.
+
+    Returns
+    -------
+    ParquetRows
+        To be passed as `X`.
+
+    Raises
+    ------
+    DataError
+        If a file lacks a column, or has one that does not hold numbers.
+    StoreError
+        If there is nothing, or a file that is no Parquet file.
+    """
+    files = find_files(url, storage_options, version)
+    if files is None:
+        raise StoreError(f"There is no Parquet file at {os.fspath(url)}.")
+    return rows_of(files, columns, filters)
+
+
+def rows_of(
+    files: TableFiles, columns: Sequence[str] | None, filters: Filters | None
+) -> ParquetRows:
+    """Rows of files that were found; see `open_parquet`."""
+    if isinstance(columns, str) or (columns is not None and not len(columns)):
+        raise DataError(f"columns must be a list of names, got {columns!r}.")
+    fragments = _fragments(files, _expression(filters))
+    # Of empty files, whose columns may have no type yet, nothing is wanted.
+    filled = [f for f in fragments if f.metadata.num_rows] or fragments[:1]
+    if columns is None:
+        chosen = _all_features(filled[0])
+    else:
+        chosen = _whole_lists(columns, _whole_schema(filled[0]))
+    for fragment in filled:
+        for name in [*chosen, *filter_columns(filters)]:
+            _check_has(fragment, name)
+    kinds = [_kinds(fragment, chosen) for fragment in filled]
+    widths = {name: _width(filled, kinds, name) for name in chosen}
+    single = all(kind.is_single for its in kinds for kind in its.values())
+    dtype = np.dtype(np.float32 if single else np.float64)
+    spans = [span for fragment in fragments for span in _spans(fragment)]
+    partitions = [_partition(fragment) for fragment in fragments]
+    in_files = set(filter_columns(filters)) - set().union(*partitions)
+    n_features = sum(max(1, width) for width in widths.values())
+    return ParquetRows(
+        files,
+        widths,
+        dtype,
+        _blocks(spans, n_features, dtype.itemsize),
+        filters if in_files else None,  # else the folders were picked already
+    )
+
+
+# --- columns --------------------------------------------------------------------------
+
+
+def _all_features(fragment: Any) -> list[str]:
+    """All columns of a file that are no index."""
+    names = _not_index(fragment.physical_schema)
+    if not names:
+        raise DataError(
+            f"The Parquet file {fragment.path} has no columns but those of an "
+            "index: name the columns to use with columns=[…]."
+        )
+    return names
+
+
+def _not_index(schema: Any) -> list[str]:
+    """A file's columns but those that pandas, or Dask, wrote for an index."""
+    notes = schema.pandas_metadata or {}
+    index = {name for name in notes.get("index_columns", ()) if isinstance(name, str)}
+    return [n for n in schema.names if n not in index and not _INDEX.fullmatch(n)]
+
+
+def _whole_lists(columns: Sequence[str], schema: Any) -> list[str]:
+    """Columns, with all elements of a list, one after the other, named by the list.
+
+    So the features of a model name the columns that it was fitted to.
+    """
+    chosen: list[str] = []
+    for name in columns:
+        found = _ELEMENT.fullmatch(name)
+        if column_path(schema.names, name) is None and found is not None:
+            name, number = found[1], int(found[2])
+            if (chosen[-1:] == [name]) != (number > 0):
+                raise DataError(
+                    f"columns has the element {found[0]!r} out of its place: name the "
+                    f"column {name!r} of lists as a whole."
+                )
+            if number:
+                continue
+        chosen.append(name)
+    return chosen
+
+
+def _check_has(fragment: Any, name: str) -> None:
+    names = _whole_schema(fragment).names
+    if column_path(names, name) is None:
+        raise DataError(
+            f"The Parquet file {fragment.path} has no column {name!r}: it has "
+            f"{', '.join(map(repr, names))}."
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a column holds: numbers, or lists of them, of a length if that is fixed."""
+
+    is_list: bool
+    length: int | None
+    is_single: bool
+
+
+def _kinds(fragment: Any, columns: Sequence[str]) -> dict[str, _Kind]:
+    """What columns of a file hold; an error if one holds no numbers."""
+    schema = _whole_schema(fragment)
+    return {name: _kind(schema, name, fragment.path) for name in columns}
+
+
+def _kind(schema: Any, name: str, path: str) -> _Kind:
+    from pyarrow import types
+
+    inside = column_path(schema.names, name)
+    assert inside is not None  # as `_check_has` has found
+    kind = schema.field(inside[0]).type
+    for field in inside[1:]:
+        index = kind.get_field_index(field) if types.is_struct(kind) else -1
+        if index < 0:
+            raise DataError(
+                f"Column {inside[0]!r} of the Parquet file {path} holds {kind}, "
+                f"without a field {field!r}."
+            )
+        kind = kind.field(index).type
+    whole, length = kind, None
+    if is_list := _is_list(kind):
+        length = kind.list_size if types.is_fixed_size_list(kind) else None
+        kind = kind.value_type
+    if not (_is_plain(kind) or types.is_decimal(kind)):
+        raise DataError(
+            f"Column {name!r} of the Parquet file {path} holds {whole}, no numbers: "
+            "name the columns to use with columns=[…]."
+        )
+    return _Kind(is_list, length, types.is_float32(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return any(is_one(kind) for is_one in tests)
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)
+    )
+
+
+def _width(
+    fragments: Sequence[Any], kinds: Sequence[Mapping[str, _Kind]], name: str
+) -> int:
+    """Elements of a column's lists; 0 of a column of numbers."""
+    of_files = {its[name].is_list for its in kinds}
+    if of_files == {False}:
+        return 0
+    if len(of_files) > 1:
+        raise DataError(
+            f"Column {name!r} holds lists in some of the files at "
+            f"{fragments[0].path} and numbers in others."
+        )
+    fixed = kinds[0][name].length
+    return _first_length(fragments[0], name) if fixed is None else fixed
+
+
+def _first_length(fragment: Any, name: str) -> int:
+    """Elements of the first list that is there."""
+    import pyarrow.compute as pc
+
+    def look() -> list[int]:
+        path = column_path(fragment.physical_schema.names, name) or ()
+        found = fragment.head(_LOOKED_AT, columns={"lists": pc.field(*path)})
+        lengths = pc.list_value_length(found["lists"]).drop_null()
+        return list(lengths.to_pylist())
+
+    lengths = _of_file(fragment, look)
+    if not lengths or not lengths[0]:
+        raise DataError(
+            f"Column {name!r} of the Parquet file {fragment.path} begins with lists "
+            "that are null or empty: how many features it gives is not known. Leave "
+            "such rows out, or store it as lists of a fixed size."
+        )
+    return lengths[0]
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+def _spans(fragment: Any) -> Iterator[Span]:
+    """Row groups that are to be read of a file."""
+    found = fragment.metadata
+    footer = Footer.of(found)
+    partition = tuple(_partition(fragment).items())
+    n_rows = [found.row_group(i).num_rows for i in range(found.num_row_groups)]
+    firsts = [0, *accumulate(n_rows)]
+    for group in fragment.row_groups:
+        first, stop = firsts[group.id : group.id + 2]
+        yield Span(fragment.path, group.id, first, stop, footer, partition)
+
+
+def _expression(filters: Filters | None) -> Any:
+    if not filters:
+        return None
+    _import_arrow()
+    from pyarrow.parquet import filters_to_expression
+
+    try:
+        filter_columns(filters)
+        return filters_to_expression(filters)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"filters must be tuples (column, operator, value), or lists of them, got "
+            f"{filters!r}: {error}"
+        ) from error
+
+
+def _import_arrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Parquet needs pyarrow: pip install 'daskgmm[parquet]'."
+        ) from error
+
+
+def _of_dataset(found: TableFiles, look: Callable[[Any], _T]) -> _T:
+    """What all files together, as Arrow's dataset, look like.
+
+    It is looked at again while its store fails; an error names the place.
+    """
+    _import_arrow()
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    partitioning: Any = "hive"
+    if found.partitioning is not None:
+        partitioning = ds.partitioning(found.partitioning, flavor="hive")
+
+    def look_once() -> _T:
+        files, _ = fsspec.url_to_fs(found.url, **found.storage_options)
+        is_local = isinstance(files, LocalFileSystem)
+        return look(
+            ds.dataset(
+                list(found.paths),
+                format="parquet",
+                filesystem=None if is_local else PyFileSystem(FSSpecHandler(files)),
+                partitioning=partitioning,
+            )
+        )
+
+    try:
+        return retrying(look_once)
+    except (OSError, pa.ArrowException, ImportError, ValueError) as error:
+        raise StoreError(f"No Parquet can be opened at {found.url}: {error}") from error
+
+
+def summary(files: TableFiles) -> tuple[list[str], int]:
+    """Names of the columns, whatever they hold, and number of rows.
+
+    Raises
+    ------
+    StoreError
+        If there is nothing that can be read.
+    """
+    names = _of_dataset(files, lambda found: list(found.schema.names))
+    # Not count_rows: where one request in ten fails, it does with some hundred.
+    found = _fragments(files, None)
+    return names, sum(fragment.metadata.num_rows for fragment in found)
+
+
+def _fragments(files: TableFiles, expression: Any) -> list[Any]:
+    """What is to be read, file by file, each with its footer."""
+    everything = _of_dataset(files, partial(_picked_fragments, expression=expression))
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(partial(_with_footer, expression=expression), everything))
+
+
+def _picked_fragments(found: Any, expression: Any) -> list[Any]:
+    """Files by their paths; one at least, for its schema."""
+    import pyarrow as pa
+
+    try:
+        picked = list(found.get_fragments(filter=expression))
+    except pa.ArrowInvalid:
+        picked = []  # a column is missing, say: found and named below
+    return picked or list(found.get_fragments())
+
+
+def _with_footer(fragment: Any, expression: Any) -> Any:
+    """A fragment with its row groups, less those that no row can be picked from."""
+    import pyarrow as pa
+
+    _of_file(fragment, fragment.ensure_complete_metadata)
+    if expression is None:
+        return fragment
+    try:
+        return fragment.subset(filter=expression, schema=_whole_schema(fragment))
+    except (pa.ArrowException, ValueError):
+        return fragment  # a column is missing, say: found and named below
+
+
+def _of_file(fragment: Any, look: Callable[[], _T]) -> _T:
+    """What a look at a file tells, in spite of a store that fails now and then."""
+    import pyarrow as pa
+
+    try:
+        return retrying(look)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            f"The Parquet file {fragment.path} cannot be read: {error}"
+        ) from error
+
+
+def _whole_schema(fragment: Any) -> Any:
+    """A file's schema, and the columns of its path."""
+    import pyarrow as pa
+
+    schema = fragment.physical_schema
+    for name, value in _partition(fragment).items():
+        schema = schema.append(pa.field(name, pa.scalar(value).type))
+    return schema
+
+
+def _partition(fragment: Any) -> dict[str, Any]:
+    """Columns that are in a file's path alone."""
+    import pyarrow.dataset as ds
+
+    found = ds.get_partition_keys(fragment.partition_expression)
+    return {k: v for k, v in found.items() if k not in fragment.physical_schema.names}
+
+
+def _blocks(spans: Sequence[Span], n_columns: int, itemsize: int) -> list[list[Span]]:
+    """Spans cut and joined so that blocks are of a good size."""
+    total = sum(span.n_rows for span in spans)
+    most = max(1, min(BLOCK_BYTES // (n_columns * itemsize), -(-total // _BLOCKS)))
+    blocks: list[list[Span]] = [[]]
+    n_rows = 0
+    for span in spans:
+        for part in _cut(span, most, batch_rows(n_columns)):
+            if n_rows + part.n_rows > most and blocks[-1]:
+                blocks.append([])
+                n_rows = 0
+            blocks[-1].append(part)
+            n_rows += part.n_rows
+    return blocks
+
+
+def _cut(span: Span, most: int, unit: int) -> list[Span]:
+    """A span in parts of as equal a length as can be, of whole batches if they fit."""
+    unit = unit if unit <= most else 1
+    n_units = -(-span.n_rows // unit)
+    n_parts = -(-n_units // (most // unit))
+    ends = [unit * (n_units * i // n_parts) for i in range(n_parts)]
+    return [
+        replace(span, start=span.start + first, stop=span.start + last)
+        for first, last in pairwise([*ends, span.n_rows])
+    ]

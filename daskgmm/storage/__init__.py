@@ -1,0 +1,1 @@
+"""Places where data, models and outputs lie."""

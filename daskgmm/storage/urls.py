@@ -1,0 +1,248 @@
+"""Places by path or URL: the same for every process, and told apart before writing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import combinations, product
+from typing import Any, Final
+
+import fsspec
+from fsspec.core import split_protocol, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+_CHAIN: Final = "::"
+"""Between the links of a URL such as ``zip://rows.zarr::s3://bucket/data.zip``."""
+_LOCAL: Final = ("file", "local")
+_WILD: Final = "*?["
+
+
+def absolute(place: str | os.PathLike[str]) -> str:
+    """A place under a name that other processes and folders know it by, too.
+
+    Relative paths are made absolute and ``~`` is expanded, inside chained URLs too; all
+    other URLs stay as they are.
+    """
+    links = os.fspath(place).split(_CHAIN)
+    return _CHAIN.join(_absolute_link(link, len(links) > 1) for link in links)
+
+
+def _absolute_link(link: str, chained: bool) -> str:
+    protocol, path = split_protocol(link)
+    if protocol in _LOCAL:
+        return f"{protocol}://{_absolute_path(path)}"
+    if protocol is not None or (chained and link in fsspec.available_protocols()):
+        return link
+    return _absolute_path(link)
+
+
+def _absolute_path(path: str) -> str:
+    whole = os.path.join(os.getcwd(), os.path.expanduser(path))
+    # Through a link, `..` leads elsewhere than the text says.
+    return whole if ".." in whole.split(os.sep) else os.path.normpath(whole)
+
+
+def as_path(place: str) -> str:
+    """A place of this machine as a plain path; any other as it is."""
+    protocol, path = split_protocol(place)
+    is_path = protocol in _LOCAL and _CHAIN not in place
+    found: str = path if is_path else place
+    return found
+
+
+def is_local(files: Any) -> bool:
+    """Whether a file system is this machine's own."""
+    return isinstance(files, LocalFileSystem)
+
+
+def is_wild(place: str) -> bool:
+    """Whether a place may be a glob; it may also be a name with such characters."""
+    return any(mark in place for mark in _WILD)
+
+
+def check_apart(
+    written: Mapping[str, str | os.PathLike[str] | None],
+    read: Mapping[str, str | os.PathLike[str] | None],
+) -> None:
+    """Refuse to write to what is read, or to two places of which one holds the other.
+
+    Parameters
+    ----------
+    written, read : mapping
+        Places by what the user calls them; None where there is none. A place that is
+        read may be a glob.
+
+    Raises
+    ------
+    ValueError
+        Naming two places that are the same, or one inside the other, however they are
+        spelt: by links, relative paths, other names of a protocol, or on a disk that
+        takes capitals for small letters.
+    """
+    outputs = [(name, os.fspath(p)) for name, p in written.items() if p is not None]
+    inputs = [(name, os.fspath(p)) for name, p in read.items() if p is not None]
+    for (name, output), (other, place) in (
+        *product(outputs, inputs),
+        *combinations(outputs, 2),
+    ):
+        how = _clash(output, place)
+        if how is not None:
+            raise ValueError(
+                f"{name} ({output}) {how} {other} ({place}): writing the one would "
+                "destroy or hide the other. Choose another place."
+            )
+
+
+def _clash(output: str, place: str) -> str | None:
+    """How a place to write to lies to another one, if they are not apart."""
+    for ours, theirs in product(_links(output), _links(place)):
+        if _is_inside(ours, theirs):
+            return "is" if _is_inside(theirs, ours) else "lies inside"
+        if _is_inside(_fixed_part(theirs), ours):
+            return "holds"
+        if is_wild(theirs[1]) and _is_matched(ours, theirs):
+            return "is matched by"
+    return None
+
+
+_Link = tuple[str, str]
+"""A file system's name and a path in it."""
+
+
+def _links(place: str) -> list[_Link]:
+    """Where the links of a URL lead."""
+    return list(map(_resolved, filter(_has_path, absolute(place).split(_CHAIN))))
+
+
+def _has_path(link: str) -> bool:
+    return "/" in link or os.sep in link
+
+
+def _resolved(link: str) -> _Link:
+    protocol, path = split_protocol(link)
+    if protocol is None or protocol in _LOCAL:
+        return "file", os.path.realpath(path)
+    try:
+        files, path = url_to_fs(link)
+        protocol = _first(files.protocol)
+    except Exception:  # whatever a library wants that is not there: by the text then
+        _, _, path = link.partition("://")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return str(protocol), "/".join(parts)
+
+
+def _first(names: Any) -> str:
+    return names if isinstance(names, str) else names[0]
+
+
+def _is_inside(inner: _Link, outer: _Link) -> bool:
+    """Whether a place is another one, or lies in it."""
+    if inner[0] != outer[0]:
+        return False
+    if inner[0] == "file":
+        return any(_is_same_file(path, outer[1]) for path in _upwards(inner[1]))
+    return f"{inner[1]}/".startswith(f"{outer[1]}/")
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A path and all folders around it."""
+    yield path
+    while (above := os.path.dirname(path)) != path:
+        path = above
+        yield path
+
+
+def _is_same_file(a: str, b: str) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:  # one of them is not there yet
+        return os.path.normcase(a) == os.path.normcase(b)
+
+
+def _fixed_part(link: _Link) -> _Link:
+    """The folder that all matches of a glob lie in; what is no glob, as it is."""
+    protocol, path = link
+    parts = path.split("/")
+    first = next((i for i, part in enumerate(parts) if is_wild(part)), None)
+    return (protocol, path if first is None else "/".join(parts[:first]) or "/")
+
+
+def _is_matched(place: _Link, glob: _Link) -> bool:
+    """Whether a place, or a folder around it, is one of a glob's matches."""
+    if place[0] != glob[0]:
+        return False
+    pattern = re.compile(glob_translate(glob[1]))
+    return any(pattern.match(path) for path in _upwards(place[1]))
+
+
+# --- writing --------------------------------------------------------------------------
+
+
+def folders_above(place: str | os.PathLike[str]) -> Iterator[str]:
+    """The folders that a place lies in, the nearest first."""
+    place = absolute(place).rstrip("/")
+    protocol, path = split_protocol(place)
+    if protocol is None or protocol in _LOCAL:
+        _, *above = _upwards(os.path.realpath(path))
+        yield from above
+        return
+    while "/" in path and (path := path.rpartition("/")[0]):
+        yield f"{protocol}://{path}"
+
+
+def beside(place: str, prefix: str) -> str:
+    """The place in the same folder whose name has a prefix."""
+    protocol, path = split_protocol(place)
+    if protocol is None or protocol in _LOCAL:
+        # What a link leads to is replaced, and not the link.
+        folder, name = os.path.split(os.path.realpath(path))
+        return os.path.join(folder, prefix + name)
+    folder, _, name = place.rstrip("/").rpartition("/")
+    return f"{folder}/{prefix}{name}"
+
+
+def check_no_wild_cards(place: str) -> None:
+    """Refuse to write where a store may take a name for a glob, and remove what fits.
+
+    Raises
+    ------
+    ValueError
+    """
+    protocol, path = split_protocol(place)
+    if protocol is not None and protocol not in _LOCAL and is_wild(path):
+        raise ValueError(
+            f"{place} has one of the characters {' '.join(_WILD)}, which stores at "
+            "URLs take for wild cards: choose a name without."
+        )
+
+
+def remove_tree(place: str) -> None:
+    """Remove a file, or a folder and all in it, if it is there."""
+    files, path = url_to_fs(place)
+    if is_local(files):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        return
+    check_no_wild_cards(place)
+    with suppress(FileNotFoundError):
+        files.rm(path, recursive=True)
+
+
+def replace_folder(source: str, target: str) -> None:
+    """Put a folder in the place of another one, which goes; both on this machine."""
+    _, new = url_to_fs(source)
+    _, path = url_to_fs(target)
+    path = os.path.realpath(path)
+    old = beside(path, ".old-")
+    if os.path.lexists(path):
+        remove_tree(old)
+        os.rename(path, old)
+    os.rename(new, path)
+    remove_tree(old)
