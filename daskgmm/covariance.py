@@ -173,6 +173,14 @@ class CovarianceShape(ABC):
         moved = mass[:, np.newaxis] * self.outer(shift, shift)
         return scatter + self.pool(moved - 2.0 * self.outer(drift, shift))
 
+    def trace(self, scatter: Array, n_features: int) -> float:
+        """Sum of the squares on the diagonals of a scatter, all rows (K, S) of it."""
+        return float(scatter[:, self.diagonal(n_features)].sum())
+
+    def diagonal(self, n_features: int) -> slice | NDArray[np.intp]:
+        """Where the numbers that are kept of a scatter are those of its diagonal."""
+        return slice(None)
+
     def of_component(self, covariances: Array, k: int) -> Array:
         """Covariance of component k."""
         component: Array = covariances if self.pooled else covariances[k]
@@ -191,6 +199,10 @@ class _MatrixShape(CovarianceShape):
     """Covariances are matrices: (K, d, d), or (1, d, d) for all components."""
 
     dense = True
+
+    def diagonal(self, n_features: int) -> slice | NDArray[np.intp]:
+        i, j = _pairs(n_features)
+        return np.flatnonzero(i == j)
 
     @staticmethod
     @abstractmethod

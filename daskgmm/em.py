@@ -9,9 +9,10 @@ from typing import Final, final
 
 import numpy as np
 
-from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.likelihood import MaximumLikelihood
 from daskgmm.mixture import Mixture
+from daskgmm.mixtures.totals import Totals
 from daskgmm.moments import Moments, e_step, moments, plan
 from daskgmm.reduction import Shards
 
@@ -106,15 +107,36 @@ def em(
 
     Runs that have ended leave the message; the data are read once per pass whatever
     the number of runs.
+
+    Raises
+    ------
+    DataError
+        If the rows are not the same in all passes.
     """
     runs = list(runs)
+    totals: Totals | None = None
     while live := [i for i, run in enumerate(runs) if run.status is Status.TRAINING]:
         mixtures = [m for i in live if (m := runs[i].mixture) is not None]
         message = plan(mixtures)
         sums = shards.reduce(e_step, message)
-        for i, its_moments in zip(live, moments(message, sums, mixtures), strict=True):
+        of_runs = moments(message, sums, mixtures)
+        totals = _same_rows(totals, mixtures[0], of_runs[0])
+        for i, its_moments in zip(live, of_runs, strict=True):
             runs[i] = advance(runs[i], its_moments, rule, stopping)
         yield list(runs)
+
+
+def _same_rows(before: Totals | None, mixture: Mixture, its_moments: Moments) -> Totals:
+    """The rows' totals of the first pass; an error if those of another pass differ."""
+    if before is None:
+        return Totals.of(mixture, its_moments)
+    if before.differ(Totals.of(mixture, its_moments, before.centre)):
+        raise DataError(
+            "The rows of X, or their weights, were not the same in two passes over "
+            "them: what was found is of neither. Data that are drawn or changed anew "
+            "each time that they are read must be persisted, or written, before."
+        )
+    return before
 
 
 def best(runs: Sequence[Run]) -> int:

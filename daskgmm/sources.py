@@ -52,7 +52,7 @@ from daskgmm.reduction import (
     leaf_bounds,
     shard_bounds,
 )
-from daskgmm.storage.zarr_store import Missing
+from daskgmm.storage.zarr_store import Missing, name_of
 
 _SHARDS_PER_THREAD: Final = 4
 _TASKS_PER_THREAD: Final = 16
@@ -165,7 +165,7 @@ def place_of(X: Any) -> str | None:
         return os.fspath(X)
     if isinstance(X, ParquetRows):
         return X.url
-    return str(X.store_path) if isinstance(X, zarr.Array) else None
+    return name_of(X) if isinstance(X, zarr.Array) else None
 
 
 def opened(X: Any) -> Any:

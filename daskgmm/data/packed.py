@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 
 from daskgmm.errors import DataError
-from daskgmm.storage.zarr_store import ZarrArray
+from daskgmm.storage.zarr_store import ZarrArray, name_of
 
 _SCALES: Final = {"scale_factor": 1.0, "add_offset": 0.0}
 """And what each is where it changes nothing."""
@@ -88,7 +88,7 @@ def check_not_packed(
 def check_zarr(array: ZarrArray) -> None:
     """Refuse a Zarr array of numbers that stand for others."""
     check_not_packed(
-        f"The Zarr array at {array.store_path}",
+        f"The Zarr array at {name_of(array)}",
         array.metadata.attributes,
         array.dtype,
         "Open it with daskgmm.open_rows(url, decode_cf=True), or --decode-cf, to have "

@@ -49,9 +49,9 @@ def _absolute_path(path: str) -> str:
 def as_path(place: str) -> str:
     """A place of this machine as a plain path; any other as it is."""
     protocol, path = split_protocol(place)
-    is_path = protocol in _LOCAL and _CHAIN not in place
-    found: str = path if is_path else place
-    return found
+    if protocol not in _LOCAL or _CHAIN in place:
+        return place
+    return str(path)
 
 
 def is_local(files: Any) -> bool:
@@ -126,17 +126,15 @@ def _resolved(link: str) -> _Link:
     protocol, path = split_protocol(link)
     if protocol is None or protocol in _LOCAL:
         return "file", os.path.realpath(path)
+    with suppress(ImportError, ValueError):  # by the text, without its library
+        names: Any = fsspec.get_filesystem_class(protocol).protocol
+        protocol = names if isinstance(names, str) else names[0]
     try:
-        files, path = url_to_fs(link)
-        protocol = _first(files.protocol)
-    except Exception:  # whatever a library wants that is not there: by the text then
+        _, path = url_to_fs(link)
+    except Exception:  # whatever a library wants that is not given here
         _, _, path = link.partition("://")
     parts = [part for part in path.split("/") if part not in ("", ".")]
-    return str(protocol), "/".join(parts)
-
-
-def _first(names: Any) -> str:
-    return names if isinstance(names, str) else names[0]
+    return protocol, "/".join(parts)
 
 
 def _is_inside(inner: _Link, outer: _Link) -> bool:
@@ -200,7 +198,7 @@ def beside(place: str, prefix: str) -> str:
     if protocol is None or protocol in _LOCAL:
         # What a link leads to is replaced, and not the link.
         folder, name = os.path.split(os.path.realpath(path))
-        return os.path.join(folder, prefix + name)
+        return str(os.path.join(folder, prefix + name))
     folder, _, name = place.rstrip("/").rpartition("/")
     return f"{folder}/{prefix}{name}"
 

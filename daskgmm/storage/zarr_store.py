@@ -54,8 +54,16 @@ _AZURE: Final = {"abfs", "abfss", "az"}
 
 
 def name_of(array: ZarrArray) -> str:
-    """Where an array lies, for people."""
-    return str(array.store_path)
+    """Where an array lies, as a URL if that is known."""
+    store = array.store_path.store
+    if isinstance(store, WatchedStore | _ReadFromTheStart):
+        store = store.wrapped
+    if not isinstance(store, FsspecStore):
+        return str(array.store_path)
+    # Zarr wraps file systems that are not asynchronous.
+    files: Any = getattr(store.fs, "sync_fs", store.fs)
+    path = f"{store.path}/{array.store_path.path}".rstrip("/")
+    return str(files.unstrip_protocol(path))
 
 
 def key_of(array: ZarrArray, index: Index) -> str:
@@ -202,6 +210,12 @@ class WatchedStore(WrapperStore[Any]):
         self._index = None if array.shards is None else _ShardIndex.of(array)
         self.n_filled = 0
         """Chunks that were read as the fill value, so far."""
+
+    @property
+    def wrapped(self) -> Store:
+        """The store itself."""
+        store: Store = self._store
+        return store
 
     def __str__(self) -> str:
         return str(self._store)

@@ -1,0 +1,1 @@
+"""Mixtures: their parameters, and what follows from them and from sums."""

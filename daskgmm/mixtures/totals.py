@@ -1,0 +1,77 @@
+"""What the moments of a pass say of the rows alone, whatever the mixture was.
+
+The responsibilities of a row sum to one: so the weight, the sum and the sum of squares
+of all rows come out of any mixture's moments. They are the same in every pass, unless
+the rows are others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskgmm.mixture import Mixture
+from daskgmm.moments import Moments
+
+Array = NDArray[np.float64]
+
+_TOLERANCE: Final = 1e-6
+"""Of a mean, in standard deviations, and of weights and squares, relative: sums of the
+same rows differ by less, by rounding."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all rows x, of weight w, about a centre c.
+
+    Attributes
+    ----------
+    centre : ndarray of shape (d,)
+    weight : float
+        Σw.
+    sums : ndarray of shape (d,)
+        Σw (x - c).
+    squares : float
+        Σw |x - c|².
+    """
+
+    centre: Array
+    weight: float
+    sums: Array
+    squares: float
+
+    @classmethod
+    def of(
+        cls, mixture: Mixture, moments: Moments, centre: Array | None = None
+    ) -> Self:
+        """Those that the moments about a mixture's means come to.
+
+        Parameters
+        ----------
+        mixture : Mixture
+            The one that was sent out.
+        moments : Moments
+        centre : ndarray of shape (d,), optional
+            By default that of the mixture.
+        """
+        centre = mixture.centre if centre is None else centre
+        shifts = mixture.means - centre
+        sums = (moments.drift + moments.mass[:, np.newaxis] * shifts).sum(axis=0)
+        about_means = mixture.shape.trace(moments.scatter, mixture.n_features)
+        moved = 2.0 * (moments.drift * shifts).sum() + moments.mass @ (shifts**2).sum(1)
+        return cls(centre, moments.weight, sums, float(about_means + moved))
+
+    def differ(self, other: Totals) -> bool:
+        """Whether two totals, about one centre, are of other rows."""
+        scale = np.sqrt(self.squares / self.weight)
+        shift = np.abs(self.sums / self.weight - other.sums / other.weight).max()
+        # Written so that NaN, which says nothing, does not differ.
+        return bool(
+            abs(self.weight - other.weight) > _TOLERANCE * self.weight
+            or shift > _TOLERANCE * scale
+            or abs(self.squares - other.squares) > _TOLERANCE * self.squares
+        )

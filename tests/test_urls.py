@@ -1,0 +1,169 @@
+"""Places by path and URL: made absolute, and told apart before anything is written."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from daskgmm.storage import urls
+from daskgmm.storage.urls import absolute, check_apart
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("rows.zarr", "{here}/rows.zarr"),
+        ("./a//rows.zarr/", "{here}/a/rows.zarr"),
+        ("~/rows.zarr", "{here}/home/rows.zarr"),
+        ("/data/rows.zarr", "/data/rows.zarr"),
+        ("/data/../rows.zarr", "/data/../rows.zarr"),  # `data` may be a link
+        ("file://rows.zarr", "file://{here}/rows.zarr"),
+        ("file:///data/rows.zarr", "file:///data/rows.zarr"),
+        ("s3://bucket/rows.zarr", "s3://bucket/rows.zarr"),
+        ("memory://rows.zarr", "memory://rows.zarr"),
+        ("https://host/a?b=1", "https://host/a?b=1"),
+        ("zip://rows.zarr::data.zip", "zip://rows.zarr::{here}/data.zip"),
+        ("simplecache::s3://bucket/x", "simplecache::s3://bucket/x"),
+        ("zip://::file://data.zip", "zip://::file://{here}/data.zip"),
+    ],
+)
+def test_places_are_made_absolute(here, place, expected):
+    assert absolute(place) == expected.format(here=here)
+    os.chdir("/")
+    assert absolute(absolute(place)) == absolute(place)
+
+
+def clash(output, place):
+    with pytest.raises(ValueError, match="Choose another place") as caught:
+        check_apart({"OUT": output}, {"STORE": place})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "rows.zarr",
+        "./rows.zarr/",
+        "{here}//rows.zarr",
+        "file://{here}/rows.zarr",
+        "local://{here}/rows.zarr",
+        "other/../rows.zarr",
+        "link.zarr",
+        "folder/rows.zarr",
+        "~/../rows.zarr",
+    ],
+)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_same_place_in_other_spellings(here, output, is_there):
+    (here / "other").mkdir()
+    (here / "home").mkdir()
+    if is_there:
+        (here / "rows.zarr").mkdir()
+    (here / "link.zarr").symlink_to(here / "rows.zarr")
+    (here / "folder").symlink_to(here)
+    said = clash(output.format(here=here), "rows.zarr")
+    assert said.startswith(f"OUT ({output.format(here=here)}) is STORE (rows.zarr): ")
+    check_apart({"OUT": "out.zarr"}, {"STORE": "rows.zarr"})
+
+
+def test_one_file_by_two_names(here):
+    """As on a disk that takes capitals for small letters."""
+    (here / "rows.parquet").write_bytes(b"")
+    os.link(here / "rows.parquet", here / "ROWS.parquet")
+    assert "is STORE" in clash("ROWS.parquet", "rows.parquet")
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [
+        ("s3://bucket/rows", "s3a://bucket/rows/"),
+        ("s3://bucket//a/./rows", "s3://bucket/a/rows"),
+        pytest.param(
+            *("gs://bucket/rows", "gcs://bucket/rows"),
+            marks=pytest.mark.slow,  # to load these libraries takes long
+        ),
+        ("memory://rows", "memory:///rows"),
+        ("memory://rows", "simplecache::memory://rows"),
+        pytest.param(
+            "az://container/rows",
+            "abfs://container@account.dfs.core.windows.net/rows",
+            marks=pytest.mark.slow,
+        ),
+        ("https://host/rows", "https://host/rows/"),
+    ],
+)
+def test_the_same_place_in_other_spellings_of_urls(output, place):
+    assert " is STORE" in clash(output, place)
+
+
+@pytest.mark.parametrize(
+    ("output", "place", "how"),
+    [
+        ("rows.zarr/model.zarr", "rows.zarr", "lies inside"),
+        ("data", "data/rows.zarr", "holds"),
+        ("data", "file://{here}/data/more/rows.zarr", "holds"),
+        ("s3://bucket/rows/model", "s3://bucket/rows", "lies inside"),
+        ("s3://bucket/a", "s3://bucket/a/rows", "holds"),
+        ("data.zip", "zip://rows.zarr::data.zip", "is"),
+        ("cells/labels.parquet", "cells/*.parquet", "is matched by"),
+        ("cells/a.parquet/labels.zarr", "cells/*.parquet", "is matched by"),
+        ("cells", "cells/*.parquet", "holds"),
+        ("s3://bucket/cells", "s3://bucket/cells/day=*/*.parquet", "holds"),
+    ],
+)
+def test_one_place_in_the_other(here, output, place, how):
+    assert f"OUT ({output}) {how} STORE" in clash(output, place.format(here=here))
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [
+        ("rows.zarr.labels", "rows.zarr"),
+        ("s3://bucket/rows2", "s3://bucket/rows"),
+        ("s3://other/rows", "s3://bucket/rows"),
+        ("memory://bucket/rows", "s3://bucket/rows"),
+        ("cells/labels.zarr", "cells/*.parquet"),
+        ("labels.parquet", "cells/*.parquet"),
+    ],
+)
+def test_places_apart(here, output, place):
+    check_apart({"OUT": output}, {"STORE": place, "--weights": None})
+
+
+def test_two_places_to_write_to(here):
+    with pytest.raises(ValueError, match=r"MODEL \(m\) holds --checkpoint \(m/c\)"):
+        check_apart({"MODEL": "m", "--checkpoint": "m/c"}, {})
+    check_apart({"MODEL": "m", "--checkpoint": "c"}, {})
+
+
+def test_what_is_replaced_is_whole_until_then(here):
+    for name, content in (("new", "new"), ("rows", "old")):
+        (here / name).mkdir()
+        (here / name / "part").write_text(content)
+    (here / "link").symlink_to(here / "rows")
+    urls.replace_folder(str(here / "new"), str(here / "link"))
+    assert (here / "rows" / "part").read_text() == "new"
+    assert (here / "link").is_symlink()
+    assert sorted(path.name for path in here.iterdir()) == ["link", "rows"]
+
+
+def test_removing_takes_names_as_they_are(here):
+    """A name with wild cards is not a glob, and a link is not what it leads to."""
+    for name in ("a1", "a[1]", "a*", "b"):
+        (here / name).mkdir()
+        (here / name / "x").touch()
+    (here / "link").symlink_to(here / "b")
+    for name in ("a[1]", "a*", "link", "nothing"):
+        urls.remove_tree(str(here / name))
+    assert sorted(path.name for path in here.iterdir()) == ["a1", "b"]
+    assert (here / "b" / "x").exists()
+    with pytest.raises(ValueError, match="wild cards"):
+        urls.remove_tree("memory://a[1]")
