@@ -29,6 +29,7 @@ from daskgmm.demo_data import (
     N_FEATURES,
     Array,
     Truth,
+    is_of_demo,
     make_truth,
     write,
 )
@@ -49,6 +50,9 @@ _MAX_ITER: Final = 15
 _N_INIT: Final = 2  # k-means misses a component in one start of five
 _BLOCK_BYTES: Final = BLOCK_ROWS * N_FEATURES * 8
 _N_BLOCKS_DRAWN: Final = 4
+
+_MARK: Final = "daskgmm demo"
+"""What pictures of the demo say of themselves."""
 
 _WEIGHT_TOLERANCE: Final = 0.005
 _MEAN_TOLERANCE: Final = 0.05
@@ -162,7 +166,8 @@ def run(
     n_blocks = max(1, round(gigabytes * 10**9 / _BLOCK_BYTES))
     folder.mkdir(parents=True, exist_ok=True)
     _check_room(folder, n_blocks * _BLOCK_BYTES)
-    store = str((folder / "rows.zarr").resolve())
+    store, picture = str((folder / "rows.zarr").resolve()), folder / "mixture.png"
+    _check_ours(Path(store), picture)
     truth = make_truth(seed)
     _compile_apart()
     try:
@@ -172,7 +177,6 @@ def run(
         found = match(model, truth)
         _print_found(truth, found, console)
         _print_memory(memory, console)
-        picture = folder / "mixture.png"
         _draw(model, truth, _sample(store, seed), picture)
         console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
     finally:
@@ -180,6 +184,18 @@ def run(
             shutil.rmtree(store, ignore_errors=True)
     _print_verdict(found, memory, console)
     return found.near and memory.kept
+
+
+def _check_ours(store: Path, picture: Path) -> None:
+    """Refuse to replace, and in the end remove, what is not of an earlier demo."""
+    if store.exists() and not is_of_demo(store):
+        raise FileExistsError(
+            f"{store} exists and is not of an earlier demo: choose another --folder."
+        )
+    if picture.exists() and _MARK.encode() not in picture.read_bytes():
+        raise FileExistsError(
+            f"{picture} exists and is not of an earlier demo: choose another --folder."
+        )
 
 
 def _check_room(folder: Path, n_bytes: int) -> None:
@@ -351,4 +367,4 @@ def _draw(model: GaussianMixture, truth: Truth, rows: Array, picture: Path) -> N
     )
     axes.legend(frameon=False, loc="upper right")
     axes.set_title("Found components at 1 and 2 standard deviations")
-    figure.savefig(picture, dpi=150)
+    figure.savefig(picture, dpi=150, metadata={"Software": _MARK})

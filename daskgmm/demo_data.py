@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, final
 
 import dask.array as da
@@ -10,11 +12,15 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from daskgmm.storage.urls import remove_tree
+
 N_COMPONENTS: Final = 5
 N_FEATURES: Final = 6
 BLOCK_ROWS: Final = 2**17
 
 Array = NDArray[np.float64]
+
+_MARK: Final = {"made by": "daskgmm demo"}
 
 
 @final
@@ -66,6 +72,15 @@ def draw_block(
     return rng.permutation(rows)
 
 
+def is_of_demo(store: Path) -> bool:
+    """Whether an array was written here, even if the writing was broken off."""
+    try:
+        said = json.loads((store / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(said == _MARK)
+
+
 def write(url: str, truth: Truth, n_blocks: int, seed: int) -> None:
     """Write rows of a mixture to a Zarr array, each block where Dask puts it."""
     n_features = truth.means.shape[1]
@@ -78,12 +93,13 @@ def write(url: str, truth: Truth, n_blocks: int, seed: int) -> None:
         dtype=np.float64,
         meta=np.empty((0, 0)),
     )
+    remove_tree(url)
     target = zarr.create_array(
         url,
         shape=rows.shape,
         chunks=rows.chunksize,
         dtype=rows.dtype,
         compressors=None,  # random digits cannot be compressed
-        overwrite=True,
+        attributes=dict(_MARK),
     )
     da.store(rows, target, lock=False)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, final
 
 from dask._task_spec import (
+    Alias,
     DataNode,
     Dict,
     GraphNode,
@@ -45,6 +46,16 @@ _MOVES: Final = GETTERS | {
 def function_name(node: Any) -> str:
     """What a node calls; nothing if it is no task."""
     return str(getattr(getattr(node, "func", None), "__name__", ""))
+
+
+def is_task(node: Any) -> bool:
+    """Whether a node, or what a layer makes nodes of, is more than a value."""
+    return isinstance(node, GraphNode) and not isinstance(node, DataNode)
+
+
+def moves_rows(node: Any) -> bool:
+    """Whether a node makes chunks from chunks, and computes nothing."""
+    return isinstance(node, Alias) or function_name(node) in _MOVES
 
 
 class Change(Protocol):
@@ -101,8 +112,7 @@ class Graph:
 
     def is_work(self, key: Key) -> bool:
         """Whether there is something to compute: no literal, no future."""
-        node = self.nodes.get(key)
-        return node is not None and not isinstance(node, DataNode)
+        return is_task(self.nodes.get(key))
 
     def is_elsewhere(self, key: Key) -> bool:
         """Whether a cluster holds it: a future, also one passed as an argument."""
@@ -110,7 +120,12 @@ class Graph:
 
     def moves_rows(self, key: Key) -> bool:
         """Whether a node makes chunks from chunks, and computes nothing."""
-        return function_name(self.nodes[key]) in _MOVES
+        return moves_rows(self.nodes[key])
+
+    @property
+    def only_moves_rows(self) -> bool:
+        """Whether chunks are those of its sources, and nothing is computed."""
+        return all(moves_rows(n) for n in self.nodes.values() if is_task(n))
 
     def dependencies(self, key: Key) -> Iterable[Key]:
         """Keys that a node needs directly."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any, Final, final
 
@@ -21,14 +22,33 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
+from daskgmm.data.columns import FrameColumns, check_number, may_be_lists
 from daskgmm.data.packed import check_not_packed
 from daskgmm.errors import DataError
 from daskgmm.posterior import Question, answer, answer_block, answer_lazily
-from daskgmm.sources import as_dask, float_dtype, is_lazy, opened, with_care
+from daskgmm.sources import as_dask, is_lazy, opened, with_care
 from daskgmm.storage.zarr_store import Missing
 
 _VARIABLES: Final = "daskgmm: variables of a Dataset"
 """The dimension along which a Dataset's variables are laid: a name nobody else uses."""
+_WRITE: Final = "or write it as Parquet and give the path of that."
+_NOT_TAKEN: Final = (
+    ("polars", ("LazyFrame",), f"call collect() on it, {_WRITE}"),
+    (
+        "pyarrow.dataset",
+        ("Dataset",),
+        "give the path of its files, or what "
+        "daskgmm.open_rows(path, columns=…, filters=…) returns.",
+    ),
+    (
+        "pyarrow",
+        ("RecordBatchReader",),
+        f"it can be read only once. Call read_all() on it, {_WRITE}",
+    ),
+    ("duckdb", ("DuckDBPyRelation",), f"call df() on it, {_WRITE}"),
+    ("pyspark.sql", ("DataFrame",), f"call toPandas() on it, {_WRITE}"),
+)
+"""Tables that are computed elsewhere, and what to do with them."""
 _COMPONENT: Final = "component"
 """The dimension that responsibilities have on top of the rows' own."""
 
@@ -91,9 +111,23 @@ def open_rows(X: Any, missing: Missing = "error") -> Rows:
             "it can be made by to_frame()."
         )
     if _is(X, "pandas", "DataFrame"):
-        return _RowsInMemory(_numeric(X))
+        return _RowsInMemory(_in_memory(X))
+    for module, names, advice in _NOT_TAKEN:
+        if _is(X, module, *names):
+            raise DataError(f"X is a {type(X).__module__}.{type(X).__name__}: {advice}")
+    if _has_lists(X):
+        return _RowsInMemory(_in_memory(X.to_pandas()))
     # A place is looked at once, not at each use.
     return _LazyRows(opened(X), missing) if is_lazy(X) else _RowsInMemory(X)
+
+
+def _has_lists(X: Any) -> bool:
+    """Whether X is a table of Arrow or polars that is to be taken as one of pandas'."""
+    if _is(X, "polars", "DataFrame"):
+        return any(dtype.is_nested() for dtype in X.dtypes)
+    if _is(X, "pyarrow", "Table", "RecordBatch"):
+        return any(field.type.num_fields for field in X.schema)
+    return False
 
 
 def _is(value: Any, module: str, *names: str) -> bool:
@@ -156,54 +190,30 @@ def _plain_weights(weights: Any) -> Any:
     """Weights without labels, in their order."""
     name = "sample_weight"
     if _is(weights, "dask.dataframe", "Series"):
-        _check_number(weights.dtype, name)
-        return weights.map_partitions(_numbers, np.dtype(float), meta=np.empty(0))
+        check_number(weights.dtype, name)
+        return weights.map_partitions(_as_floats, meta=np.empty(0))
     if _is(weights, "pandas", "Series") and weights.dtype != np.dtype(object):
-        _check_number(weights.dtype, name)
-        return _numbers(weights, np.dtype(float))
-    return weights.data if _is(weights, "xarray", "DataArray") else weights
+        check_number(weights.dtype, name)
+        return _as_floats(weights)
+    if not _is(weights, "xarray", "DataArray"):
+        return weights
+    _check_numbers(weights, name)
+    return weights.data
 
 
-def _check_number(dtype: Any, name: str) -> np.dtype[Any]:
-    """NumPy's dtype for one of pandas, or DataError if it is none of real numbers."""
-    # Nullable dtypes and Arrow's say what they would be without nulls.
-    plain = getattr(dtype, "numpy_dtype", dtype)
-    if isinstance(plain, np.dtype) and plain.kind in "fiub":
-        return plain
-    raise DataError(
-        f"{name} has dtype {dtype}: only real numbers can be used. Convert it with "
-        "astype(float), or leave it out."
-    )
-
-
-def _frame_dtype(frame: Any) -> np.dtype[Any]:
-    """float32 if no column of a data frame needs more, else float64."""
-    columns = zip(frame.columns, frame.dtypes, strict=True)
-    dtypes = [_check_number(dtype, f"Column {name!r} of X") for name, dtype in columns]
-    return float_dtype(np.result_type(*dtypes)) if dtypes else np.dtype(float)
-
-
-def _numbers(frame: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A pandas object as an array, with NaN for null."""
-    numbers: NDArray[Any] = frame.astype(dtype).to_numpy()
+def _as_floats(column: Any) -> NDArray[np.float64]:
+    """A pandas Series as an array, with NaN for null."""
+    numbers: NDArray[np.float64] = column.astype(float).to_numpy()
     return numbers
 
 
-def _numeric(frame: Any) -> Any:
+def _in_memory(frame: Any) -> Any:
     """A pandas DataFrame that scikit-learn makes an array of as it is meant."""
-    is_object = [dtype == np.dtype(object) for dtype in frame.dtypes]
-    for i in np.flatnonzero(is_object):
-        # Numbers may hide in there, and scikit-learn takes them.
-        try:
-            frame.iloc[:, i].astype(float)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"Column {frame.columns[i]!r} of X is not numeric: {error}."
-            ) from error
-    dtype = _frame_dtype(frame.loc[:, np.logical_not(is_object)])
-    if all(isinstance(column, np.dtype) for column in frame.dtypes):
+    columns = FrameColumns.of(frame)
+    plain = (isinstance(d, np.dtype) and d.kind in "fiub" for d in frame.dtypes)
+    if all(plain):
         return frame
-    return frame.astype(np.dtype(float) if any(is_object) else dtype)
+    return _pandas_frame(columns.numbers(frame), columns=columns.names, copy=False)
 
 
 @final
@@ -213,17 +223,30 @@ class _PartitionedRows(Rows):
 
     frame: Any
 
+    @cached_property
+    def _columns(self) -> FrameColumns:
+        """What the columns give: of lists, the first rows tell."""
+        meta = self.frame._meta
+        lists = [j for j, dtype in enumerate(meta.dtypes) if may_be_lists(dtype)]
+        if not lists:
+            return FrameColumns.of(meta)
+        for i in range(self.frame.npartitions):
+            first = self.frame.partitions[i].map_partitions(_first_row).compute()
+            if len(first):
+                return FrameColumns.of(first)
+        return FrameColumns.of(meta)
+
     @property
     def rows(self) -> Any:
         """See `Rows`."""
-        dtype = _frame_dtype(self.frame._meta)
-        meta = np.empty((0, len(self.frame.columns)), dtype=dtype)
-        return self.frame.map_partitions(_numbers, dtype, meta=meta)
+        columns = self._columns
+        meta = np.empty((0, columns.n_features), dtype=columns.dtype)
+        return self.frame.map_partitions(_partition_numbers, columns, meta=meta)
 
     @property
     def names(self) -> Any:
         """See `Rows`."""
-        return self.frame._meta
+        return _pandas_frame(columns=self._columns.names)
 
     def weights(self, sample_weight: Any) -> Any:
         """See `Rows`."""
@@ -255,19 +278,30 @@ class _PartitionedRows(Rows):
         )
         # Of the data frame's own partitions, so that Dask knows them for aligned.
         return self.frame.map_partitions(
-            _answer_partition, rows.dtype, question, meta=meta
+            _answer_partition, self._columns, question, meta=meta
         )
+
+
+def _first_row(partition: Any) -> Any:
+    return partition.head(1)
+
+
+def _partition_numbers(
+    frame: Any, columns: FrameColumns, partition_info: dict[str, int] | None = None
+) -> NDArray[Any]:
+    number = 0 if partition_info is None else partition_info["number"]
+    return columns.numbers(frame, f"X (partition {number})")
 
 
 def _answer_partition(
     frame: Any,
-    dtype: np.dtype[Any],
+    columns: FrameColumns,
     question: Question,
     partition_info: dict[str, int] | None = None,
 ) -> Any:
     number = 0 if partition_info is None else partition_info["number"]
-    answers = answer_block(_numbers(frame, dtype), question, (number,))
-    return _labelled(answers, frame.index)
+    rows = _partition_numbers(frame, columns, partition_info)
+    return _labelled(answer_block(rows, question, (number,)), frame.index)
 
 
 def _labelled(answers: NDArray[Any], index: Any) -> Any:
@@ -286,7 +320,9 @@ def from_xarray(data: Any, feature_dim: Hashable | None = None) -> XarrayRows:
         In memory or on Dask. Variables of a Dataset are broadcast against each other.
     feature_dim : hashable, default=None
         The dimension that holds the features. Without it they are the variables of a
-        Dataset, or the second of a DataArray's two dimensions.
+        Dataset, or the second of a DataArray's two dimensions. With it each variable of
+        a Dataset that has the dimension gives a feature for each label of it,
+        `name[label]`, and each other variable one.
 
     Returns
     -------
@@ -330,7 +366,7 @@ def from_xarray(data: Any, feature_dim: Hashable | None = None) -> XarrayRows:
 
 def _check_numbers(data: Any, name: str) -> None:
     """Refuse what xarray holds that are no numbers, or stand for others."""
-    _check_number(data.dtype, name)
+    check_number(data.dtype, name)
     check_not_packed(
         name,
         data.attrs,
@@ -345,17 +381,39 @@ def _variables(data: Any, feature_dim: Hashable | None) -> tuple[Any, Hashable]:
     names = list(data.data_vars)
     for name in names:
         _check_numbers(data[name], f"Variable {name!r} of X")
-    if feature_dim is not None and len(names) == 1:
-        return data[names[0]], feature_dim
-    if feature_dim is not None or not names:
-        raise DataError(
-            f"The variables of a Dataset are its features, and X has {names}: choose "
-            "one variable to have features along a dimension."
-        )
+    if not names:
+        raise DataError("X is a Dataset without variables: they are its features.")
+    if feature_dim is not None:
+        return _stacked(data, names, feature_dim), feature_dim
     # Coordinates may have dimensions that no variable has.
     used = {dim for name in names for dim in data[name].dims}
     data = data.drop_dims(set(data.dims) - used)
     return data.to_dataarray(dim=_VARIABLES), _VARIABLES
+
+
+def _stacked(data: Any, names: Sequence[Hashable], feature_dim: Hashable) -> Any:
+    """Variables side by side along their dimension of features; one as it is."""
+    if len(names) == 1:
+        return data[names[0]]
+    xarray, parts = sys.modules["xarray"], []
+    if not any(feature_dim in data[name].dims for name in names):
+        raise DataError(f"No variable of X has the feature dimension {feature_dim!r}.")
+    for name in names:
+        variable = data[name]
+        if feature_dim in variable.dims:
+            places = range(variable.sizes[feature_dim])
+            index = variable.indexes.get(feature_dim, places)
+            labels = [f"{name}[{label}]" for label in index]
+            variable = variable.drop_vars(
+                [c for c in variable.coords if feature_dim in variable.coords[c].dims]
+            )
+        else:
+            labels, variable = [str(name)], variable.expand_dims(feature_dim)
+        parts.append(variable.assign_coords({feature_dim: labels}).rename(None))
+    aligned = xarray.broadcast(*parts, exclude=[feature_dim])
+    return xarray.concat(
+        aligned, dim=feature_dim, join="exact", coords="minimal", compat="override"
+    )
 
 
 @final

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from daskgmm import kernel
 from daskgmm.blas import single_threaded_blas
+from daskgmm.data.columns import float_dtype
 from daskgmm.mixture import Mixture
 from daskgmm.moments import EStep, plan
 from daskgmm.reduction import Shards
-from daskgmm.sources import Block, as_block, block_rows, float_dtype
+from daskgmm.sources import Block, as_block, block_rows
 from daskgmm.survey import check_finite
 
 Kind = Literal["labels", "responsibilities", "log_prob"]

@@ -13,6 +13,7 @@ from dask.base import normalize_token
 from numpy.typing import NDArray
 
 from daskgmm import config
+from daskgmm.data.packed import check_zarr
 from daskgmm.errors import StoreError
 from daskgmm.patience import patiently, retrying_or
 from daskgmm.storage.facts import Facts, differing, digest_of
@@ -228,8 +229,9 @@ class Care:
     def __init__(self, missing: Missing) -> None:
         self._missing = missing
         self.arrays: dict[int, CarefulArray] = {}
+        self._plain: list[CarefulArray] = []
 
-    def __call__(self, value: Any, *, sliced: bool) -> Any:
+    def __call__(self, value: Any, *, sliced: bool, wrapped: bool = False) -> Any:
         """The like of a value that reads with care; of most values, the value itself.
 
         Parameters
@@ -239,13 +241,25 @@ class Care:
         sliced : bool
             Whether all that is done to it is to take slices. Other functions get a
             Zarr array that notices missing chunks, but does not try again.
+        wrapped : bool
+            Whether xarray decodes it.
         """
         if isinstance(value, zarr.Array):
             with_care = self._careful(value)
+            if not wrapped:
+                self._plain.append(with_care)
             return with_care if sliced else with_care.array
         for with_care in careful_arrays_in(value):
             self.arrays[id(with_care)] = with_care
         return self._inside(value) if _is_xarrays(value) else value
+
+    def check_plain(self) -> None:
+        """Raise DataError if an array holds numbers that stand for others.
+
+        Not of those that xarray wraps: it decodes them, if it was not told otherwise.
+        """
+        for with_care in self._plain:
+            check_zarr(with_care.array)
 
     def _careful(self, array: ZarrArray) -> CarefulArray:
         if id(array) not in self.arrays:
@@ -255,7 +269,7 @@ class Care:
     def _inside(self, wrapper: Any) -> Any:
         """A wrapper of xarray's around an array that is read with care."""
         for name, inner in _wrapped(wrapper):
-            with_care = self(inner, sliced=True)
+            with_care = self(inner, sliced=True, wrapped=True)
             if with_care is not inner:
                 wrapper = copy(wrapper)
                 setattr(wrapper, name, with_care)

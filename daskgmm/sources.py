@@ -27,6 +27,7 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from daskgmm.cluster import active_client, count_threads
+from daskgmm.data.columns import float_dtype
 from daskgmm.data.packed import check_zarr
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.data.parquet_reader import Reading, Span, Stream, go_on_with, let_go
@@ -40,6 +41,8 @@ from daskgmm.graph import (
     count_sources,
     cut,
     function_name,
+    is_task,
+    moves_rows,
 )
 from daskgmm.kernel import Part
 from daskgmm.opening import open_rows
@@ -250,8 +253,17 @@ def with_care(X: da.Array, missing: Missing) -> da.Array:
         name: _careful_layer(layers[name], care, name not in not_only_sliced)
         for name in layers
     }
+    if all(map(_moves_rows, layers.values())):
+        care.check_plain()
     graph = HighLevelGraph(careful_ones, X.dask.dependencies)
     return da.Array(graph, X.name, X.chunks, meta=X._meta)
+
+
+def _moves_rows(layer: Layer) -> bool:
+    if isinstance(layer, Blockwise):
+        return moves_rows(layer.task)
+    nodes = layer.values() if type(layer) is MaterializedLayer else ()
+    return all(moves_rows(node) for node in nodes if is_task(node))
 
 
 def _takes_slices(layer: Layer) -> bool:
@@ -542,11 +554,6 @@ def _as_floats(array: Any, name: str, *, keep_single: bool) -> NDArray[Any]:
     return floats
 
 
-def float_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Dtype of results for rows of a dtype: float32 stays, all else is float64."""
-    return np.dtype(np.float32 if dtype.newbyteorder("=") == np.float32 else np.float64)
-
-
 def block_rows(n_rows: int, n_features: int) -> int:
     """Rows of a block of an array in memory: depends on its shape alone."""
     rows = max(_MIN_BLOCK_ROWS, _BLOCK_NUMBERS // n_features)
@@ -637,6 +644,8 @@ class DaskSource(Source):
         graph = Graph({k: v for c in collections for k, v in dict(c.dask).items()})
         care = Care(self._missing)
         graph.change(care)
+        if graph.only_moves_rows:
+            care.check_plain()
         self._watch(list(care.arrays.values()))
         if graph.futures and active_client() is None:
             raise DataError(

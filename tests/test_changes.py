@@ -110,9 +110,7 @@ def test_what_other_processes_do_not_have_is_an_error(
     """Zarr would read it as zeros, there."""
     rows = in_memory(x)[way]
     fitted = model(missing_chunks=missing_chunks).fit(x)
-    gone = (
-        r"no Zarr array at memory://.*zarr, as seen from .*disk that they share"
-    )
+    gone = r"no Zarr array at memory://.*zarr, as seen from .*disk that they share"
     with pytest.raises(StoreError, match=gone):
         model(missing_chunks=missing_chunks).fit(rows)
     for method in ("predict", "predict_proba", "score_samples"):

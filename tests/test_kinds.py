@@ -765,10 +765,9 @@ def test_where_the_features_are_must_be_clear(x):
         from_xarray(image.isel(x=0, band=0), "y")
     with pytest.raises(DataError, match="DataArray or Dataset, not ndarray"):
         from_xarray(x)
-    data = image.to_dataset("band")
-    with pytest.raises(DataError, match="choose one variable"):
-        from_xarray(data, "y")
-    with pytest.raises(DataError, match=r"X has \[\]"):
+    with pytest.raises(DataError, match="No variable of X has .* 'z'"):
+        from_xarray(image.to_dataset("band"), "z")
+    with pytest.raises(DataError, match="Dataset without variables"):
         new_model().fit(xr.Dataset(coords={"y": np.arange(3)}))
     single = from_xarray(image.to_dataset(name="image"), "band")
     assert new_model().fit(single).feature_names_in_.tolist() == NAMES

@@ -8,6 +8,7 @@ import warnings
 
 import dask
 import dask.array as da
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +16,10 @@ import pytest
 import s3fs
 import zarr
 from distributed import Client, LocalCluster
+from fsspec.implementations.memory import MemoryFileSystem
 from services import store_server
 
-from daskgmm import StoreError, writing
+from daskgmm import GaussianMixture, StoreError, open_rows, writing
 from daskgmm.errors import ClusterError
 
 IDENTITY = {"kind": "labels", "model": "m", "shape": (5, 2)}
@@ -83,7 +85,7 @@ class Interrupted(Exception):
     """Raised in the middle of a write."""
 
 
-def interrupt(write, answer, out, after=3):
+def interrupt(write, answer, out, after=3, **options):
     """Break a write off after some parts."""
 
     def observer(done, of):
@@ -91,7 +93,7 @@ def interrupt(write, answer, out, after=3):
             raise Interrupted
 
     with dask.config.set(scheduler="sync"), pytest.raises(Interrupted):
-        write(answer, out, observer=observer)
+        write(answer, out, observer=observer, **options)
 
 
 @pytest.mark.parametrize("width", [None, 3])
@@ -413,3 +415,195 @@ def test_an_error_on_a_cluster_leaves_what_is_done(out, write):
     # The worker may have been at one more, and have written it since.
     assert n_parts <= write(answer, out).n_found <= n_parts + 1
     assert np.array_equal(read(out), expected)
+
+
+# --- what is replaced, and when -------------------------------------------------------
+
+
+def test_the_old_output_stays_until_the_new_one_is_complete(out, write):
+    expected, answer = answers()
+    write(answer, out)
+    before = contents(out)
+    other = {"overwrite": True, "identity": {"kind": "proba"}}
+    interrupt(write, answer + 1, out, **other)
+    assert contents(out) == before
+    aside = out.with_name(f".new-{out.name}")
+    n_parts = len(parts(aside))
+    assert 0 < n_parts < 10
+    # The same command goes on with the new one, and another one begins anew.
+    assert write(answer + 1, out, **other).n_found == n_parts
+    assert np.array_equal(read(out), expected + 1)
+    interrupt(write, answer + 2, out, **other)
+    third = {"overwrite": True, "identity": {"kind": "log-density"}}
+    assert write(answer + 3, out, **third).n_found == 0
+    assert np.array_equal(read(out), expected + 3)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("left", ["old", "nothing"])
+def test_a_replacement_that_broke_off_when_all_was_written(out, write, left):
+    """The new one is complete beside the old one, or the old one is gone already."""
+    expected, answer = answers()
+    write(answer + 1, out.with_name(f".new-{out.name}"))
+    if left == "old":
+        write(answer, out, identity={"kind": "proba"})
+    assert write(answer, out, overwrite=left == "old").n_found == 10
+    assert np.array_equal(read(out), expected + 1)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_what_others_wrote_is_never_replaced(out, write):
+    values, answer = answers()
+    if out.suffix == ".parquet":
+        out.mkdir()
+        pq.write_table(pa.table({"a": values}), out / "part-00000.parquet")
+    else:
+        zarr.create_array(out, data=values)
+    before = contents(out)
+    for overwrite in (False, True):
+        with pytest.raises(
+            FileExistsError, match=r"program (did not write|\.)|by this"
+        ):
+            write(answer, out, overwrite=overwrite)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("around", ["array", "array of Zarr 2", "model", "output"])
+def test_nothing_is_written_inside_what_it_would_spoil(tmp_path, write, out, around):
+    folder = tmp_path / "a"
+    if around == "array":
+        zarr.create_array(folder, data=np.zeros((4, 2)))
+    elif around == "array of Zarr 2":
+        zarr.create_array(folder, data=np.zeros((4, 2)), zarr_format=2)
+    elif around == "model":
+        fitted().save(str(folder))
+    else:
+        folder = tmp_path / "a.parquet"
+        write_parquet(answers()[1], folder)
+    before = contents(folder)
+    for inside in (folder / out.name, folder / "deep" / "er" / out.name):
+        with pytest.raises(
+            FileExistsError, match=f"lies inside {folder}, which is an?"
+        ):
+            write(answers()[1], inside, overwrite=True)
+        with pytest.raises(
+            FileExistsError, match=f"lies inside {folder}, which is an?"
+        ):
+            fitted().save(inside, overwrite=True)
+        with pytest.raises(
+            FileExistsError, match=f"lies inside {folder}, which is an?"
+        ):
+            fitted(checkpoint=inside)
+    assert contents(folder) == before
+
+
+def fitted(**options):
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    return GaussianMixture(2, random_state=0, tol=1.0).fit(x, **options)
+
+
+def test_a_checkpoint_replaces_nothing_else(tmp_path):
+    for name in ("slot-0", "slot-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("irreplaceable")
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"slot-0 exists and is not a model"):
+        fitted(checkpoint=tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["path", "array", "weights", "Parquet"])
+def test_a_checkpoint_apart_from_the_data(tmp_path, kind):
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    place = tmp_path / ("x.parquet" if kind == "Parquet" else "x.zarr")
+    weights = None
+    if kind == "Parquet":
+        place.mkdir()
+        pq.write_table(pa.table({"a": x[:, 0]}), place / "0.parquet")
+        rows = open_rows(place)
+    else:
+        rows = place if kind == "path" else zarr.create_array(place, data=x)
+    if kind == "path":
+        zarr.create_array(place, data=x)
+    if kind == "weights":
+        place, weights = tmp_path / "w.zarr", tmp_path / "w.zarr"
+        zarr.create_array(place, data=np.ones(50))
+    before = contents(place)
+    model = GaussianMixture(1)
+    for checkpoint in (place, place / "c", f"file://{place}/", tmp_path):
+        with pytest.raises(ValueError, match=r"checkpoint \(.*Choose another place"):
+            model.fit(rows, sample_weight=weights, checkpoint=checkpoint)
+    assert contents(place) == before
+
+
+def test_names_with_wild_cards_are_refused_where_they_may_be_globs(write, out):
+    _, answer = answers()
+    place = f"memory://a[1]/{out.name}"
+    with pytest.raises(ValueError, match="wild cards"):
+        write(answer, place)
+    with pytest.raises(ValueError, match="wild cards"):
+        fitted().save(place)
+    with pytest.raises(ValueError, match="wild cards"):
+        fitted(checkpoint=place)
+    # On a disk they are names as any other.
+    folder = out.parent / "a[1]"
+    folder.mkdir()
+    (out.parent / "a1").mkdir()
+    for _ in range(2):
+        write(answer, folder / out.name, overwrite=True)
+    assert len(parts(folder / out.name)) == 10
+    assert not list((out.parent / "a1").iterdir())
+
+
+def test_parts_of_rows_that_were_changed_are_written_anew(out, write):
+    """The others stay, when a command is given again that was broken off."""
+    _, answer = answers()
+    versions = {first: "old" for first in range(0, 1000, 100)}
+
+    def version(first, stop):
+        assert stop == first + 100
+        return versions[first]
+
+    interrupt(write, answer, out, versions=version)
+    there = [int(path.stem.removeprefix("part-")) for path in parts(out)]
+    versions[100 * there[0]] = "new"
+    found = write(answer + 1, out, versions=version).n_found
+    assert found == len(there) - 1
+    values = read(out)
+    first = 100 * there[0]
+    assert np.array_equal(
+        values[first : first + 100], np.arange(first, first + 100) + 1
+    )
+    last = 100 * there[-1]
+    assert np.array_equal(values[last : last + 100], np.arange(last, last + 100))
+
+
+@pytest.mark.parametrize("n_copied", [0, 4, 10])
+def test_a_replacement_in_a_store_of_objects_that_breaks_off(write, out, n_copied):
+    """There objects are copied one by one: until the last, the output is not whole."""
+    expected, answer = answers()
+    folder = f"{out.suffix}{n_copied}"
+    place, copy, n = f"memory://{folder}/{out.name}", MemoryFileSystem.cp_file, 0
+
+    def break_off(self, *args, **options):
+        nonlocal n
+        if n == n_copied:
+            raise Interrupted
+        n += 1
+        return copy(self, *args, **options)
+
+    write(answer, place)
+    again = {"overwrite": True, "identity": {"kind": "proba"}}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(MemoryFileSystem, "cp_file", break_off)
+        write(answer[:950] + 1, place, **again)
+    assert not writing.standing(place).complete
+    assert write(answer[:950] + 1, place, **again).n_found == 10
+    assert writing.standing(place) == writing.Standing(10, 0, True)
+    files = fsspec.filesystem("memory")
+    if out.suffix == ".parquet":
+        found = pq.read_table(f"/{folder}/{out.name}", filesystem=files)["a"]
+    else:
+        found = zarr.open_array(place, mode="r")[:]
+    assert np.array_equal(found, expected[:950] + 1)
+    assert files.ls(f"/{folder}", detail=False) == [f"/{folder}/{out.name}"]

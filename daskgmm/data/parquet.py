@@ -17,6 +17,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from daskgmm import config
+from daskgmm.data.columns import element_names
 from daskgmm.data.parquet_reader import (
     BLOCK_BYTES,
     Filters,
@@ -174,7 +175,7 @@ class ParquetRows:
 def _feature_names(columns: Mapping[str, int]) -> Iterator[str]:
     for name, width in columns.items():
         if width:
-            yield from (f"{name}[{i}]" for i in range(width))
+            yield from element_names(name, width)
         else:
             yield name
 
@@ -238,14 +239,17 @@ def rows_of(
     # Of empty files, whose columns may have no type yet, nothing is wanted.
     filled = [f for f in fragments if f.metadata.num_rows] or fragments[:1]
     if columns is None:
-        chosen = _all_features(filled[0])
+        chosen = dict.fromkeys(_all_features(filled[0]), 0)
     else:
         chosen = _whole_lists(columns, _whole_schema(filled[0]))
     for fragment in filled:
         for name in [*chosen, *filter_columns(filters)]:
             _check_has(fragment, name)
-    kinds = [_kinds(fragment, chosen) for fragment in filled]
+    kinds = [_kinds(fragment, list(chosen)) for fragment in filled]
     widths = {name: _width(filled, kinds, name) for name in chosen}
+    for name, n_named in chosen.items():
+        if n_named not in (0, widths[name]):
+            raise _not_whole(name)
     single = all(kind.is_single for its in kinds for kind in its.values())
     dtype = np.dtype(np.float32 if single else np.float64)
     spans = [span for fragment in fragments for span in _spans(fragment)]
@@ -282,25 +286,29 @@ def _not_index(schema: Any) -> list[str]:
     return [n for n in schema.names if n not in index and not _INDEX.fullmatch(n)]
 
 
-def _whole_lists(columns: Sequence[str], schema: Any) -> list[str]:
-    """Columns, with all elements of a list, one after the other, named by the list.
+def _whole_lists(columns: Sequence[str], schema: Any) -> dict[str, int]:
+    """Columns, and how many elements of each are named; 0 for a column as a whole.
 
     So the features of a model name the columns that it was fitted to.
     """
-    chosen: list[str] = []
+    chosen: dict[str, int] = {}
     for name in columns:
         found = _ELEMENT.fullmatch(name)
-        if column_path(schema.names, name) is None and found is not None:
-            name, number = found[1], int(found[2])
-            if (chosen[-1:] == [name]) != (number > 0):
-                raise DataError(
-                    f"columns has the element {found[0]!r} out of its place: name the "
-                    f"column {name!r} of lists as a whole."
-                )
-            if number:
-                continue
-        chosen.append(name)
+        if column_path(schema.names, name) is not None or found is None:
+            chosen[name] = 0
+            continue
+        column, number = found[1], int(found[2])
+        if number != chosen.get(column, 0) or [*chosen, column][-1] != column:
+            raise _not_whole(column)
+        chosen[column] = number + 1
     return chosen
+
+
+def _not_whole(column: str) -> DataError:
+    return DataError(
+        f"columns names some elements of the lists in {column!r}, or in another order: "
+        f"name {column!r} as a whole."
+    )
 
 
 def _check_has(fragment: Any, name: str) -> None:

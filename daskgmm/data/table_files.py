@@ -260,12 +260,17 @@ def _of_delta(
             version,
             storage_options=None if is_local else _for_delta(options),
         )
-        uris = table.file_uris()
+        uris, why_not = table.file_uris(), _why_not_by_files(table)
     except (DeltaError, OSError, ValueError) as error:
         raise StoreError(
             f"The table of Delta Lake at {place} cannot be read: {error}"
         ) from error
-    _check_delta(table, place)
+    if why_not is not None:
+        raise DataError(
+            f"The table of Delta Lake at {place} cannot be read file by file: "
+            f"{why_not}. Rewrite it without, or write a snapshot of it as plain "
+            "Parquet."
+        )
     paths = tuple(sorted(fsspec.url_to_fs(uri, **options)[1] for uri in uris))
     facts = patiently(lambda: _facts(files, path, paths), place)
     return TableFiles(place, options, paths, facts, _in_paths(table))
@@ -290,21 +295,16 @@ def _for_delta(options: Mapping[str, Any]) -> dict[str, str]:
     return told
 
 
-def _check_delta(table: Any, place: str) -> None:
-    """Refuse a table whose files do not say all of its rows."""
+def _why_not_by_files(table: Any) -> str | None:
+    """Why a table's files do not say all of its rows, if they do not."""
     mapping = table.metadata().configuration.get("delta.columnMapping.mode", "none")
-    why = None
     if mapping != "none":
-        why = "its columns have other names in its files (column mapping)"
-    elif "deletionVectors" in (table.protocol().reader_features or ()):
+        return "its columns have other names in its files (column mapping)"
+    if "deletionVectors" in (table.protocol().reader_features or ()):
         vectors = getattr(table, "deletion_vectors", None)
-        if vectors is None or any(len(batch) for batch in vectors()):
-            why = "some rows of its files are marked as deleted (deletion vectors)"
-    if why is not None:
-        raise DataError(
-            f"The table of Delta Lake at {place} cannot be read file by file: {why}. "
-            "Rewrite it without, or write a snapshot of it as plain Parquet."
-        )
+        if vectors is None or any(batch.num_rows for batch in vectors()):
+            return "some rows of its files are marked as deleted (deletion vectors)"
+    return None
 
 
 def _in_paths(table: Any) -> Any:

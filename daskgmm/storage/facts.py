@@ -31,9 +31,9 @@ def facts_of_entry(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def facts_of_files(entries: Mapping[str, Mapping[str, Any]], folder: str) -> Facts:
     """Facts from what fsspec finds in a folder, by names in it."""
-    start = f"{folder.rstrip('/')}/"
+    start = f"{folder.strip('/')}/".lstrip("/")
     return {
-        name.rpartition(start)[2]: facts_of_entry(entry)
+        name.lstrip("/").removeprefix(start): facts_of_entry(entry)
         for name, entry in entries.items()
     }
 
