@@ -864,3 +864,112 @@ def test_on_a_scheduler_and_workers_of_their_own(store, tmp_path, rows):
     np.testing.assert_allclose(load(tmp_path / "m").means_, expected.means_, rtol=1e-9)
     labels = zarr.open_array(str(tmp_path / "o"), mode="r")[:]
     assert np.array_equal(labels, expected.predict(rows))
+
+
+# --- what is read is not written to ---------------------------------------------------
+
+
+def in_other_words(place, how):
+    folder, name = os.path.split(place)
+    if how == "link":
+        os.symlink(place, f"{folder}/link")
+        return f"{folder}/link"
+    return {
+        "the same": place,
+        "URL": f"file://{place}",
+        "dots": f"{folder}/./../{os.path.basename(folder)}/{name}",
+        "slashes": f"{folder}//{name}/",
+        "inside": f"{place}/out.zarr",
+        "around": folder,
+    }[how]
+
+
+SPELLINGS = ("the same", "URL", "dots", "slashes", "link", "inside", "around")
+
+
+def everything(folder):
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+@pytest.mark.parametrize("what", ["store", "model"])
+def test_predict_writes_to_nothing_that_it_reads(store, model, tmp_path, how, what):
+    before = everything(tmp_path)
+    out = in_other_words({"store": store, "model": model}[what], how)
+    for more in ([], ["--overwrite"]):
+        result = run_alone("predict", model, store, out, *more)
+        assert result.exit_code == 2, result.output
+        assert f"{what.upper()} (" in result.stderr or how == "around"
+        assert "Choose another place" in result.stderr
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+@pytest.mark.parametrize("option", ["MODEL", "--checkpoint"])
+@pytest.mark.parametrize("what", ["STORE", "--weights"])
+def test_fit_writes_to_nothing_that_it_reads(store, tmp_path, how, option, what):
+    weights = str(tmp_path / "w.zarr")
+    zarr.create_array(weights, data=np.ones(N))
+    before = everything(tmp_path)
+    out = in_other_words({"STORE": store, "--weights": weights}[what], how)
+    target = out if option == "MODEL" else str(tmp_path / "m")
+    args = ["fit", store, target, "-k", K, "--weights", weights, "--overwrite"]
+    args += [] if option == "MODEL" else ["--checkpoint", out]
+    result = run_alone(*args)
+    assert result.exit_code == 2, result.output
+    assert "Choose another place" in result.stderr
+    assert everything(tmp_path) == before
+
+
+def test_fit_keeps_its_model_and_its_checkpoint_apart(store, tmp_path):
+    args = ["fit", store, tmp_path / "m", "-k", K, "--checkpoint", tmp_path / "m/c"]
+    result = run_alone(*args)
+    assert result.exit_code == 2
+    assert "--checkpoint" in result.stderr and "MODEL" in result.stderr
+
+
+def test_sample_writes_to_nothing_that_it_reads(model, tmp_path):
+    before = everything(tmp_path)
+    for how in ("the same", "URL", "inside", "around"):
+        result = run_alone("sample", model, in_other_words(model, how), "-n", 5)
+        assert result.exit_code == 2
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("how", ["folder", "glob"])
+def test_outputs_among_parquet_files(model, tmp_path, rows, how):
+    """They would be rows, too, the next time."""
+    (tmp_path / "cells").mkdir()
+    for i, part in enumerate(np.split(rows, 3)):
+        table = pa.table({"x": part[:, 0], "y": part[:, 1]})
+        pq.write_table(table, tmp_path / "cells" / f"{i}.parquet")
+    given = tmp_path / "cells" if how == "folder" else tmp_path / "cells" / "*.parquet"
+    before = everything(tmp_path)
+    out = tmp_path / "cells" / "labels.parquet"
+    result = run_alone("predict", model, given, out)
+    assert result.exit_code == 2
+    assert "Choose another place" in result.stderr
+    assert everything(tmp_path) == before
+
+
+def test_a_chunk_that_was_repaired_is_predicted_anew(run, model, tmp_path, rows):
+    """The labels of a chunk that was changed since are not those of the new rows."""
+    broken = rows.copy()
+    broken[2500, 1] = np.nan
+    path, out = str(tmp_path / "broken"), tmp_path / "out"
+    array = zarr.create_array(path, data=broken, chunks=(700, D))
+    with dask.config.set(scheduler="sync"):
+        result = run("predict", model, path, out)
+    assert result.exit_code == 1
+    done = [int(p.name) for p in out.glob("c/*")]
+    assert done
+    first = done[0] * 700
+    broken[first : first + 700] = rows[:700] + 1
+    broken[2500, 1] = rows[2500, 1]
+    array[:] = broken
+    time.sleep(0.01)
+    result = run("predict", model, path, out)
+    assert result.exit_code == 0, result.output
+    labels = zarr.open_array(str(out), mode="r")[:]
+    assert np.array_equal(labels, load(model).predict(broken))

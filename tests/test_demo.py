@@ -163,3 +163,24 @@ print(before, memory.peak_memory())
     before, after = map(float, run_python(code))
     assert 50 < before < after
     assert 250 < after - before < 350
+
+
+@pytest.mark.parametrize("name", ["rows.zarr", "mixture.png"])
+def test_what_is_not_the_demos_is_left_alone(tmp_path, name):
+    """Data of that name in the folder would be replaced, and removed in the end."""
+    if name == "rows.zarr":
+        zarr.create_array(tmp_path / name, data=np.arange(6.0))
+    else:
+        (tmp_path / name).write_bytes(b"a picture of mine")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    result = run_demo("--folder", tmp_path, "--size", 0.45)
+    assert result.returncode == 1
+    assert f"{name} exists and is not of an earlier demo" in result.stderr
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_what_an_earlier_demo_left_is_replaced(tmp_path):
+    truth = demo_data.make_truth(0)
+    for _ in range(2):
+        demo_data.write(str(tmp_path / "rows.zarr"), truth, 1, 0)
+    assert demo_data.is_of_demo(tmp_path / "rows.zarr")
