@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from daskgmm import config as config  # its defaults are part of Dask's configuration
 from daskgmm.errors import (
+    CheckpointError,
+    ClusterError,
     DaskGMMError,
     DataError,
     IllDefinedCovarianceError,
+    MissingLibraryError,
     ModelFileError,
+    NewerFormatError,
+    PlaceError,
     StoreError,
 )
 
@@ -20,11 +25,16 @@ if TYPE_CHECKING:
 __version__ = version("daskgmm")
 
 __all__ = [
+    "CheckpointError",
+    "ClusterError",
     "DaskGMMError",
     "DataError",
     "GaussianMixture",
     "IllDefinedCovarianceError",
+    "MissingLibraryError",
     "ModelFileError",
+    "NewerFormatError",
+    "PlaceError",
     "StoreError",
     "from_xarray",
     "load",

@@ -30,6 +30,7 @@ from daskgmm.cli_options import (
     dry_run_option,
     json_option,
     missing_option,
+    nan_option,
 )
 from daskgmm.covariance import SHAPES
 from daskgmm.data.parquet import ParquetRows, summary
@@ -37,7 +38,7 @@ from daskgmm.data.table_files import TableFiles, find_files, has_suffix
 from daskgmm.data.versions import versions_of
 from daskgmm.display import Report, seconds
 from daskgmm.drawing import draw_lazily
-from daskgmm.errors import DaskGMMError, DataError
+from daskgmm.errors import DaskGMMError, PlaceError
 from daskgmm.estimators import GaussianMixture, load
 from daskgmm.forecast import Forecast, forecast_answer, forecast_fit
 from daskgmm.opening import Opened, open_node
@@ -232,6 +233,7 @@ def main() -> None:
 )
 @data_options
 @missing_option
+@nan_option
 @click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
 @dry_run_option
 @json_option
@@ -270,7 +272,7 @@ def fit(
     )
     check_free(model)
     if existing(model) is not None and not overwrite:
-        raise FileExistsError(f"{model} exists: pass --overwrite to replace it.")
+        raise PlaceError(f"{model} exists: pass --overwrite to replace it.")
     mixture = GaussianMixture(**parameters)
     report = Report(as_json=as_json)
     rows = data.open(store)
@@ -340,6 +342,7 @@ def _tell(forecast: Forecast, report: Report) -> None:
 )
 @data_options
 @missing_option
+@nan_option
 @click.option(
     "--overwrite",
     is_flag=True,
@@ -356,6 +359,7 @@ def predict(
     kind: str,
     keys: tuple[str, ...],
     missing_chunks: str,
+    nan: str,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -379,7 +383,7 @@ def predict(
     does "daskgmm info OUT".
     """  # noqa: D301
     _check_apart({"OUT": out}, {"MODEL": model, "STORE": store})
-    mixture = load(model).set_params(missing_chunks=missing_chunks)
+    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
     rows = data.open(store, getattr(mixture, "feature_names_in_", None))
     keyed = _keyed(rows, out, keys)
@@ -388,6 +392,7 @@ def predict(
             "kind": kind,
             "model": _digest(mixture),
             "keys": keys,
+            "nan": nan,
             **_identity(rows, data, store),
         },
         overwrite,
@@ -483,6 +488,7 @@ def _tell_written(
 @click.argument("store", type=place)
 @data_options
 @missing_option
+@nan_option
 @dry_run_option
 @json_option
 @cluster_options
@@ -490,6 +496,7 @@ def score(
     model: str,
     store: str,
     missing_chunks: str,
+    nan: str,
     dry_run: bool,
     as_json: bool,
     data: Data,
@@ -505,7 +512,7 @@ def score(
       daskgmm score model-8.zarr rows.zarr
       daskgmm score model-9.zarr rows.zarr --json
     """  # noqa: D301
-    mixture = load(model).set_params(missing_chunks=missing_chunks)
+    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
     rows = data.open(store, getattr(mixture, "feature_names_in_", None))
     if dry_run:
@@ -513,8 +520,6 @@ def score(
         return
     with cluster.connect(), report.console.status("reading"):
         found, dtype = mixture._score(rows, None)
-    if not found.weight:
-        raise DataError(f"There are no rows in {store}.")
     facts = {
         "rows": int(found.weight),
         "mean_log_density": float(dtype.type(found.mean)),

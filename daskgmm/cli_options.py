@@ -337,6 +337,14 @@ missing_option: Final = click.option(
     show_default=True,
     help="What a Zarr chunk that is not in its store is: an error, or the fill value.",
 )
+nan_option: Final = click.option(
+    "--nan",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What is done about rows with NaN or null: an error, or they are left out, "
+    "and predicted as -1 or NaN.",
+)
 json_option: Final = click.option(
     "--json",
     "as_json",

@@ -33,6 +33,7 @@ from daskgmm.demo_data import (
     make_truth,
     write,
 )
+from daskgmm.errors import MissingLibraryError, PlaceError, StoreError
 from daskgmm.estimators import GaussianMixture
 from daskgmm.memory import HeldWorker, held, is_refused, peak_memory
 from daskgmm.plotting import plot_mixture
@@ -156,13 +157,17 @@ def run(
 
     Raises
     ------
-    ImportError
+    MissingLibraryError
         If Matplotlib is not installed.
-    OSError
+    PlaceError
+        If the folder holds data of the same names that are not of an earlier demo.
+    StoreError
         If the disk has no room.
     """
     if find_spec("matplotlib") is None:
-        raise ImportError("The demo needs Matplotlib: pip install 'daskgmm[plot]'.")
+        raise MissingLibraryError(
+            "The demo needs Matplotlib: pip install 'daskgmm[plot]'."
+        )
     n_blocks = max(1, round(gigabytes * 10**9 / _BLOCK_BYTES))
     folder.mkdir(parents=True, exist_ok=True)
     _check_room(folder, n_blocks * _BLOCK_BYTES)
@@ -189,11 +194,11 @@ def run(
 def _check_ours(store: Path, picture: Path) -> None:
     """Refuse to replace, and in the end remove, what is not of an earlier demo."""
     if store.exists() and not is_of_demo(store):
-        raise FileExistsError(
+        raise PlaceError(
             f"{store} exists and is not of an earlier demo: choose another --folder."
         )
     if picture.exists() and _MARK.encode() not in picture.read_bytes():
-        raise FileExistsError(
+        raise PlaceError(
             f"{picture} exists and is not of an earlier demo: choose another --folder."
         )
 
@@ -201,7 +206,7 @@ def _check_ours(store: Path, picture: Path) -> None:
 def _check_room(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1.1 * n_bytes:
-        raise OSError(
+        raise StoreError(
             f"The demo needs {1.1 * n_bytes / 1e9:.1f} GB of disk, and {folder} has "
             f"{free / 1e9:.1f} GB: choose another --folder or a smaller --size."
         )

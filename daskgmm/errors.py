@@ -27,8 +27,16 @@ class ModelFileError(DaskGMMError, ValueError):
     """A saved model is missing, damaged or of a version not known here."""
 
 
+class MissingLibraryError(DaskGMMError, ImportError):
+    """A library is not installed: the message says how to install it."""
+
+
 class NewerFormatError(ModelFileError):
     """A saved model or checkpoint was written by a newer version of the package."""
+
+
+class PlaceError(DaskGMMError, FileExistsError):
+    """Something is at a place that must not be written to: the message says what."""
 
 
 class StoreError(DaskGMMError, OSError):

@@ -28,14 +28,15 @@ from daskgmm import store
 from daskgmm.blas import single_threaded_blas
 from daskgmm.checkpoint import Keeper, describe, parse_interval
 from daskgmm.covariance import SHAPES
+from daskgmm.data.gaps import Gaps, Nan
 from daskgmm.em import Run, Status, Stopping
-from daskgmm.errors import ModelFileError
+from daskgmm.errors import DataError, ModelFileError
 from daskgmm.kinds import Rows, open_rows
 from daskgmm.mixture import Mixture
 from daskgmm.posterior import Kind, Score, ask, score
 from daskgmm.reporting import Reporter
 from daskgmm.seeding import Start
-from daskgmm.sources import Source, is_lazy, open_source, place_of
+from daskgmm.sources import Source, as_floats, is_lazy, open_source, place_of
 from daskgmm.storage.urls import check_apart
 from daskgmm.storage.zarr_store import Missing
 from daskgmm.training import Observer, Outcome, Settings, train
@@ -51,7 +52,7 @@ _FITTED = (
     "lower_bounds_",
     "n_features_in_",
 )
-_OURS = ("init_size", "missing_chunks")
+_OURS = ("init_size", "missing_chunks", "nan")
 
 
 @final
@@ -103,6 +104,10 @@ default='kmeans'
     missing_chunks : {'error', 'fill'}, default='error'
         What a chunk that is not in its Zarr store is: an error, or, as for Zarr, full
         of the array's fill value.
+    nan : {'error', 'skip'}, default='error'
+        What is done about rows with NaN, null or masked numbers: an error names the
+        first one; or they are left out of a fit, of `score`, `aic` and `bic`, and get
+        -1 as their label, and NaN as all else. Rows of weight 0 may hold anything.
 
     Attributes
     ----------
@@ -120,6 +125,8 @@ default='kmeans'
         The same after each iteration.
     n_passes_ : int
         Passes of EM over the data, for all runs together.
+    n_rows_skipped_ : int
+        Rows that were left out of the fit, as they have NaN.
     n_features_in_ : int
         Number of features, d.
     feature_names_in_ : ndarray of shape (d,)
@@ -164,6 +171,7 @@ default='kmeans'
         **sklearn_mixture.GaussianMixture._parameter_constraints,
         "init_size": [Interval(Integral, 1, None, closed="left")],
         "missing_chunks": [StrOptions({"error", "fill"})],
+        "nan": [StrOptions({"error", "skip"})],
     }
 
     def __init__(
@@ -185,6 +193,7 @@ default='kmeans'
         verbose_interval: int = 10,
         init_size: int = 100_000,
         missing_chunks: Missing = "error",
+        nan: Nan = "error",
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -202,6 +211,7 @@ default='kmeans'
         self.verbose_interval = verbose_interval
         self.init_size = init_size
         self.missing_chunks = missing_chunks
+        self.nan = nan
 
     def fit(
         self,
@@ -314,6 +324,12 @@ default='kmeans'
                 ConvergenceWarning,
                 stacklevel=3,
             )
+        if self.n_rows_skipped_:
+            warnings.warn(
+                f"{self.n_rows_skipped_} rows with NaN were left out of the fit.",
+                UserWarning,
+                stacklevel=3,
+            )
         return outcome
 
     def _check_array_api(self) -> None:
@@ -341,14 +357,20 @@ default='kmeans'
 
     def _open(self, X: Any, sample_weight: Any, *, reset: bool) -> Source:
         """Validate rows and weights, of whatever kind."""
-        given = open_rows(X, self.missing_chunks)
+        given = open_rows(X, self._gaps)
         rows = self._validated(given, reset=reset)
         weights = given.weights(sample_weight)
         if weights is not None and not is_lazy(rows):
+            if isinstance(weights, np.ma.MaskedArray):
+                weights = as_floats(weights, "sample_weight", keep_single=False)
             weights = _check_sample_weight(
                 weights, rows, dtype=np.float64, ensure_non_negative=True
             )
-        return open_source(rows, weights, self.missing_chunks)
+        return open_source(rows, weights, self._gaps)
+
+    @property
+    def _gaps(self) -> Gaps:
+        return Gaps(self.missing_chunks, self.nan)
 
     def _validated(self, given: Rows, *, reset: bool) -> Any:
         """Check names and number of features, and make an array of rows in memory."""
@@ -356,9 +378,20 @@ default='kmeans'
         if is_lazy(rows):
             validate_data(self, given.names, reset=reset, skip_check_array=True)
             return rows
-        return validate_data(
-            self, rows, reset=reset, dtype=_FLOATS, ensure_min_samples=2 if reset else 1
+        # Blocks are converted one by one, and looked through for NaN: what is more than
+        # numbers, such as text, scikit-learn converts.
+        is_plain = isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub"
+        checked: NDArray[Any] = validate_data(
+            self,
+            np.ma.getdata(rows) if isinstance(rows, np.ma.MaskedArray) else rows,
+            reset=reset,
+            dtype=None if is_plain else _FLOATS,
+            ensure_all_finite=False,
+            ensure_min_samples=2 if reset else 1,
         )
+        if np.ma.is_masked(rows):
+            return np.ma.MaskedArray(checked, np.ma.getmaskarray(rows), copy=False)
+        return checked
 
     def _settings(self, n_features: int) -> Settings:
         shape = SHAPES[self.covariance_type]
@@ -421,6 +454,7 @@ default='kmeans'
         self.lower_bound_ = run.bound
         self.lower_bounds_ = list(run.bounds)
         self.n_passes_ = outcome.n_passes
+        self.n_rows_skipped_ = outcome.n_skipped
 
     def predict(self, X: Any) -> Any:
         """Most probable component of each row.
@@ -464,7 +498,7 @@ default='kmeans'
     def _answer(self, X: Any, kind: Kind) -> Any:
         check_is_fitted(self)
         question = ask(self._mixture(), kind)
-        given = open_rows(X, self.missing_chunks)
+        given = open_rows(X, self._gaps)
         return given.answer(question, self._validated(given, reset=False))
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
@@ -489,6 +523,11 @@ default='kmeans'
         source = self._open(X, sample_weight, reset=False)
         found = score(self._mixture(), source.shards())
         source.check_unchanged()
+        if not found.weight > 0:
+            raise DataError(
+                "There are no rows to score: X has none, or all have weight 0, or NaN "
+                "and are skipped."
+            )
         return found, source.dtype
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
@@ -578,7 +617,7 @@ default='kmeans'
 
         Raises
         ------
-        FileExistsError
+        PlaceError
             If something is there and `overwrite` is false.
         """
         check_is_fitted(self)
@@ -617,7 +656,7 @@ def load(url: str) -> GaussianMixture:
 
 
 def _fitted_names(model: BaseEstimator) -> list[str]:
-    names = [*_FITTED, "n_passes_", "feature_names_in_"]
+    names = [*_FITTED, "n_passes_", "n_rows_skipped_", "feature_names_in_"]
     return [name for name in names if hasattr(model, name)]
 
 
@@ -632,7 +671,15 @@ def _given(
     """A user's starting parameter, checked."""
     if parameter is None:
         return None
-    array = check_array(parameter, dtype=np.float64, ensure_2d=False, allow_nd=True)
+    if np.ma.is_masked(parameter):
+        raise ValueError(f"The parameter '{name}' has masked entries: fill them.")
+    array = check_array(
+        parameter,
+        dtype=np.float64,
+        ensure_2d=False,
+        allow_nd=True,
+        input_name=f"parameter '{name}'",
+    )
     if array.shape != shape:
         raise ValueError(
             f"The parameter '{name}' should have the shape of {shape}, "

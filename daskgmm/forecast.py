@@ -14,6 +14,7 @@ import numpy as np
 from dask.utils import format_time
 from sklearn.exceptions import ConvergenceWarning
 
+from daskgmm.data.gaps import Gaps
 from daskgmm.estimators import GaussianMixture
 from daskgmm.sources import as_dask
 from daskgmm.training import Progress
@@ -115,7 +116,7 @@ def forecast_fit(
     def try_block(block: Any) -> float:
         return _pass_seconds(model, block)
 
-    lazy = as_dask(rows, model.missing_chunks)
+    lazy = as_dask(rows, _gaps(model))
     return _forecast(lazy, try_block, model.max_iter + _LOOKS, threads, per_worker)
 
 
@@ -131,8 +132,12 @@ def forecast_answer(
         answers.compute()
         return perf_counter() - began
 
-    lazy = as_dask(rows, model.missing_chunks)
+    lazy = as_dask(rows, _gaps(model))
     return _forecast(lazy, try_block, 1, threads, per_worker)
+
+
+def _gaps(model: GaussianMixture) -> Gaps:
+    return Gaps(model.missing_chunks, model.nan)
 
 
 def _forecast(

@@ -10,7 +10,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Final, final
@@ -23,11 +23,11 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from daskgmm.data.columns import FrameColumns, check_number, may_be_lists
+from daskgmm.data.gaps import Gaps
 from daskgmm.data.packed import check_not_packed
 from daskgmm.errors import DataError
 from daskgmm.posterior import Question, answer, answer_block, answer_lazily
 from daskgmm.sources import as_dask, is_lazy, opened, with_care
-from daskgmm.storage.zarr_store import Missing
 
 _VARIABLES: Final = "daskgmm: variables of a Dataset"
 """The dimension along which a Dataset's variables are laid: a name nobody else uses."""
@@ -81,15 +81,14 @@ class Rows(ABC):
         """Answer for these rows, which were validated, in their kind."""
 
 
-def open_rows(X: Any, missing: Missing = "error") -> Rows:
+def open_rows(X: Any, gaps: Gaps) -> Rows:
     """Rows of any kind; what is not known here is left to scikit-learn.
 
     Parameters
     ----------
     X : rows of shape (n, d)
         See `GaussianMixture`.
-    missing : {'error', 'fill'}
-        What a chunk that is not in its Zarr store is.
+    gaps : Gaps
 
     Raises
     ------
@@ -100,7 +99,7 @@ def open_rows(X: Any, missing: Missing = "error") -> Rows:
     if _is(X, "xarray", "DataArray", "Dataset"):
         X = from_xarray(X)
     if isinstance(X, XarrayRows):
-        return replace(X, missing=missing)
+        return replace(X, gaps=gaps)
     if isinstance(X, Rows):
         return X
     if _is(X, "dask.dataframe", "DataFrame"):
@@ -118,7 +117,7 @@ def open_rows(X: Any, missing: Missing = "error") -> Rows:
     if _has_lists(X):
         return _RowsInMemory(_in_memory(X.to_pandas()))
     # A place is looked at once, not at each use.
-    return _LazyRows(opened(X), missing) if is_lazy(X) else _RowsInMemory(X)
+    return _LazyRows(opened(X), gaps) if is_lazy(X) else _RowsInMemory(X)
 
 
 def _has_lists(X: Any) -> bool:
@@ -166,7 +165,7 @@ class _LazyRows(Rows):
     """Whatever `sources` reads itself."""
 
     given: Any
-    missing: Missing
+    gaps: Gaps
 
     @property
     def rows(self) -> Any:
@@ -178,11 +177,11 @@ class _LazyRows(Rows):
         """See `Rows`."""
         meta = getattr(self.given, "_meta", None)
         # Only its shape is wanted here: missing chunks are an error once rows are read.
-        return meta if hasattr(meta, "columns") else as_dask(self.given, "fill")
+        return meta if hasattr(meta, "columns") else as_dask(self.given, Gaps("fill"))
 
     def answer(self, question: Question, rows: Any) -> da.Array:
         """See `Rows`."""
-        lazy = with_care(as_dask(rows, self.missing), self.missing)
+        lazy = with_care(as_dask(rows, self.gaps), self.gaps)
         return answer_lazily(question, lazy)
 
 
@@ -425,12 +424,12 @@ class XarrayRows(Rows):
     ----------
     array : xarray.DataArray
         The features are along its last dimension, the samples along all others.
-    missing : {'error', 'fill'}
-        What a chunk that is not in its Zarr store is, as the mixture says.
+    gaps : Gaps
+        What is done about them, as the mixture says.
     """
 
     array: Any
-    missing: Missing = "error"
+    gaps: Gaps = field(default_factory=Gaps)
 
     @property
     def rows(self) -> Any:
@@ -503,7 +502,7 @@ class XarrayRows(Rows):
                 "would add: rename it."
             )
         if self._is_lazy:
-            blocks = with_care(self._blocks(), self.missing)
+            blocks = with_care(self._blocks(), self.gaps)
             answers: Any = _answer_blocks(question, blocks)
         else:
             flat = answer(question, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from zarr.storage import WrapperStore
 from zarr.storage._common import make_store_path
 
 from daskgmm import config
-from daskgmm.errors import DaskGMMError, StoreError
+from daskgmm.errors import DaskGMMError, PlaceError, StoreError
 from daskgmm.storage.urls import (
     absolute,
     as_path,
@@ -44,14 +45,26 @@ _ANSWERS: Final = (
     PermissionError,
 )
 """Not of a store that fails: it does not have, or allow, what it is asked for."""
+_FULL: Final = ("ENOSPC", "EDQUOT", "EFBIG")
+_NOT_ALLOWED: Final = ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP", "EINVAL")
+_NUMBERS: Final = {
+    getattr(errno, name): name for name in _FULL + _NOT_ALLOWED if hasattr(errno, name)
+}
+"""What a disk says that has no room, or does not allow what it is asked for."""
 
 
 def is_failure(error: BaseException) -> bool:
     """Whether a store failed, so that another try may help."""
-    if isinstance(error, _ANSWERS):
+    if isinstance(error, _ANSWERS) or _refusal(error) is not None:
         return False
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or library in _LIBRARIES
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Name of what a disk says that does not do what it is asked for, if it does."""
+    number = error.errno if isinstance(error, OSError) else None
+    return None if number is None else _NUMBERS.get(number)
 
 
 def _is_foreign(error: Exception) -> bool:
@@ -116,17 +129,31 @@ def patiently(act: Callable[[], _T], place: str) -> _T:
 
 @contextmanager
 def naming_failures(place: str) -> Iterator[None]:
-    """Name the place in the error of a store that has failed often enough."""
+    """Name the place in the error of a store that refuses, or has failed often enough.
+
+    Raises
+    ------
+    StoreError
+        It says what to do.
+    """
     try:
         yield
     except Exception as error:
-        if not is_failure(error):
+        refusal = _refusal(error)
+        if refusal is None and not is_failure(error):
             raise
-        raise StoreError(
-            f"The store at {place} cannot be used, after "
-            f"{config.count('storage-retries') + 1} attempts: "
-            f"{type(error).__name__}: {error}. Try again later."
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        if refusal in _FULL:
+            message = f"There is no room left at {place} ({what}). Make some."
+        elif refusal is not None:
+            message = f"{place} cannot be used ({what}). Choose another place."
+        else:
+            attempts = config.count("storage-retries") + 1
+            message = (
+                f"The store at {place} cannot be used, after {attempts} attempts: "
+                f"{what}. Try again later."
+            )
+        raise StoreError(message) from error
 
 
 def ask_files(url: str, question: Callable[[Any, str], _T]) -> _T:
@@ -145,7 +172,7 @@ def check_free(url: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    FileExistsError
+    PlaceError
         Naming what the place lies in.
     ValueError
         If the name has characters that a store takes for wild cards.
@@ -155,7 +182,7 @@ def check_free(url: str | os.PathLike[str]) -> None:
     for folder in folders_above(place):
         what = _what_not_to_write_in(folder)
         if what is not None:
-            raise FileExistsError(
+            raise PlaceError(
                 f"{place} lies inside {folder}, which is {what}: choose another place."
             )
 

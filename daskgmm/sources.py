@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from daskgmm.cluster import active_client, count_threads
 from daskgmm.data.columns import float_dtype
+from daskgmm.data.gaps import Gaps, Nan, left_out
 from daskgmm.data.packed import check_zarr
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.data.parquet_reader import Reading, Span, Stream, go_on_with, let_go
@@ -44,7 +45,7 @@ from daskgmm.graph import (
     is_task,
     moves_rows,
 )
-from daskgmm.kernel import Part
+from daskgmm.kernel import Part, as_rows, first_not_finite
 from daskgmm.opening import open_rows
 from daskgmm.reading import Care, CarefulArray, careful, careful_arrays_in
 from daskgmm.reduction import (
@@ -55,7 +56,7 @@ from daskgmm.reduction import (
     leaf_bounds,
     shard_bounds,
 )
-from daskgmm.storage.zarr_store import Missing, name_of
+from daskgmm.storage.zarr_store import name_of
 
 _SHARDS_PER_THREAD: Final = 4
 _TASKS_PER_THREAD: Final = 16
@@ -68,6 +69,7 @@ _HANDED_BYTES: Final = 1_000_000
 _BLOCK_NUMBERS: Final = 2**17
 _MIN_BLOCK_ROWS: Final = 512
 _STORES_AT_ONCE: Final = 16
+_NO_GAPS: Final = Gaps()
 
 
 @final
@@ -80,16 +82,23 @@ class Block:
     index : int
         Number of the block in the data set.
     rows : ndarray of shape (n, d), float32 or float64, or Stream
-        A stream only without weights.
+        A stream only without weights, and where no row is left out.
     weights : ndarray of shape (n,), float64, or None
-    chunks : tuple of int, or None
-        Where the user's chunks are others: the block's first row, and rows of a chunk.
+    cut : tuple of int, or None
+        How the user knows the rows, if not by the number of the block: its first row,
+        and rows of a chunk, or 0 if the rows are not cut.
+    numbers : ndarray of int, shape (n,), or None
+        Of the rows in what was given, where some of those are left out.
+    n_skipped : int
+        Rows with weight that were left out, as they have NaN.
     """
 
     index: int
     rows: NDArray[Any] | Stream
     weights: NDArray[np.float64] | None
-    chunks: tuple[int, int] | None = None
+    cut: tuple[int, int] | None = None
+    numbers: NDArray[np.intp] | None = None
+    n_skipped: int = 0
 
     @property
     def x(self) -> NDArray[Any]:
@@ -116,12 +125,20 @@ class Block:
         else:
             yield self.rows, self.weights
 
-    def place(self, row: int) -> tuple[int, int]:
-        """Number of the block as the user cut the data, and the row in it."""
-        if self.chunks is None:
-            return self.index, row
-        first_row, chunk_rows = self.chunks
-        return divmod(first_row + row, chunk_rows)
+    def place(self, row: int, column: int | None = None) -> str:
+        """Where a row is, or a number in it, as the user knows the data."""
+        if self.numbers is not None:
+            row = int(self.numbers[row])
+        in_row = "" if column is None else f", column {column}"
+        if self.cut is None:
+            block = self.index
+        else:
+            first_row, chunk_rows = self.cut
+            row += first_row
+            if not chunk_rows:
+                return f"row {row}{in_row}"
+            block, row = divmod(row, chunk_rows)
+        return f"block {block}, row {row}{in_row} (counted from the start of the block)"
 
 
 class Unchanging(Protocol):
@@ -184,18 +201,15 @@ def opened(X: Any) -> Any:
     return open_rows(X)
 
 
-def open_source(
-    X: Any, sample_weight: Any = None, missing: Missing = "error"
-) -> Source:
+def open_source(X: Any, sample_weight: Any = None, gaps: Gaps = _NO_GAPS) -> Source:
     """Take rows of any kind, and their weights.
 
     Parameters
     ----------
     X : ndarray, dask.array.Array, zarr.Array, ParquetRows, str or path
-        Rows, (n, d). An array in memory must be float32 or float64.
+        Rows, (n, d), of real numbers.
     sample_weight : array-like, lazy or not, shape (n,), or None
-    missing : {'error', 'fill'}
-        What a chunk that is not in its Zarr store is.
+    gaps : Gaps
 
     Raises
     ------
@@ -205,25 +219,25 @@ def open_source(
         If there is no Zarr array at a place.
     """
     if not is_lazy(X):
-        return ArraySource(X, sample_weight)
+        return ArraySource(X, sample_weight, gaps.nan)
     X = opened(X)
     if isinstance(X, ParquetRows):
         # From this machine's files, to read is to decode: that is best done by the
         # thread that works on the rows, just before. All else is read ahead.
-        streamed = X.is_local and sample_weight is None
-        rows, chunk_rows, starts = _from_parquet(X, streamed), None, X.starts
+        streamed = X.is_local and sample_weight is None and gaps.nan == "error"
+        rows, chunk_rows, starts = _from_parquet(X, gaps, streamed), None, X.starts
     else:
-        rows, chunk_rows = _grouped(X, missing)
+        rows, chunk_rows = _grouped(X, gaps)
         streamed, starts = False, None
     weights = None
     if sample_weight is not None:
         sample_weight = opened(sample_weight)
-        weights = _lazy_weights(sample_weight, rows, missing)
+        weights = _lazy_weights(sample_weight, rows, gaps)
     tables = [given for given in (X, sample_weight) if isinstance(given, ParquetRows)]
-    return DaskSource(rows, weights, chunk_rows, missing, starts, streamed, tables)
+    return DaskSource(rows, weights, chunk_rows, gaps, starts, streamed, tables)
 
 
-def as_dask(X: Any, missing: Missing = "error") -> da.Array:
+def as_dask(X: Any, gaps: Gaps = _NO_GAPS) -> da.Array:
     """Lazy rows as a Dask array in one column of chunks, cut as X is.
 
     Raises
@@ -233,15 +247,15 @@ def as_dask(X: Any, missing: Missing = "error") -> da.Array:
     """
     X = opened(X)
     if isinstance(X, ParquetRows):
-        return _from_parquet(X)
-    return _checked(X if isinstance(X, da.Array) else _from_zarr(X, missing))
+        return _from_parquet(X, gaps)
+    return _checked(X if isinstance(X, da.Array) else _from_zarr(X, gaps))
 
 
-def with_care(X: da.Array, missing: Missing) -> da.Array:
+def with_care(X: da.Array, gaps: Gaps) -> da.Array:
     """A lazy array whose graph reads with care the Zarr arrays that it holds."""
     if not isinstance(X.dask, HighLevelGraph):
         return X
-    layers, care = X.dask.layers, Care(missing)
+    layers, care = X.dask.layers, Care(gaps.missing_chunks)
     # An array may stand alone, for others to take slices of.
     not_only_sliced = {
         name
@@ -301,7 +315,7 @@ def _careful_layer(layer: Layer, care: Care, sliced: bool) -> Layer:
     return MaterializedLayer(new, layer.annotations)
 
 
-def _grouped(X: Any, missing: Missing) -> tuple[da.Array, int | None]:
+def _grouped(X: Any, gaps: Gaps) -> tuple[da.Array, int | None]:
     """Lazy rows to be read many times: Zarr in reads of a good size.
 
     With them the rows of the chunks that the user knows, where those are others.
@@ -314,9 +328,9 @@ def _grouped(X: Any, missing: Missing) -> tuple[da.Array, int | None]:
     chunk_rows: Any = cut_alike[0][0] if cut_alike else 0
     rows = None if array is None else _rows_at_once(array, chunk_rows)
     if rows is None or rows == chunk_rows:
-        lazy = X if isinstance(X, da.Array) else _from_zarr(array, missing)
+        lazy = X if isinstance(X, da.Array) else _from_zarr(array, gaps)
         return _checked(lazy), None
-    return _checked(_from_zarr(array, missing, rows)), chunk_rows
+    return _checked(_from_zarr(array, gaps, rows)), chunk_rows
 
 
 def _rows_at_once(array: Any, chunk_rows: int) -> int:
@@ -373,7 +387,7 @@ def _checked(X: da.Array) -> da.Array:
     return rows
 
 
-def _from_zarr(array: Any, missing: Missing, rows: int | None = None) -> da.Array:
+def _from_zarr(array: Any, gaps: Gaps, rows: int | None = None) -> da.Array:
     """A Zarr array as a Dask array in chunks of so many rows, or in its own."""
     if array.ndim == 0:
         raise DataError("The Zarr array is a single number, not rows of features.")
@@ -381,7 +395,7 @@ def _from_zarr(array: Any, missing: Missing, rows: int | None = None) -> da.Arra
     rows = rows or (array.shards or array.chunks)[0]
     # A chunk is read whole: cutting it in columns would read it several times.
     lazy: da.Array = da.from_array(
-        careful(array, missing),
+        careful(array, gaps.missing_chunks),
         chunks=(max(1, rows), *array.shape[1:]),
         meta=np.empty((0,) * array.ndim, dtype=array.dtype),
         fancy=False,
@@ -389,11 +403,11 @@ def _from_zarr(array: Any, missing: Missing, rows: int | None = None) -> da.Arra
     return lazy
 
 
-def _from_parquet(rows: ParquetRows, streamed: bool = False) -> da.Array:
+def _from_parquet(rows: ParquetRows, gaps: Gaps, streamed: bool = False) -> da.Array:
     """Parquet as a Dask array; streamed, one of `Stream`, that only shards can take."""
     read = _stream_spans if streamed else _read_spans
-    reading = rows.reading()
-    name = f"parquet-{reading.token}"
+    reading = rows.reading(nulls=gaps.nan == "skip")
+    name = f"parquet-{gaps.nan}-{reading.token}"
     shared = f"{name}-reading"
     graph: dict[Key, Any] = {shared: DataNode(shared, reading)}
     for i, spans in enumerate(rows.spans):
@@ -453,12 +467,12 @@ def _check_kind(meta: Any, name: str) -> None:
         )
 
 
-def _lazy_weights(weights: Any, rows: da.Array, missing: Missing) -> Any:
+def _lazy_weights(weights: Any, rows: da.Array, gaps: Gaps) -> Any:
     """Weights cut like the rows."""
     if not is_lazy(weights):
         weights = _weights_in_memory(weights, rows)
     elif not isinstance(weights, da.Array):
-        weights = _lazy_column(weights, missing)
+        weights = _lazy_column(weights, gaps)
     if weights.ndim != 1:
         raise DataError(f"sample_weight must be 1-D, got shape {weights.shape}.")
     _check_kind(weights._meta, "sample_weight")
@@ -477,11 +491,11 @@ def _lazy_weights(weights: Any, rows: da.Array, missing: Missing) -> Any:
     return weights.rechunk((rows.chunks[0],))
 
 
-def _lazy_column(weights: Any, missing: Missing) -> da.Array:
+def _lazy_column(weights: Any, gaps: Gaps) -> da.Array:
     """Weights of a Zarr array, or of Parquet's only column."""
     if not isinstance(weights, ParquetRows):
-        return _from_zarr(weights, missing)
-    column: da.Array = _from_parquet(weights)
+        return _from_zarr(weights, gaps)
+    column: da.Array = _from_parquet(weights, _NO_GAPS)
     return column[:, 0] if weights.n_features == 1 else column
 
 
@@ -505,8 +519,15 @@ def _check_n_weights(n_weights: int, n_rows: int) -> None:
         )
 
 
-def as_block(index: int, x: Any, n_features: int, weights: Any = None) -> Block:
-    """Check what was computed for a block.
+def as_block(
+    index: int,
+    x: Any,
+    n_features: int,
+    weights: Any = None,
+    nan: Nan = "error",
+    cut: tuple[int, int] | None = None,
+) -> Block:
+    """Check what was computed for a block, and leave out the rows that do not count.
 
     Raises
     ------
@@ -515,21 +536,43 @@ def as_block(index: int, x: Any, n_features: int, weights: Any = None) -> Block:
     """
     if isinstance(x, Stream):
         return Block(index, x, None)
-    x = _as_floats(x, f"Block {index} of X", keep_single=True)
+    name = f"Block {index} of X"
+    x = as_floats(x, name, nan, keep_single=True)
     if x.ndim != 2 or x.shape[1] != n_features:
         raise DataError(
-            f"Block {index} of X has shape {x.shape}: expected rows of {n_features} "
-            "feature(s)."
+            f"{name} has shape {x.shape}: expected rows of {n_features} feature(s)."
         )
-    if weights is None:
-        return Block(index, x, None)
-    weights = _as_floats(weights, f"Block {index} of sample_weight", keep_single=False)
-    if weights.shape != x.shape[:1]:
-        raise DataError(
-            f"Block {index} of sample_weight has shape {weights.shape} but that of X "
-            f"has {len(x)} row(s): cut both alike."
-        )
-    return Block(index, x, weights)
+    if weights is not None:
+        of_weights = f"Block {index} of sample_weight"
+        weights = as_floats(weights, of_weights, keep_single=False)
+        if weights.shape != x.shape[:1]:
+            raise DataError(
+                f"{of_weights} has shape {weights.shape} but that of X has {len(x)} "
+                "row(s): cut both alike."
+            )
+    block = Block(index, x, weights, cut)
+    if nan == "skip" or (weights is not None and not weights.all()):
+        return _without_gaps(block, nan)
+    return block
+
+
+def _without_gaps(block: Block, nan: Nan) -> Block:
+    """A block less the rows that are left out; most have none of those."""
+    x, weights = block.x, block.weights
+    if first_not_finite(as_rows(x), x.shape[1]) < 0:
+        return block
+    found = left_out(x, weights, nan)
+    if found is None:
+        return block
+    out, n_skipped = found
+    kept = np.flatnonzero(~out)
+    return replace(
+        block,
+        rows=x[kept],
+        weights=None if weights is None else weights[kept],
+        numbers=kept,
+        n_skipped=n_skipped,
+    )
 
 
 _AS_IT_IS: Final = {
@@ -538,19 +581,31 @@ _AS_IT_IS: Final = {
 }
 
 
-def _as_floats(array: Any, name: str, *, keep_single: bool) -> NDArray[Any]:
-    """A computed block as float64, or float32 where that is kept."""
+def as_floats(
+    array: Any, name: str, nan: Nan = "error", *, keep_single: bool
+) -> NDArray[Any]:
+    """A computed block as float64, or float32 where that is kept.
+
+    What is masked is NaN, if such rows are to be skipped, or else an error.
+    """
     if type(array) is np.ndarray and array.dtype in _AS_IT_IS[keep_single]:
         return array
-    if isinstance(array, np.ma.MaskedArray):
-        if np.ma.is_masked(array):
-            raise DataError(f"{name} has masked entries: fill or drop them before.")
-        array = array.data
-    array = np.asarray(array) if np.isscalar(array) else array
-    _check_kind(array, name)
-    dtype = float_dtype(array.dtype) if keep_single else np.dtype(np.float64)
+    is_masked = isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array)
+    if is_masked and nan == "error":
+        row = int(np.argwhere(np.ma.getmaskarray(array))[0][0])
+        raise DataError(
+            f"{name} has a masked entry in row {row}: fill or drop masked entries "
+            "before, or pass nan='skip' to leave out rows that have one."
+        )
+    mask = np.ma.getmaskarray(array) if is_masked else None
+    plain = np.ma.getdata(array) if isinstance(array, np.ma.MaskedArray) else array
+    plain = np.asarray(plain) if np.isscalar(plain) else plain
+    _check_kind(plain, name)
+    dtype = float_dtype(plain.dtype) if keep_single else np.dtype(np.float64)
     # Native byte order comes with it, and no copy where nothing changes.
-    floats: NDArray[Any] = array.astype(dtype, copy=False)
+    floats: NDArray[Any] = plain.astype(dtype, copy=mask is not None)
+    if mask is not None:
+        floats[mask] = np.nan
     return floats
 
 
@@ -564,10 +619,15 @@ def block_rows(n_rows: int, n_features: int) -> int:
 class ArraySource(Source):
     """Rows in this process's memory, worked on by its own threads."""
 
-    def __init__(self, x: NDArray[Any], weights: NDArray[np.float64] | None) -> None:
-        self._x, self._weights = x, weights
+    def __init__(
+        self,
+        x: NDArray[Any],
+        weights: NDArray[np.float64] | None,
+        nan: Nan = "error",
+    ) -> None:
+        self._x, self._weights, self._nan = x, weights, nan
         self.n_features = x.shape[1]
-        self.dtype = x.dtype
+        self.dtype = float_dtype(x.dtype)
 
     def check_unchanged(self) -> None:
         """See `Source.check_unchanged`; of memory, nothing tells."""
@@ -578,7 +638,7 @@ class ArraySource(Source):
         bounds = shard_bounds(n_leaves, _TASKS_PER_THREAD * CPU_COUNT)
         return ThreadShards(
             [
-                _ArrayShard(self._x, self._weights, first, last)
+                _ArrayShard(self._x, self._weights, self._nan, first, last)
                 for first, last in pairwise(bounds)
             ],
             CPU_COUNT,
@@ -587,25 +647,31 @@ class ArraySource(Source):
 
 @final
 class _ArrayShard:
-    """A run of rows of an array: each leaf is one block."""
+    """A run of rows of an array: each leaf is one block, converted if it need be."""
 
     def __init__(
         self,
         x: NDArray[Any],
         weights: NDArray[np.float64] | None,
+        nan: Nan,
         first: int,
         last: int,
     ) -> None:
-        self._x, self._weights = x, weights
+        self._x, self._weights, self._nan = x, weights, nan
         self._leaves = range(first, last)
 
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
         """See `reduction.Shard`."""
-        size = block_rows(*self._x.shape)
+        n_rows, d = self._x.shape
+        size = block_rows(n_rows, d)
         for leaf in self._leaves:
             rows = slice(leaf * size, (leaf + 1) * size)
             weights = None if self._weights is None else self._weights[rows]
-            yield leaf, iter([Block(leaf, self._x[rows], weights)])
+            cut = leaf * size, 0
+            yield (
+                leaf,
+                iter([as_block(leaf, self._x[rows], d, weights, self._nan, cut)]),
+            )
 
 
 @final
@@ -617,7 +683,7 @@ class DaskSource(Source):
         x: da.Array,
         weights: da.Array | None,
         chunk_rows: int | None = None,
-        missing: Missing = "error",
+        gaps: Gaps = _NO_GAPS,
         starts: frozenset[int] | None = None,
         streamed: bool = False,
         read_from: Sequence[Unchanging] = (),
@@ -625,7 +691,7 @@ class DaskSource(Source):
         self._x, self._weights = x, weights
         self._streamed = streamed  # x is of `Stream`
         self._starts = starts  # blocks that are cheap to begin with, if not all are
-        self._missing = missing
+        self._gaps = gaps
         self._read_from = list(read_from)
         # Rows of a block, and of the user's chunks in it.
         self._cut = None if chunk_rows is None else (x.chunks[0][0], chunk_rows)
@@ -642,7 +708,7 @@ class DaskSource(Source):
         columns += [weights.__dask_keys__() for weights in collections[1:]]
         keys = list(zip(*columns, strict=True))
         graph = Graph({k: v for c in collections for k, v in dict(c.dask).items()})
-        care = Care(self._missing)
+        care = Care(self._gaps.missing_chunks)
         graph.change(care)
         if graph.only_moves_rows:
             care.check_plain()
@@ -652,7 +718,7 @@ class DaskSource(Source):
                 "X or sample_weight is held by a cluster, but Dask is set to run in "
                 "this process: make the cluster's Client the current one."
             )
-        built_for = 0
+        built_for, nan = 0, self._gaps.nan
 
         def cut_for_threads() -> Sequence[Delayed] | None:
             """Shards; anew where a cluster has grown to twice its size since."""
@@ -664,7 +730,7 @@ class DaskSource(Source):
             shards = _build(
                 graph,
                 keys,
-                partial(_ShardPlan, self.n_features, self._cut, self._streamed),
+                partial(_ShardPlan, self.n_features, self._cut, self._streamed, nan),
                 threads,
                 self._starts,
             )
@@ -757,6 +823,7 @@ class _ShardPlan:
         n_features: int,
         cut_rows: tuple[int, int] | None,
         streamed: bool,
+        nan: Nan,
         recipes: Recipes,
         first_leaf: int,
         bounds: Sequence[int],
@@ -764,6 +831,7 @@ class _ShardPlan:
         self.n_features = n_features
         self.cut_rows = cut_rows
         self.streamed = streamed
+        self.nan = nan
         self.recipes = recipes
         held = chain.from_iterable(map(careful_arrays_in, recipes.values()))
         self.arrays = tuple({id(array): array for array in held}.values())
@@ -833,11 +901,12 @@ class _DaskShard:
 
     def _block(self, index: int, made: tuple[Any, ...]) -> Block:
         """A block from its recipe's values: rows, and weights if there are any."""
-        block = as_block(index, made[0], self._plan.n_features, *made[1:])
-        if self._plan.cut_rows is None:
-            return block
-        block_rows, chunk_rows = self._plan.cut_rows
-        return replace(block, chunks=(index * block_rows, chunk_rows))
+        plan, cut = self._plan, None
+        if plan.cut_rows is not None:
+            block_rows, chunk_rows = plan.cut_rows
+            cut = index * block_rows, chunk_rows
+        weights = made[1] if len(made) > 1 else None
+        return as_block(index, made[0], plan.n_features, weights, plan.nan, cut)
 
     def _blocks(self) -> Generator[Block]:
         made = iter(self._plan.recipes.make(self._inputs))

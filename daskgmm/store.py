@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from daskgmm.errors import ModelFileError, NewerFormatError, StoreError
+from daskgmm.errors import ModelFileError, NewerFormatError, PlaceError, StoreError
 from daskgmm.patience import (
     OURS,
     ask_files,
@@ -64,7 +64,7 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
 
     Raises
     ------
-    FileExistsError
+    PlaceError
         If something else is there, or a model and not `overwrite`.
     StoreError
         If the store fails again and again.
@@ -73,7 +73,7 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
     check_free(target)
     old = existing(target)
     if old is not None and not overwrite:
-        raise FileExistsError(
+        raise PlaceError(
             f"There is a model at {target} already: pass overwrite=True to replace it."
         )
     with naming_failures(target):
@@ -125,7 +125,7 @@ def check_ours(url: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    FileExistsError
+    PlaceError
     """
     with suppress(ModelFileError):
         existing(absolute(url))
@@ -179,7 +179,7 @@ def existing(target: str) -> dict[str, Any] | None:
 
     Raises
     ------
-    FileExistsError
+    PlaceError
         If something else is there.
     ModelFileError
         If what is there cannot be read.
@@ -197,7 +197,7 @@ def existing(target: str) -> dict[str, Any] | None:
         return dict(header)
     if remnants and not is_file:
         return None
-    raise FileExistsError(f"{target} exists and is not a model: choose another place.")
+    raise PlaceError(f"{target} exists and is not a model: choose another place.")
 
 
 def _sizes(files: Any, path: str) -> dict[str, int]:

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 @final
 @dataclass(frozen=True, slots=True)
 class BlockSummary:
-    """Counts of one block: rows, rows with weight, and their weight.
+    """Counts of one block: rows, rows with weight, their weight, and rows skipped.
 
     The digests of what is in it are empty unless they were asked for.
     """
@@ -30,6 +30,7 @@ class BlockSummary:
     n_rows: int
     n_weighted: int
     weight: float
+    n_skipped: int = 0
     digest: bytes = b""
     weights_digest: bytes = b""
 
@@ -67,6 +68,11 @@ class Survey:
     def n_weighted(self) -> int:
         """Rows with weight: the others are as good as absent."""
         return sum(block.n_weighted for block in self.blocks)
+
+    @property
+    def n_skipped(self) -> int:
+        """Rows with weight that were left out, as they have NaN."""
+        return sum(block.n_skipped for block in self.blocks)
 
     @property
     def weight(self) -> float:
@@ -115,7 +121,14 @@ def _survey_leaf(digest: bool, blocks: Iterator[Block]) -> Survey:
         check_finite(block)
         digests = (digest_of(block.x), digest_of(weights)) if digest else ()
         summaries.append(
-            BlockSummary(block.index, len(block.x), n_weighted, weight, *digests)
+            BlockSummary(
+                block.index,
+                len(block.x),
+                n_weighted,
+                weight,
+                block.n_skipped,
+                *digests,
+            )
         )
     return Survey(tuple(summaries), lightest, heaviest)
 
@@ -134,19 +147,18 @@ def check_finite(block: Block) -> None:
     at = kernel.first_not_finite(kernel.as_rows(block.x), block.x.shape[1])
     if at >= 0:
         row, column = divmod(at, block.x.shape[1])
-        value = block.x[row, column]
-        raise DataError(_non_finite("X", value, *block.place(row), column))
+        raise non_finite("X", block.x[row, column], block.place(row, column))
 
 
-def _non_finite(
-    name: str, value: Any, block: int, row: int, column: int | None = None
-) -> str:
-    what = "NaN" if np.isnan(value) else "infinity"
-    where = f"row {row}" if column is None else f"row {row}, column {column}"
-    return (
-        f"{name} contains {what} in block {block}, {where} (counted from the start of "
-        "the block). Remove or impute such rows before, or give them to a step that "
-        "does."
+def non_finite(name: str, value: Any, place: str) -> DataError:
+    """The error of a NaN or infinity."""
+    if not np.isnan(value):
+        return DataError(
+            f"{name} contains infinity in {place}. Remove or replace such rows before."
+        )
+    skip = ", or pass nan='skip' to leave them out" if name == "X" else ""
+    return DataError(
+        f"{name} contains NaN in {place}. Remove or impute such rows before{skip}."
     )
 
 
@@ -158,15 +170,11 @@ def _check_weights(block: Block) -> None:
         return
     row = int(np.argmax(wrong))
     if not np.isfinite(weights[row]):
-        message = _non_finite("sample_weight", weights[row], *block.place(row))
-    else:
-        index, its_row = block.place(row)
-        message = (
-            f"sample_weight is negative ({weights[row]}) in block {index}, row "
-            f"{its_row} (counted from the start of the block): weights must not be "
-            "below 0."
-        )
-    raise DataError(message)
+        raise non_finite("sample_weight", weights[row], block.place(row))
+    raise DataError(
+        f"sample_weight is negative ({weights[row]}) in {block.place(row)}: weights "
+        "must not be below 0."
+    )
 
 
 @final

@@ -94,11 +94,14 @@ class Outcome:
         Its parameters.
     n_passes : int
         EM passes over the data.
+    n_skipped : int
+        Rows that were left out, as they have NaN.
     """
 
     run: Run
     mixture: Mixture
     n_passes: int
+    n_skipped: int
 
 
 @final
@@ -177,7 +180,7 @@ def train(
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
         there = [run for run in state.runs if run.mixture is not None]
-        return _outcome(there[-1], 0)
+        return _outcome(there[-1], 0, found)
     rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
     began = perf_counter()
     for runs in em(shards, state.runs, rule, settings.stopping):
@@ -186,7 +189,7 @@ def train(
         seconds, began = perf_counter() - began, perf_counter()
         observer(Progress(state.n_passes, runs, found.n_rows, seconds))
     source.check_unchanged()
-    return _outcome(state.runs[best(state.runs)], state.n_passes)
+    return _outcome(state.runs[best(state.runs)], state.n_passes, found)
 
 
 def _is_live(run: Run) -> bool:
@@ -198,9 +201,9 @@ def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
         keeper.keep(state, at_once=at_once)
 
 
-def _outcome(run: Run, n_passes: int) -> Outcome:
+def _outcome(run: Run, n_passes: int, found: Survey) -> Outcome:
     assert run.mixture is not None
-    return Outcome(run, run.mixture, n_passes)
+    return Outcome(run, run.mixture, n_passes, found.n_skipped)
 
 
 def _starts(
@@ -228,6 +231,11 @@ def _starts(
 
 def _check_enough(found: Survey, n_components: int) -> None:
     n_rows = found.n_weighted
+    if found.n_skipped > 0 and n_rows == 0:
+        raise DataError(
+            f"All {found.n_skipped} rows of X have NaN, and were to be skipped: none "
+            "is left."
+        )
     if found.n_rows > 0 and n_rows == 0:
         raise DataError("sample_weight is zero for every row: at least one must count.")
     if n_rows < 2:

@@ -31,7 +31,7 @@ from zarr.core.sync import sync
 
 from daskgmm import cluster
 from daskgmm.data.table_files import has_suffix
-from daskgmm.errors import StoreError
+from daskgmm.errors import PlaceError, StoreError
 from daskgmm.patience import (
     DESCRIPTION,
     OURS,
@@ -143,7 +143,7 @@ def check(url: str, work: Work) -> None:
 
     Raises
     ------
-    FileExistsError
+    PlaceError
         If there is something else; or an output that is complete, or of another
         command, and is not to be overwritten. The message says what differs.
     """
@@ -168,7 +168,7 @@ def write_zarr(answer: da.Array, url: str, work: Work) -> Written:
 
     Raises
     ------
-    FileExistsError
+    PlaceError
         As `check`.
     StoreError
         If something that was written is not there in the end.
@@ -225,7 +225,7 @@ def write_parquet(
 
     Raises
     ------
-    FileExistsError
+    PlaceError
         As `check`.
     ValueError
         If a key is named as an answer's column is.
@@ -292,7 +292,7 @@ class _Place(ABC):
 
         Raises
         ------
-        FileExistsError
+        PlaceError
             If there is something that must never be replaced.
         """
 
@@ -459,13 +459,13 @@ def _how(
         if not differing:
             return _How.GO_ON
         if not overwrite:
-            raise FileExistsError(
+            raise PlaceError(
                 f"{output.url} is the unfinished output of another command: "
                 f"{'; '.join(differing)}. Give that command again to go on with it, "
                 "choose another place, or pass --overwrite to replace it."
             )
     if not overwrite:
-        raise FileExistsError(f"{output.url} exists: pass --overwrite to replace it.")
+        raise PlaceError(f"{output.url} exists: pass --overwrite to replace it.")
     return _How.REPLACE
 
 
@@ -542,14 +542,14 @@ class _ZarrPlace(_Place):
         if isinstance(found, zarr.Array):
             said: Any = found.attrs.asdict().get(OURS)
             if said is None:
-                raise FileExistsError(
+                raise PlaceError(
                     f"{self.url} is a Zarr array that this program did not write: "
                     "choose another place, or remove it yourself."
                 )
             return dict(said)
         if found is None and there == "directory" and self._is_remnant():
             return None
-        raise FileExistsError(
+        raise PlaceError(
             f"{self.url} exists and is no Zarr array: choose another place."
         )
 
@@ -676,7 +676,7 @@ class _ParquetPlace(_Place):
             return said
         if there == "directory" and all(n.startswith(".") for n in _names(self.url)):
             return None  # a write broke off before the output was described
-        raise FileExistsError(
+        raise PlaceError(
             f"{self.url} exists and was not written by this program: choose another "
             "place."
         )

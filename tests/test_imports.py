@@ -35,6 +35,7 @@ FLOORS = {
     "data/__init__": 0,
     "data/table_files": 2,
     "data/columns": 1,
+    "data/gaps": 2,
     "data/packed": 2,
     "data/parquet_reader": 3,
     "data/parquet": 4,

@@ -15,7 +15,7 @@ import dask.array as da
 import numpy as np
 import zarr
 
-from daskgmm.errors import DataError
+from daskgmm.errors import DataError, MissingLibraryError
 from daskgmm.storage.zarr_store import ZarrArray, name_of
 
 _SCALES: Final = {"scale_factor": 1.0, "add_offset": 0.0}
@@ -110,13 +110,13 @@ def decoded(array: ZarrArray) -> da.Array:
 
     Raises
     ------
-    ImportError
+    MissingLibraryError
         If xarray is not installed.
     """
     try:
         import xarray
     except ImportError as error:
-        raise ImportError(
+        raise MissingLibraryError(
             "Packed numbers are decoded by xarray: pip install 'daskgmm[xarray]'."
         ) from error
     attributes = dict(array.metadata.attributes)

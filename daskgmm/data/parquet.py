@@ -29,7 +29,7 @@ from daskgmm.data.parquet_reader import (
     filter_columns,
 )
 from daskgmm.data.table_files import TableFiles, find_files
-from daskgmm.errors import DataError, StoreError
+from daskgmm.errors import DataError, MissingLibraryError, StoreError
 from daskgmm.patience import retrying
 
 if TYPE_CHECKING:
@@ -448,7 +448,7 @@ def _import_arrow() -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingLibraryError(
             "Parquet needs pyarrow: pip install 'daskgmm[parquet]'."
         ) from error
 

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 
 import fsspec
 
-from daskgmm.errors import DataError, StoreError
+from daskgmm.errors import DataError, MissingLibraryError, StoreError
 from daskgmm.patience import patiently
 from daskgmm.storage.facts import Facts, differing, facts_of_entry
 from daskgmm.storage.urls import absolute, is_wild
@@ -128,11 +128,15 @@ def find_files(
     StoreError
         If the store fails again and again, or a name of Parquet leads to nothing.
     """
-    place, options = absolute(url), dict(storage_options or {})
+    place, options = absolute(url), _as_options(storage_options)
     try:
         files, path = fsspec.url_to_fs(place, **options)
     except (ImportError, ValueError, OSError):
         return None  # whoever opens it says what is wrong
+    except TypeError as error:
+        raise DataError(
+            f"storage_options are not what the file system of {place} takes: {error}."
+        ) from error
     entries = patiently(lambda: _entries(files, path), place)
     if entries is None:
         return _of_delta(files, path, place, options, version)
@@ -145,6 +149,16 @@ def find_files(
     paths = tuple(sorted(entries))
     facts = {path: facts_of_entry(entries[path]) for path in paths}
     return TableFiles(place, options, paths, facts)
+
+
+def _as_options(given: Any) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not (isinstance(given, Mapping) and all(isinstance(key, str) for key in given)):
+        raise DataError(
+            f"storage_options must be a dictionary of names and values, got {given!r}."
+        )
+    return dict(given)
 
 
 _Entries = dict[str, Mapping[str, Any]]
@@ -249,7 +263,7 @@ def _of_delta(
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
     except ImportError as error:
-        raise ImportError(
+        raise MissingLibraryError(
             f"{place} is a table of Delta Lake, whose log says which of its files "
             "count: pip install 'daskgmm[delta]'."
         ) from error

@@ -26,8 +26,18 @@ def absolute(place: str | os.PathLike[str]) -> str:
 
     Relative paths are made absolute and ``~`` is expanded, inside chained URLs too; all
     other URLs stay as they are.
+
+    Raises
+    ------
+    TypeError
+        If it is neither text nor a path.
+    ValueError
+        If it is empty, or has a character that no name has.
     """
-    links = os.fspath(place).split(_CHAIN)
+    text = os.fsdecode(place)
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} names no place: give a path or a URL.")
+    links = text.split(_CHAIN)
     return _CHAIN.join(_absolute_link(link, len(links) > 1) for link in links)
 
 
@@ -83,8 +93,8 @@ def check_apart(
         spelt: by links, relative paths, other names of a protocol, or on a disk that
         takes capitals for small letters.
     """
-    outputs = [(name, os.fspath(p)) for name, p in written.items() if p is not None]
-    inputs = [(name, os.fspath(p)) for name, p in read.items() if p is not None]
+    outputs = [(name, os.fsdecode(p)) for name, p in written.items() if p is not None]
+    inputs = [(name, os.fsdecode(p)) for name, p in read.items() if p is not None]
     for (name, output), (other, place) in (
         *product(outputs, inputs),
         *combinations(outputs, 2),
