@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from numbers import Integral
@@ -31,12 +31,14 @@ from daskgmm.covariance import SHAPES
 from daskgmm.em import Run, Status, Stopping
 from daskgmm.errors import ModelFileError
 from daskgmm.kinds import Rows, open_rows
+from daskgmm.layout import as_rows
 from daskgmm.mixture import Mixture
-from daskgmm.posterior import Kind, Score, ask, score
+from daskgmm.passes import first_not_finite
+from daskgmm.posterior import Kind, Score, ask, score, score_block
 from daskgmm.reading import Missing
 from daskgmm.reporting import Reporter
 from daskgmm.seeding import Start
-from daskgmm.sources import Source, is_lazy, open_source
+from daskgmm.sources import Source, block_rows, is_lazy, open_source
 from daskgmm.training import Observer, Outcome, Settings, train
 
 _FLOATS = [np.float64, np.float32]
@@ -280,7 +282,8 @@ default='kmeans'
         self._check_array_api()
         interval = parse_interval(checkpoint_interval)
         with self._restored_on_error(), single_threaded_blas():
-            source = self._open(X, sample_weight, reset=True)
+            rows, weights = self._taken(X, sample_weight, reset=True)
+            source = open_source(rows, weights, self.missing_chunks)
             settings = self._settings(source.n_features)
             reporter = Reporter(self.verbose, self.verbose_interval)
 
@@ -289,7 +292,7 @@ default='kmeans'
                 if observer is not None:
                     observer(progress)
 
-            warm = self._warm_run()
+            warm = self._warm_run(source.n_features)
             keeper = (
                 None
                 if checkpoint is None
@@ -336,8 +339,10 @@ default='kmeans'
             self.__dict__.update(before)
             raise
 
-    def _open(self, X: Any, sample_weight: Any, *, reset: bool) -> Source:
-        """Validate rows and weights, of whatever kind."""
+    def _taken(
+        self, X: Any, sample_weight: Any, *, reset: bool
+    ) -> tuple[Any, NDArray[np.float64] | Any]:
+        """Rows and weights, of whatever kind, validated."""
         given = open_rows(X, self.missing_chunks)
         rows = self._validated(given, reset=reset)
         weights = given.weights(sample_weight)
@@ -345,17 +350,53 @@ default='kmeans'
             weights = _check_sample_weight(
                 weights, rows, dtype=np.float64, ensure_non_negative=True
             )
-        return open_source(rows, weights, self.missing_chunks)
+        return rows, weights
 
     def _validated(self, given: Rows, *, reset: bool) -> Any:
         """Check names and number of features, and make an array of rows in memory."""
         rows = given.rows
         if is_lazy(rows):
-            validate_data(self, given.names, reset=reset, skip_check_array=True)
-            return rows
-        return validate_data(
-            self, rows, reset=reset, dtype=_FLOATS, ensure_min_samples=2 if reset else 1
+            names = given.names
+            validate_data(self, names, reset=reset, skip_check_array=True)
+            n_features = names.shape[1]
+        else:
+            if reset or not self._is_plain(rows):
+                rows = validate_data(
+                    self,
+                    rows,
+                    reset=reset,
+                    dtype=_FLOATS,
+                    ensure_min_samples=2 if reset else 1,
+                )
+            n_features = rows.shape[1]
+        if not reset:
+            self._check_n_features(n_features)
+        return rows
+
+    def _is_plain(self, rows: Any) -> bool:
+        """Whether scikit-learn would take rows as they are, and say nothing.
+
+        It takes longer to find out than to answer for a few rows.
+        """
+        return bool(
+            type(rows) is np.ndarray
+            and rows.ndim == 2
+            and rows.dtype in _FLOATS
+            and rows.size > 0
+            and not hasattr(self, "feature_names_in_")
+            and rows.shape[1] == getattr(self, "n_features_in_", rows.shape[1])
+            and first_not_finite(as_rows(rows)) < 0
         )
+
+    def _check_n_features(self, n_features: int, why: str = "") -> None:
+        """Refuse rows of another number of features than the means have."""
+        expected = np.shape(self.means_)[1]
+        if n_features != expected:
+            # scikit-learn's words where it knows the number from a fit.
+            raise ValueError(
+                f"X has {n_features} features, but {type(self).__name__} is expecting "
+                f"{expected} features as input.{why}"
+            )
 
     def _settings(self, n_features: int) -> Settings:
         shape = SHAPES[self.covariance_type]
@@ -393,18 +434,53 @@ default='kmeans'
             )
         return {**parameters, **kinds}
 
-    def _warm_run(self) -> Run | None:
+    def _warm_run(self, n_features: int) -> Run | None:
         if not (self.warm_start and hasattr(self, "converged_")):
             return None
-        return Run(self._mixture(), previous=self.lower_bound_)
+        mixture = self._mixture()
+        self._check_n_features(
+            n_features,
+            " With warm_start=True a fit goes on from the parameters of the last one: "
+            "to begin anew, set it to False.",
+        )
+        return Run(mixture, previous=self.lower_bound_)
 
     def _mixture(self) -> Mixture:
-        """The fitted mixture, from the attributes."""
+        """The fitted mixture, from the attributes.
+
+        Raises
+        ------
+        ValueError
+            If their shapes do not fit each other, or `covariance_type`.
+        """
         shape = SHAPES[self.covariance_type]
-        weights, means, covariances, factors = (
-            np.asarray(getattr(self, name), dtype=np.float64) for name in _PARAMETERS
-        )
+        parameters = {
+            name: np.asarray(getattr(self, name), dtype=np.float64)
+            for name in _PARAMETERS
+            if hasattr(self, name) or name != "covariances_"
+        }
+        self._check_shapes(parameters)
+        factors = parameters["precisions_cholesky_"]
+        # To predict, scikit-learn does without.
+        if "covariances_" not in parameters:
+            parameters["covariances_"] = shape.covariances_of_factors(factors)
+        weights, means, covariances, _ = (parameters[name] for name in _PARAMETERS)
         return Mixture(shape, weights, means, covariances, factors)
+
+    def _check_shapes(self, parameters: Mapping[str, NDArray[np.float64]]) -> None:
+        means = parameters["means_"].shape
+        if len(means) != 2 or 0 in means:
+            raise ValueError(f"means_ must have the shape (K, d), and has {means}.")
+        stored = SHAPES[self.covariance_type].stored(*means)
+        for name, parameter in parameters.items():
+            expected = {"weights_": means[:1], "means_": means}.get(name, stored)
+            if parameter.shape != expected:
+                raise ValueError(
+                    f"{name} has the shape {parameter.shape}, and must have {expected} "
+                    f"where means_ has {means} and covariance_type is "
+                    f"{self.covariance_type!r}: attributes or parameters were set that "
+                    "do not fit each other. Set them all, or fit again."
+                )
 
     def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
         mixture, run = outcome.mixture, outcome.run
@@ -460,9 +536,10 @@ default='kmeans'
 
     def _answer(self, X: Any, kind: Kind) -> Any:
         check_is_fitted(self)
-        question = ask(self._mixture(), kind)
         given = open_rows(X, self.missing_chunks)
-        return given.answer(question, self._validated(given, reset=False))
+        rows = self._validated(given, reset=False)
+        question = ask(self._mixture(), kind, n_rows=_count(rows), owner=self)
+        return given.answer(question, rows)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Mean log density of a row.
@@ -483,8 +560,13 @@ default='kmeans'
     def _score(self, X: Any, sample_weight: Any) -> tuple[Score, np.dtype[Any]]:
         """Sum of the rows' log densities, and the dtype that results have."""
         check_is_fitted(self)
-        source = self._open(X, sample_weight, reset=False)
-        return score(self._mixture(), source.shards()), source.dtype
+        rows, weights = self._taken(X, sample_weight, reset=False)
+        n_rows = _count(rows)
+        question = ask(self._mixture(), "log_prob", n_rows=n_rows, owner=self)
+        if n_rows is not None and n_rows <= block_rows(*rows.shape):
+            return score_block(question, rows, weights), rows.dtype
+        source = open_source(rows, weights, self.missing_chunks)
+        return score(question, source.shards()), source.dtype
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: the lower, the better.
@@ -619,6 +701,11 @@ def _fitted_names(model: BaseEstimator) -> list[str]:
 def _copy_fitted(source: BaseEstimator, target: BaseEstimator) -> None:
     for name in _fitted_names(source):
         setattr(target, name, copy(getattr(source, name)))
+
+
+def _count(rows: Any) -> int | None:
+    """How many rows there are; None if they are lazy."""
+    return None if is_lazy(rows) else len(rows)
 
 
 def _given(

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from daskgmm import config
 from daskgmm.errors import DataError, StoreError
-from daskgmm.kernel import Columns, tile_rows
+from daskgmm.kernel import tile_rows
+from daskgmm.layout import Columns
 from daskgmm.patience import retrying, retrying_or
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from daskgmm.graph import (
     cut,
     function_name,
 )
-from daskgmm.kernel import Part
+from daskgmm.layout import Part
 from daskgmm.opening import open_rows
 from daskgmm.parquet import (
     ParquetRows,
