@@ -126,13 +126,22 @@ class Compiled:
                 entry = njit(cache=True, **self._options)(self._function)
                 self._compile(entry)
                 is_kept = True
-        # What could not be written is compiled nevertheless; what was loaded may be of
-        # another process that wrote at the same time.
+        if entry is not None and not self._is_whole(entry):
+            # What is there is damaged, or was written by two processes at once.
+            is_kept = False
+            with suppress(Exception):
+                entry.recompile()
+                if not entry.signatures:
+                    self._compile(entry)
+                is_kept = True
+        # What could not be written is compiled nevertheless.
+        return (entry if self._is_whole(entry) else None), is_kept
+
+    def _is_whole(self, entry: Any) -> bool:
+        """Whether there is compiled code, and of this stamp."""
         if entry is None or not entry.signatures:
-            return None, False
-        if entry(*self._examples) != self._stamp:
-            return None, False
-        return entry, is_kept
+            return False
+        return bool(entry(*self._examples) == self._stamp)
 
     def _compile(self, entry: Any) -> None:
         entry.compile(tuple(map(typeof, self._examples)))

@@ -6,7 +6,7 @@ The kernel reads and writes wherever it is told to. So all that leads to it goes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -427,20 +427,23 @@ _NO_NUMBERS: Final = _empty(float, 1, written=True)
 _NO_LABELS: Final = _empty(np.int64, 1, written=True)
 _NO_TABLE: Final = _empty(float, 2, written=True)
 
+_EXAMPLES: Final = (
+    _NO_PLAN,
+    _NO_ROWS,
+    _NO_WEIGHTS,
+    _NO_NUMBERS,
+    _NO_NUMBERS,
+    _NO_LABELS,
+    _NO_TABLE,
+    _NO_NUMBERS,
+    _NO_NUMBERS,
+)
+"""Arguments of the only kind that the kernel is compiled for."""
+
 _enter: Final = Compiled(
     _make_enter,
     stamp_of(SOURCES, VECTOR_BITS, TARGET),
-    (
-        _NO_PLAN,
-        _NO_ROWS,
-        _NO_WEIGHTS,
-        _NO_NUMBERS,
-        _NO_NUMBERS,
-        _NO_LABELS,
-        _NO_TABLE,
-        _NO_NUMBERS,
-        _NO_NUMBERS,
-    ),
+    _EXAMPLES,
     {**JIT, "no_cpython_wrapper": False},
 )
 
@@ -466,8 +469,7 @@ def _run(
     ValueError
         If an argument does not fit the others. Nothing was read or written then.
     """
-    found = _enter(
-        task,
+    given = (
         plan,
         rows,
         weights,
@@ -478,12 +480,16 @@ def _run(
         log_prob,
         scratch,
     )
+    try:
+        found = _enter(task, *given)
+    except TypeError as error:
+        raise TypeError(_mistyped(given)) from error
     if found < -1:
-        raise ValueError(_explanation(_ARGUMENTS[-2 - found], plan, rows))
+        raise ValueError(_misfitting(_ARGUMENTS[-2 - found], plan, rows))
     return found
 
 
-def _explanation(argument: str, plan: Plan, rows: Rows) -> str:
+def _misfitting(argument: str, plan: Plan, rows: Rows) -> str:
     n_components, d = plan.means.shape
     shapes = ", ".join(f"{name} {getattr(plan, name).shape}" for name in Plan._fields)
     return (
@@ -491,6 +497,31 @@ def _explanation(argument: str, plan: Plan, rows: Rows) -> str:
         f"{rows.n_rows} rows of {rows.n_columns} features, and a plan for "
         f"{n_components} components of {d} features with arrays of shape {shapes}."
     )
+
+
+def _mistyped(given: Sequence[Any]) -> str:
+    names = ("plan", "rows", *_ARGUMENTS[len(Plan._fields) + 1 :])
+    wrong = [
+        f"{where} as {kind}, not {wanted}"
+        for name, value, example in zip(names, given, _EXAMPLES, strict=True)
+        for (where, kind), (_, wanted) in zip(
+            _kinds(name, value), _kinds(name, example), strict=False
+        )
+        if kind != wanted
+    ]
+    return f"The kernel was given {'; '.join(wrong)}."
+
+
+def _kinds(name: str, value: Any) -> list[tuple[str, str]]:
+    """What an argument, or each of its fields, is."""
+    if isinstance(value, tuple):
+        fields = value._asdict() if isinstance(value, Plan | Rows) else {}
+        return [kind for field in fields for kind in _kinds(field, fields[field])]
+    if not isinstance(value, np.ndarray):
+        return [(name, type(value).__name__)]
+    order = "in C order" if value.flags.c_contiguous else "not in C order"
+    access = "to write to" if value.flags.writeable else "to read"
+    return [(name, f"{value.dtype} with {value.ndim} axes {order} {access}")]
 
 
 def accumulate(

@@ -188,9 +188,7 @@ def test_rows_of_any_layout_are_checked(n, d, single, bad, seed):
 
 def test_only_rows_in_pieces_are_copied():
     x = np.arange(60.0).reshape(12, 5)
-    copied = [
-        not np.shares_memory(as_rows(rows).double, rows) for rows in layouts(x)
-    ]
+    copied = [not np.shares_memory(as_rows(rows).double, rows) for rows in layouts(x)]
     assert copied == [False] * 5 + [True] * 4
 
 
