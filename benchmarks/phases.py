@@ -11,6 +11,7 @@ from numba import njit
 from benchmarks.common import Case, best_of, make_rows
 from daskgmm import kernel
 from daskgmm.covariance import SHAPES
+from daskgmm.layout import as_rows
 from daskgmm.mixture import Mixture
 from daskgmm.moments import plan
 
@@ -28,42 +29,42 @@ _JIT: dict[str, Any] = {"nogil": True, "_nrt": False}
 @njit(**_JIT)
 def _load(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel._load(rows, plan.means.shape[1], 0, _ROWS, tile.rows)
+        kernel.load_tile(rows, plan.means.shape[1], 0, _ROWS, tile.rows)
 
 
 @njit(**_JIT)
 def _joint(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel._log_joint(plan, tile, _ROWS)
+        kernel.log_joint(plan, tile, _ROWS)
 
 
 @njit(**_JIT)
 def _normalise(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel._normalise(tile, 0, plan.means.shape[0], _ROWS)
+        kernel.normalise(tile, 0, plan.means.shape[0], _ROWS)
 
 
 @njit(**_JIT)
 def _share(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel._add_log_prob(tile, _ROWS, sums.log_prob, 0)
-        kernel._share(plan, tile, 0, plan.means.shape[0], _ROWS)
+        kernel.add_log_prob(tile, _ROWS, sums.log_prob, 0)
+        kernel.share(plan, tile, 0, plan.means.shape[0], _ROWS)
 
 
 @njit(**_JIT)
 def _add(n, plan, rows, tile, sums):
     for _ in range(n):
         if plan.dense.shape[0] > 0:
-            kernel._add_dense(plan, tile, _ROWS, sums)
+            kernel.add_dense(plan, tile, _ROWS, sums)
         elif plan.pooled.shape[0] > 0:
-            kernel._add_pooled(plan, tile, _ROWS, sums)
+            kernel.add_pooled(plan, tile, _ROWS, sums)
         else:
-            kernel._add_diagonal(plan, tile, _ROWS, sums)
+            kernel.add_diagonal(plan, tile, _ROWS, sums)
 
 
 @njit(**_JIT)
-def _tile(plan, scratch):
-    return kernel._tile(plan, scratch)
+def _cut(plan, scratch, sums):
+    return kernel.cut_tile(plan, scratch), kernel.cut_sums(plan, sums)
 
 
 STEPS: dict[str, Callable[..., None]] = {
@@ -86,13 +87,13 @@ def nanoseconds(case: Case) -> dict[str, float]:
         shape, np.full(k, 1 / k), x[:k], covariances, shape.factors(covariances)
     )
     message = plan([mixture])
-    tile = kernel._Tile(*_tile(message.compiled_plan, message.scratch()))
-    sums = message.views(message.zeros())
-    arguments = (message.compiled_plan, kernel.as_rows(x), tile, sums)
+    plan_, scratch = message.compiled_plan, message.scratch()
+    tile, sums = _cut(plan_, scratch, message.padded())
+    arguments = (plan_, as_rows(x), kernel.Tile(*tile), kernel.Padded(*sums))
     times = {}
     for name, step in STEPS.items():
         for earlier in STEPS.values():  # what it works on
-            tile.weights[:] = 1.0
+            arguments[2].weights[:] = 1.0
             if earlier is step:
                 break
             earlier(1, *arguments)

@@ -14,6 +14,7 @@ from daskgmm.errors import (
     ModelFileError,
     NewerFormatError,
     PlaceError,
+    SkippedRowsWarning,
     StoreError,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "ModelFileError",
     "NewerFormatError",
     "PlaceError",
+    "SkippedRowsWarning",
     "StoreError",
     "from_xarray",
     "load",

@@ -38,7 +38,7 @@ from daskgmm.data.table_files import TableFiles, find_files, has_suffix
 from daskgmm.data.versions import versions_of
 from daskgmm.display import Report, seconds
 from daskgmm.drawing import draw_lazily
-from daskgmm.errors import DaskGMMError, PlaceError
+from daskgmm.errors import DaskGMMError, PlaceError, SkippedRowsWarning
 from daskgmm.estimators import GaussianMixture, load
 from daskgmm.forecast import Forecast, forecast_answer, forecast_fit
 from daskgmm.opening import Opened, open_node
@@ -283,8 +283,10 @@ def fit(
     with (
         cluster.connect(),
         report.passes(mixture.max_iter) as observe,
-        warnings.catch_warnings(action="ignore", category=ConvergenceWarning),
+        warnings.catch_warnings(),
     ):
+        for told_below in (ConvergenceWarning, SkippedRowsWarning):
+            warnings.simplefilter("ignore", told_below)
         mixture._fit(
             rows,
             weights,
@@ -303,6 +305,8 @@ def _tell_fitted(
     report.say(f"{how} in {mixture.n_iter_} iterations, {seconds(time)}.")
     if not mixture.converged_:
         report.say("Raise --max-iter or --tol, or try other starts.")
+    if mixture.n_rows_skipped_:
+        report.say(f"{mixture.n_rows_skipped_:,} rows with NaN were left out.")
     report.say(f"The model is in {model}.")
     report.end(
         model=model,
@@ -310,6 +314,7 @@ def _tell_fitted(
         iterations=mixture.n_iter_,
         passes=mixture.n_passes_,
         bound=mixture.lower_bound_,
+        rows_skipped=mixture.n_rows_skipped_,
         seconds=time,
     )
 

@@ -8,13 +8,17 @@ import json
 import logging
 import math
 import re
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, final
 
 import click
+import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 from distributed.deploy.utils import nprocesses_nthreads
@@ -78,15 +82,31 @@ class Cluster:
         }
         return {name: file for name, file in named.items() if file is not None}
 
-    def connect(self) -> AbstractContextManager[Client]:
-        """Join the scheduler, or start a cluster, for as long as the context."""
+    def connect(self) -> AbstractContextManager[Client | None]:
+        """Join the scheduler, or start a cluster, for as long as the context.
+
+        Where there cannot be one, the work is done by this process's threads.
+        """
         if self.scheduler is not None:
             return deployment.join(self.scheduler, self._credentials())
         if self.file is not None:
             _quieten(logging.ERROR)
             return deployment.read(self.file).connect()
         _quieten(logging.CRITICAL)  # errors reach the user as exceptions
+        if (lack := _lack_of_workers()) is not None:
+            warnings.warn(
+                f"No worker processes can be started here ({lack}): this process does "
+                "the work, and --memory-limit is not kept to. Set TMPDIR to a folder "
+                "that can be written to, and see that /dev/shm can.",
+                stacklevel=2,
+            )
+            return self._threads()
         return self._local()
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        with dask.config.set(scheduler="threads", num_workers=self.threads()[0]):
+            yield
 
     @contextmanager
     def _local(self) -> Iterator[Client]:
@@ -101,6 +121,17 @@ class Cluster:
             Client(cluster) as client,
         ):
             yield client
+
+
+def _lack_of_workers() -> OSError | None:
+    """What a worker process needs and cannot have, as in a read-only container."""
+    try:
+        if dask.config.get("temporary-directory", None) is None:
+            tempfile.gettempdir()
+        get_context("spawn").Lock()
+    except OSError as error:
+        return error
+    return None
 
 
 def _quieten(level: int) -> None:

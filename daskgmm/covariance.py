@@ -109,7 +109,7 @@ class CovarianceShape(ABC):
 
     @abstractmethod
     def kept(self, dense: Array, diagonal: Array) -> Array:
-        """A scatter (K, S) from the lower triangles of matrices, or from diagonals.
+        """A scatter (K, S) from packed upper triangles, or from diagonals.
 
         Which of the two depends on `dense`.
         """
@@ -222,7 +222,7 @@ class _MatrixShape(CovarianceShape):
         return _pack((deviations.T * weights) @ deviations)
 
     def kept(self, dense: Array, diagonal: Array) -> Array:
-        return self.pool(_pack(dense.swapaxes(-1, -2)))
+        return self.pool(dense)
 
     def covariances(
         self, scatter: Array, counts: Array, n_features: int, reg_covar: float

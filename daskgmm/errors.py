@@ -39,5 +39,9 @@ class PlaceError(DaskGMMError, FileExistsError):
     """Something is at a place that must not be written to: the message says what."""
 
 
+class SkippedRowsWarning(UserWarning):
+    """Rows with NaN were left out of a fit, as ``nan='skip'`` says."""
+
+
 class StoreError(DaskGMMError, OSError):
     """A store of data is missing, or cannot be read: the message names the chunk."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from numbers import Integral
@@ -28,15 +28,23 @@ from daskgmm import store
 from daskgmm.blas import single_threaded_blas
 from daskgmm.checkpoint import Keeper, describe, parse_interval
 from daskgmm.covariance import SHAPES
+from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Gaps, Nan
 from daskgmm.em import Run, Status, Stopping
-from daskgmm.errors import DataError, ModelFileError
+from daskgmm.errors import DataError, ModelFileError, SkippedRowsWarning
 from daskgmm.kinds import Rows, open_rows
 from daskgmm.mixture import Mixture
-from daskgmm.posterior import Kind, Score, ask, score
+from daskgmm.posterior import Kind, Question, Score, ask, score, score_block
 from daskgmm.reporting import Reporter
 from daskgmm.seeding import Start
-from daskgmm.sources import Source, as_floats, is_lazy, open_source, place_of
+from daskgmm.sources import (
+    Source,
+    as_floats,
+    block_rows,
+    is_lazy,
+    open_source,
+    place_of,
+)
 from daskgmm.storage.urls import check_apart
 from daskgmm.storage.zarr_store import Missing
 from daskgmm.training import Observer, Outcome, Settings, train
@@ -293,7 +301,8 @@ default='kmeans'
         read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
         check_apart({"checkpoint": checkpoint}, read)
         with self._restored_on_error(), single_threaded_blas():
-            source = self._open(X, sample_weight, reset=True)
+            rows, weights = self._taken(X, sample_weight, reset=True)
+            source = open_source(rows, weights, self._gaps)
             settings = self._settings(source.n_features)
             reporter = Reporter(self.verbose, self.verbose_interval)
 
@@ -302,7 +311,7 @@ default='kmeans'
                 if observer is not None:
                     observer(progress)
 
-            warm = self._warm_run()
+            warm = self._warm_run(source.n_features)
             keeper = (
                 None
                 if checkpoint is None
@@ -327,7 +336,7 @@ default='kmeans'
         if self.n_rows_skipped_:
             warnings.warn(
                 f"{self.n_rows_skipped_} rows with NaN were left out of the fit.",
-                UserWarning,
+                SkippedRowsWarning,
                 stacklevel=3,
             )
         return outcome
@@ -355,18 +364,21 @@ default='kmeans'
             self.__dict__.update(before)
             raise
 
-    def _open(self, X: Any, sample_weight: Any, *, reset: bool) -> Source:
-        """Validate rows and weights, of whatever kind."""
+    def _taken(
+        self, X: Any, sample_weight: Any, *, reset: bool
+    ) -> tuple[Any, NDArray[np.float64] | Any]:
+        """Rows and weights, of whatever kind, validated."""
         given = open_rows(X, self._gaps)
         rows = self._validated(given, reset=reset)
+        if isinstance(sample_weight, np.ma.MaskedArray):
+            name = "sample_weight"
+            sample_weight = as_floats(sample_weight, name, keep_single=False)
         weights = given.weights(sample_weight)
         if weights is not None and not is_lazy(rows):
-            if isinstance(weights, np.ma.MaskedArray):
-                weights = as_floats(weights, "sample_weight", keep_single=False)
             weights = _check_sample_weight(
                 weights, rows, dtype=np.float64, ensure_non_negative=True
             )
-        return open_source(rows, weights, self._gaps)
+        return rows, weights
 
     @property
     def _gaps(self) -> Gaps:
@@ -376,8 +388,18 @@ default='kmeans'
         """Check names and number of features, and make an array of rows in memory."""
         rows = given.rows
         if is_lazy(rows):
-            validate_data(self, given.names, reset=reset, skip_check_array=True)
-            return rows
+            names = given.names
+            validate_data(self, names, reset=reset, skip_check_array=True)
+            n_features = names.shape[1]
+        else:
+            if reset or not self._is_plain(rows):
+                rows = self._validated_in_memory(rows, reset=reset)
+            n_features = rows.shape[1]
+        if not reset:
+            self._check_n_features(n_features)
+        return rows
+
+    def _validated_in_memory(self, rows: Any, *, reset: bool) -> Any:
         # Blocks are converted one by one, and looked through for NaN: what is more than
         # numbers, such as text, scikit-learn converts.
         is_plain = isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub"
@@ -389,9 +411,33 @@ default='kmeans'
             ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
-        if np.ma.is_masked(rows):
+        if isinstance(rows, np.ma.MaskedArray):
             return np.ma.MaskedArray(checked, np.ma.getmaskarray(rows), copy=False)
         return checked
+
+    def _is_plain(self, rows: Any) -> bool:
+        """Whether scikit-learn would take rows as they are, and say nothing.
+
+        It takes longer to find out than to answer for a few rows.
+        """
+        return bool(
+            type(rows) is np.ndarray
+            and rows.ndim == 2
+            and rows.dtype in _FLOATS
+            and rows.size > 0
+            and not hasattr(self, "feature_names_in_")
+            and rows.shape[1] == getattr(self, "n_features_in_", rows.shape[1])
+        )
+
+    def _check_n_features(self, n_features: int, why: str = "") -> None:
+        """Refuse rows of another number of features than the means have."""
+        expected = np.shape(self.means_)[1]
+        if n_features != expected:
+            # scikit-learn's words where it knows the number from a fit.
+            raise ValueError(
+                f"X has {n_features} features, but {type(self).__name__} is expecting "
+                f"{expected} features as input.{why}"
+            )
 
     def _settings(self, n_features: int) -> Settings:
         shape = SHAPES[self.covariance_type]
@@ -429,18 +475,53 @@ default='kmeans'
             )
         return {**parameters, **kinds}
 
-    def _warm_run(self) -> Run | None:
+    def _warm_run(self, n_features: int) -> Run | None:
         if not (self.warm_start and hasattr(self, "converged_")):
             return None
-        return Run(self._mixture(), previous=self.lower_bound_)
+        mixture = self._mixture()
+        self._check_n_features(
+            n_features,
+            " With warm_start=True a fit goes on from the parameters of the last one: "
+            "to begin anew, set it to False.",
+        )
+        return Run(mixture, previous=self.lower_bound_)
 
     def _mixture(self) -> Mixture:
-        """The fitted mixture, from the attributes."""
+        """The fitted mixture, from the attributes.
+
+        Raises
+        ------
+        ValueError
+            If their shapes do not fit each other, or `covariance_type`.
+        """
         shape = SHAPES[self.covariance_type]
-        weights, means, covariances, factors = (
-            np.asarray(getattr(self, name), dtype=np.float64) for name in _PARAMETERS
-        )
+        parameters = {
+            name: np.asarray(getattr(self, name), dtype=np.float64)
+            for name in _PARAMETERS
+            if hasattr(self, name) or name != "covariances_"
+        }
+        self._check_shapes(parameters)
+        factors = parameters["precisions_cholesky_"]
+        # To predict, scikit-learn does without.
+        if "covariances_" not in parameters:
+            parameters["covariances_"] = shape.covariances_of_factors(factors)
+        weights, means, covariances, _ = (parameters[name] for name in _PARAMETERS)
         return Mixture(shape, weights, means, covariances, factors)
+
+    def _check_shapes(self, parameters: Mapping[str, NDArray[np.float64]]) -> None:
+        means = parameters["means_"].shape
+        if len(means) != 2 or 0 in means:
+            raise ValueError(f"means_ must have the shape (K, d), and has {means}.")
+        stored = SHAPES[self.covariance_type].stored(*means)
+        for name, parameter in parameters.items():
+            expected = {"weights_": means[:1], "means_": means}.get(name, stored)
+            if parameter.shape != expected:
+                raise ValueError(
+                    f"{name} has the shape {parameter.shape}, and must have {expected} "
+                    f"where means_ has {means} and covariance_type is "
+                    f"{self.covariance_type!r}: attributes or parameters were set that "
+                    "do not fit each other. Set them all, or fit again."
+                )
 
     def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
         mixture, run = outcome.mixture, outcome.run
@@ -497,9 +578,15 @@ default='kmeans'
 
     def _answer(self, X: Any, kind: Kind) -> Any:
         check_is_fitted(self)
-        question = ask(self._mixture(), kind)
         given = open_rows(X, self._gaps)
-        return given.answer(question, self._validated(given, reset=False))
+        rows = self._validated(given, reset=False)
+        question = self._question(kind, rows)
+        return given.answer(question, rows)
+
+    def _question(self, kind: Kind, rows: Any) -> Question:
+        """A question about validated rows."""
+        n_rows = None if is_lazy(rows) else len(rows)
+        return ask(self._mixture(), kind, n_rows=n_rows, owner=self, nan=self.nan)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Mean log density of a row.
@@ -520,15 +607,20 @@ default='kmeans'
     def _score(self, X: Any, sample_weight: Any) -> tuple[Score, np.dtype[Any]]:
         """Sum of the rows' log densities, and the dtype that results have."""
         check_is_fitted(self)
-        source = self._open(X, sample_weight, reset=False)
-        found = score(self._mixture(), source.shards())
-        source.check_unchanged()
+        rows, weights = self._taken(X, sample_weight, reset=False)
+        question = self._question("log_prob", rows)
+        if not is_lazy(rows) and len(rows) <= block_rows(*rows.shape):
+            found, dtype = score_block(question, rows, weights), float_dtype(rows.dtype)
+        else:
+            source = open_source(rows, weights, self._gaps)
+            found, dtype = score(question, source.shards()), source.dtype
+            source.check_unchanged()
         if not found.weight > 0:
             raise DataError(
                 "There are no rows to score: X has none, or all have weight 0, or NaN "
                 "and are skipped."
             )
-        return found, source.dtype
+        return found, dtype
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: the lower, the better.

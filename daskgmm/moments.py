@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,18 @@ from typing import Any, Final, Protocol, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from daskgmm import kernel
+from daskgmm import kernel, passes
+from daskgmm.layout import (
+    Part,
+    Plan,
+    Sums,
+    as_rows,
+    pack,
+    pack_triangular,
+    readonly,
+    sums_in,
+    triangle,
+)
 from daskgmm.mixture import Mixture
 
 Array = NDArray[np.float64]
@@ -23,10 +33,12 @@ POOLED_BELOW: Final = 1e6
 Whitening about one origin for all components rounds a row to eps times this length.
 """
 
+_LARGE: Final = 2**16
+"""Numbers in the matrices of a mixture from which on it is work to pack them."""
 _SMALL: Final = 2**15
 """Numbers of a block from which on it is worth a call of its own."""
 
-_EMPTY: Final = kernel.readonly(np.empty(0))
+_EMPTY: Final = np.empty(0)
 _thread: Final = threading.local()
 
 
@@ -38,17 +50,36 @@ class EStep:
     Pickles as a few small arrays; a worker needs nothing else.
     """
 
-    plan: kernel.Plan
+    plan: Plan
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nothing travels that follows from the plan: some of it is this machine's."""
+        return EStep, (self.plan,)
 
     @cached_property
-    def compiled_plan(self) -> kernel.Plan:
+    def compiled_plan(self) -> Plan:
         """The plan with arrays of the one kind that the kernel is compiled for."""
-        return kernel.Plan._make(map(kernel.readonly, self.plan))
+        return Plan._make(map(readonly, self.plan))
 
     @property
     def n_features(self) -> int:
         """Number of features, d."""
         return int(self.plan.means.shape[1])
+
+    @cached_property
+    def n_factors(self) -> int:
+        """Numbers that each row is multiplied with."""
+        plan = self.plan
+        in_matrices = plan.dense.size + plan.pooled.size + plan.upper.size // 2
+        return int(in_matrices + plan.scales.size)
+
+    @cached_property
+    def _scratch_size(self) -> int:
+        return kernel.scratch_size(self.plan)
+
+    @cached_property
+    def _padded_size(self) -> int:
+        return passes.padded_size(self.plan)
 
     def scratch(self) -> Array:
         """Memory for the kernel to work in, this thread's own.
@@ -56,64 +87,28 @@ class EStep:
         It is kept from call to call: new memory would cost a page fault for each
         4 kB, as much time as the work on a small block.
         """
-        size = kernel.scratch_size(self.plan)
-        if getattr(_thread, "scratch", _EMPTY).size < size:
-            _thread.scratch = np.zeros(size)
+        if getattr(_thread, "scratch", _EMPTY).size < self._scratch_size:
+            _thread.scratch = np.zeros(self._scratch_size)
         scratch: Array = _thread.scratch
         return scratch
 
-    @cached_property
-    def layout(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of `kernel.Sums`, field by field."""
-        plan, d = self.plan, self.n_features
-        n_runs, stride = len(plan.starts) - 1, kernel.stride
-        n_components, n_dense = len(plan.means), len(plan.dense)
-        n_pooled = len(plan.pooled)
-        is_diagonal = n_dense == n_pooled == 0
-        n_pooled_components = n_components if n_pooled else 0
-        return {
-            "mass": (n_components - n_pooled_components,),
-            "drift": (n_components - n_pooled_components, d),
-            "dense": (n_dense, d, stride(d)),
-            "diagonal": (n_components if is_diagonal else 0, d),
-            "raw": (n_pooled_components, stride(d + 1)),
-            "residual": (n_pooled, d, stride(d)),
-            "shared": (_shared_size(plan.starts) if n_pooled else 0,),
-            "log_prob": (n_runs,),
-            "weight": (1,),
-        }
-
-    @cached_property
-    def _places(self) -> list[tuple[slice, tuple[int, ...]]]:
-        """Where each field stands in a flat buffer, and its shape."""
-        places, start = [], 0
-        for name in kernel.Sums._fields:
-            shape = self.layout[name]
-            size = math.prod(shape)
-            places.append((slice(start, start + size), shape))
-            start += size
-        return places
-
-    def views(self, buffer: Array) -> kernel.Sums:
-        """The fields of `kernel.Sums` in one flat buffer, (size,)."""
-        return kernel.Sums._make(
-            buffer[place].reshape(shape) for place, shape in self._places
-        )
-
-    def zeros(self) -> Array:
-        """A buffer for sums."""
-        return np.zeros(self._places[-1][0].stop)
+    def padded(self) -> Array:
+        """Memory for the kernel to add up in."""
+        return np.zeros(self._padded_size)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sums:
-    """Kernel sums over some blocks, flat: a monoid under ``+``."""
+class FlatSums:
+    """Kernel sums over some blocks, flat: a monoid under ``+``.
+
+    It means the same on all machines: see `layout.Sums`.
+    """
 
     buffer: Array
 
-    def __add__(self, other: Self) -> Sums:
-        return Sums(self.buffer + other.buffer)
+    def __add__(self, other: Self) -> FlatSums:
+        return FlatSums(self.buffer + other.buffer)
 
 
 @final
@@ -159,37 +154,62 @@ class Block(Protocol):
     def size(self) -> int:
         """Numbers in all rows, n d, or a few more."""
 
-    def parts(self) -> Iterator[kernel.Part]:
+    def parts(self) -> Iterator[Part]:
         """Rows and weights in parts, which end where the kernel's tiles do."""
 
 
 def plan(mixtures: Sequence[Mixture]) -> EStep:
     """Lay out what the kernel needs of mixtures of one shape and number of features."""
     shape, d = mixtures[0].shape, mixtures[0].n_features
+    fields = _fields(mixtures)
+    if shape.pooled and all(map(_can_be_pooled, mixtures)):
+        return EStep(Plan(**{**fields, **_pooled(mixtures)}))
+    factors = [shape.kernel_factors(m.factors, m.n_components, d) for m in mixtures]
+    form = (
+        {"dense": _joined([pack_triangular(factor) for factor in factors])}
+        if shape.dense
+        else {"centres": fields["means"], "scales": np.concatenate(factors)}
+    )
+    return EStep(Plan(**{**fields, **form}))
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    """Arrays one after the other; not copied if there is one."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def plan_for_few(mixture: Mixture) -> EStep | None:
+    """Lay out what the kernel needs to evaluate one mixture for a few rows.
+
+    Its matrices are read where they are, as to pack them takes as long as to ask about
+    a hundred rows: the plan is good for as long as they stay as they are. None where
+    that is not worth while or not possible.
+    """
+    shape, d = mixture.shape, mixture.n_features
+    if shape.pooled or not shape.dense or mixture.factors.size <= _LARGE:
+        return None
+    if d < kernel.MIN_UPPER:
+        return None
+    return EStep(Plan(**{**_fields([mixture]), "upper": mixture.factors}))
+
+
+def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
+    """The fields of a plan that all forms have; the others are empty."""
     means = np.concatenate([m.means for m in mixtures])
-    fields: dict[str, Any] = {
+    d = means.shape[1]
+    return {
         "starts": np.cumsum([0, *(m.n_components for m in mixtures)], dtype=np.int64),
         "offsets": np.concatenate([m.log_normalisers() for m in mixtures]),
         "means": means,
         "nothing": np.zeros(len(means)),
         "dense": np.empty((0, 0)),
+        "upper": np.empty((0, 0, 0)),
         "pooled": np.empty((0, 0)),
         "origins": np.empty((0, d)),
         "mixing": np.empty(0),
         "centres": np.empty((0, d)),
         "scales": np.empty((0, d)),
     }
-    if shape.pooled and all(map(_can_be_pooled, mixtures)):
-        return EStep(kernel.Plan(**{**fields, **_pooled(mixtures)}))
-    factors = np.concatenate(
-        [shape.kernel_factors(m.factors, m.n_components, d) for m in mixtures]
-    )
-    form = (
-        {"dense": kernel.pack_triangular(factors)}
-        if shape.dense
-        else {"centres": means, "scales": factors}
-    )
-    return EStep(kernel.Plan(**{**fields, **form}))
 
 
 def _pooled_factor(mixture: Mixture) -> Array:
@@ -206,8 +226,12 @@ def _can_be_pooled(mixture: Mixture) -> bool:
         return False  # products of responsibilities are then more than of features
     deviations = np.sqrt(np.diagonal(mixture.covariances))
     sizes = np.abs(mixture.means - mixture.centre) + deviations
-    whitened = np.linalg.norm(sizes @ np.abs(_pooled_factor(mixture)).T, axis=1)
-    # Written so that NaN and infinity are not pooled.
+    factor = _pooled_factor(mixture)
+    longest = np.linalg.norm(sizes, axis=1).max()
+    # All comparisons are written so that NaN and infinity are not pooled.
+    if np.linalg.norm(factor) * longest <= POOLED_BELOW:
+        return True  # by Cauchy and Schwarz, and with less work
+    whitened = np.linalg.norm(sizes @ np.abs(factor).T, axis=1)
     return bool((whitened <= POOLED_BELOW).all())
 
 
@@ -217,30 +241,23 @@ def _pooled(mixtures: Sequence[Mixture]) -> dict[str, Array]:
     about = [mixture.means - mixture.centre for mixture in mixtures]
     centres = [m @ factor.T for m, factor in zip(about, factors, strict=True)]
     return {
-        "pooled": kernel.pack_triangular(factors),
+        "pooled": pack_triangular(factors),
         "origins": np.stack([mixture.centre for mixture in mixtures]),
-        "mixing": np.concatenate([kernel.pack(m.T[np.newaxis])[0] for m in about]),
+        "mixing": np.concatenate([pack(m.T[np.newaxis])[0] for m in about]),
         "centres": np.concatenate(centres),
         "scales": np.ones_like(np.concatenate(centres)),
     }
 
 
-def e_step(message: EStep, blocks: Iterator[Block]) -> Sums:
+def e_step(message: EStep, blocks: Iterator[Block]) -> FlatSums:
     """The kernel of an EM pass: sums over the blocks of a leaf, for every run."""
-    buffer = message.zeros()
-    sums, scratch = message.views(buffer), message.scratch()
+    plan, sums, scratch = message.compiled_plan, message.padded(), message.scratch()
     for x, weights in _pieces(blocks):
-        kernel.accumulate(
-            message.compiled_plan,
-            kernel.as_rows(x),
-            _EMPTY if weights is None else kernel.readonly(weights),
-            sums,
-            scratch,
-        )
-    return Sums(buffer)
+        passes.accumulate(plan, as_rows(x), weights, sums, scratch)
+    return FlatSums(passes.collect(plan, sums))
 
 
-def _pieces(blocks: Iterator[Block]) -> Iterator[kernel.Part]:
+def _pieces(blocks: Iterator[Block]) -> Iterator[Part]:
     """Blocks in parts, and small ones put together: a call costs more than a copy."""
     small: list[Block] = []
     size = 0
@@ -251,13 +268,13 @@ def _pieces(blocks: Iterator[Block]) -> Iterator[kernel.Part]:
         small.append(block)
         size += block.size
         if size >= _SMALL:
-            yield _joined(small)
+            yield _together(small)
             small, size = [], 0
     if small:
-        yield _joined(small)
+        yield _together(small)
 
 
-def _joined(blocks: Sequence[Block]) -> kernel.Part:
+def _together(blocks: Sequence[Block]) -> Part:
     if len(blocks) == 1:
         return blocks[0].x, blocks[0].weights
     weights = [block.weights for block in blocks if block.weights is not None]
@@ -265,36 +282,32 @@ def _joined(blocks: Sequence[Block]) -> kernel.Part:
     return rows, np.concatenate(weights) if weights else None
 
 
-def moments(message: EStep, sums: Sums, mixtures: Sequence[Mixture]) -> list[Moments]:
+def moments(
+    message: EStep, total: FlatSums, mixtures: Sequence[Mixture]
+) -> list[Moments]:
     """Each run's moments, from the sums of a whole pass."""
-    views, starts = message.views(sums.buffer), message.plan.starts
+    sums, starts = sums_in(message.plan, total.buffer), message.plan.starts
     read = _read_pooled if len(message.plan.pooled) else _read
     return [
         Moments(
-            *read(message.plan, views, mixture, run, slice(*starts[run : run + 2])),
-            float(views.log_prob[run]),
-            float(views.weight[0]),
+            *read(message.plan, sums, mixture, run, slice(*starts[run : run + 2])),
+            float(sums.log_prob[run]),
+            float(sums.weight[0]),
         )
         for run, mixture in enumerate(mixtures)
     ]
 
 
 def _read(
-    _plan: kernel.Plan, sums: kernel.Sums, mixture: Mixture, _run: int, its: slice
+    _plan: Plan, sums: Sums, mixture: Mixture, _run: int, its: slice
 ) -> tuple[Array, Array, Array]:
     """Mass, drift and scatter of a run of the dense or the diagonal form."""
-    dense = sums.dense[its, :, : mixture.n_features]
-    scatter = mixture.shape.kept(dense, sums.diagonal[its])
+    scatter = mixture.shape.kept(sums.dense[its], sums.diagonal[its])
     return sums.mass[its], sums.drift[its], scatter
 
 
-def _shared_size(starts: NDArray[np.int64]) -> int:
-    """Numbers of `kernel.Sums.shared` for runs whose components start there."""
-    return sum(int(n) * kernel.stride(int(n)) for n in np.diff(starts))
-
-
 def _read_pooled(
-    plan: kernel.Plan, sums: kernel.Sums, mixture: Mixture, run: int, its: slice
+    plan: Plan, sums: Sums, mixture: Mixture, run: int, its: slice
 ) -> tuple[Array, Array, Array]:
     """The same of the pooled form."""
     shape, means = mixture.shape, mixture.means
@@ -302,10 +315,18 @@ def _read_pooled(
     raw = sums.raw[its]
     mass = raw[:, d]
     drift = raw[:, :d] - mass[:, np.newaxis] * (means - plan.origins[run])
-    scatter = shape.kept(sums.residual[run : run + 1, :, :d], np.empty((0, d)))
-    # Those of earlier runs come before.
-    first, last = (_shared_size(plan.starts[: run + n]) for n in (1, 2))
-    shared = sums.shared[first:last].reshape(n_components, -1)
+    scatter = shape.kept(sums.residual[run : run + 1], np.empty((0, d)))
+    shared = _shared(plan, sums, run)
     for k in range(1, n_components):
         scatter[0] += shape.scatter(means[:k] - means[k], shared[k, :k])
     return mass, drift, scatter
+
+
+def _shared(plan: Plan, sums: Sums, run: int) -> Array:
+    """The sums r rᵀ of a run, (K, K): their lower triangle."""
+    # Those of earlier runs come before.
+    sizes = [triangle(int(n)) for n in np.diff(plan.starts[: run + 2])]
+    start, n = sum(sizes[:-1]), int(np.diff(plan.starts)[run])
+    matrix = np.zeros((n, n))
+    matrix.T[np.triu_indices(n)] = sums.shared[start : start + sizes[-1]]
+    return matrix

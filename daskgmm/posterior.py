@@ -6,18 +6,21 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Self, final
+from typing import Any, Final, Literal, Self, final
+from weakref import WeakKeyDictionary
 
 import dask.array as da
 import numpy as np
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
-from daskgmm import kernel
-from daskgmm.blas import single_threaded_blas
+from daskgmm import passes
+from daskgmm.covariance import CovarianceShape
 from daskgmm.data.columns import float_dtype
+from daskgmm.data.gaps import Nan
+from daskgmm.layout import as_rows
 from daskgmm.mixture import Mixture
-from daskgmm.moments import EStep, plan
+from daskgmm.moments import EStep, plan, plan_for_few
 from daskgmm.reduction import Shards
 from daskgmm.sources import Block, as_block, block_rows
 from daskgmm.survey import check_finite
@@ -28,11 +31,15 @@ Kind = Literal["labels", "responsibilities", "log_prob"]
 @final
 @dataclass(frozen=True)
 class Question:
-    """One kind of question to one mixture of K components."""
+    """One kind of question to one mixture of K components.
+
+    Rows with NaN are an error, or have no answer if they are to be skipped.
+    """
 
     message: EStep
     kind: Kind
     n_components: int
+    nan: Nan = "error"
 
     def dtype(self, of_rows: np.dtype[Any]) -> np.dtype[Any]:
         """The answer's dtype for rows of a dtype."""
@@ -44,51 +51,171 @@ class Question:
             return n_rows, self.n_components
         return (n_rows,)
 
+    @property
+    def nothing(self) -> float:
+        """The answer for a row that has none."""
+        return -1 if self.kind == "labels" else np.nan
 
-def ask(mixture: Mixture, kind: Kind) -> Question:
-    """Prepare a question."""
-    return Question(plan([mixture]), kind, mixture.n_components)
+
+_FEW: Final = 32
+"""Rows up to which a mixture's matrices are not packed to ask about them."""
+_FEW_OF_LARGE: Final = 128
+"""The same where the packed ones are too large to be kept."""
+_MOST_KEPT: Final = 2**20
+"""Numbers of a plan that is kept, at the most."""
+_FOR_THREADS: Final = 2**23
+"""Products of rows with numbers of a plan that are worth more than one thread."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A plan, and copies of all that it depends on.
+
+    Arrays can be written to, and nobody is told: so they are compared at each question.
+    """
+
+    message: EStep
+    shape: CovarianceShape
+    numbers: tuple[NDArray[np.float64], ...]
+
+    def is_of(self, mixture: Mixture) -> bool:
+        """Whether the plan is the one that would be made of a mixture."""
+        same_shape = mixture.shape is self.shape
+        return same_shape and all(map(np.array_equal, self.numbers, _numbers(mixture)))
+
+
+_kept: Final[WeakKeyDictionary[Any, _Kept]] = WeakKeyDictionary()
+"""By whoever has the mixture; nothing of it is copied or pickled with them."""
+
+
+def _numbers(mixture: Mixture) -> tuple[NDArray[np.float64], ...]:
+    """All numbers that a plan depends on."""
+    numbers = mixture.weights, mixture.means, mixture.factors
+    # Their size decides whether all rows are whitened at once.
+    spread = (np.diagonal(mixture.covariances),) if mixture.shape.pooled else ()
+    return (*numbers, *spread)
+
+
+def ask(
+    mixture: Mixture,
+    kind: Kind,
+    *,
+    n_rows: int | None = None,
+    owner: Any = None,
+    nan: Nan = "error",
+) -> Question:
+    """Prepare a question.
+
+    Parameters
+    ----------
+    mixture : Mixture
+    kind : {'labels', 'responsibilities', 'log_prob'}
+    n_rows : int, optional
+        How many rows will be asked about, if that is known and the question stays in
+        this process.
+    owner : object, optional
+        Who has the mixture, and may ask again: what can be kept is kept as long as it.
+    nan : {'error', 'skip'}
+        What is done about rows with NaN.
+    """
+    message = _message(mixture, n_rows, owner)
+    return Question(message, kind, mixture.n_components, nan)
+
+
+def _message(mixture: Mixture, n_rows: int | None, owner: Any) -> EStep:
+    # Packed, a triangle is left of each matrix.
+    can_be_kept = mixture.factors.size // 2 <= _MOST_KEPT
+    if n_rows is not None and n_rows <= (_FEW if can_be_kept else _FEW_OF_LARGE):
+        of_few = plan_for_few(mixture)
+        if of_few is not None:
+            return of_few
+    kept = None if owner is None else _kept.get(owner)
+    if kept is not None and kept.is_of(mixture):
+        return kept.message
+    message = plan([mixture])
+    if owner is not None and sum(map(np.size, message.plan)) <= _MOST_KEPT:
+        copies = tuple(numbers.copy() for numbers in _numbers(mixture))
+        _kept[owner] = _Kept(message, mixture.shape, copies)
+    return message
 
 
 def answer_into(question: Question, x: NDArray[Any], out: NDArray[Any]) -> None:
     """Answer for a block of rows, (n, d), float32 or float64, into `out`."""
     wanted = out if out.dtype in (np.float64, np.int64) else np.empty(out.shape)
-    kernel.evaluate(
-        question.message.compiled_plan,
-        kernel.as_rows(x),
-        wanted if question.kind == "labels" else np.empty(0, dtype=np.int64),
-        wanted
-        if question.kind == "responsibilities"
-        else np.empty((0, question.n_components)),
-        wanted if question.kind == "log_prob" else np.empty(0),
-        question.message.scratch(),
-    )
+    message, outputs = question.message, {str(question.kind): wanted}
+    passes.evaluate(message.compiled_plan, as_rows(x), message.scratch(), outputs)
     if wanted is not out:
         out[:] = wanted
 
 
+def _answer_rows(
+    question: Question,
+    x: NDArray[Any],
+    out: NDArray[Any],
+    index: int = 0,
+    cut: tuple[int, int] | None = None,
+) -> None:
+    """Answer for a block of real numbers of any dtype, (n, d), into `out`.
+
+    Raises
+    ------
+    DataError
+        Naming the place of a NaN, if such rows are not skipped, or infinity.
+    """
+    n_features, nan = question.message.n_features, question.nan
+    block = as_block(index, x, n_features, nan=nan, cut=cut)
+    check_finite(block)
+    if block.numbers is None:
+        answer_into(question, block.x, out)
+        return
+    some = np.empty(question.shape(len(block.x)), dtype=out.dtype)
+    answer_into(question, block.x, some)
+    out[:] = question.nothing
+    out[block.numbers] = some
+
+
 def answer(question: Question, x: NDArray[Any]) -> NDArray[Any]:
-    """Answer for rows in memory, on this process's threads."""
+    """Answer for rows in memory, on this process's threads.
+
+    Errors as of `answer_block`.
+    """
     out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
     size = block_rows(*x.shape)
+    if len(x) * question.message.n_factors > _FOR_THREADS:
+        size = min(size, -(-len(x) // CPU_COUNT))
     starts = range(0, len(x), size)
+    coming = iter(starts)
 
-    def work(start: int) -> None:
-        rows = slice(start, start + size)
-        answer_into(question, x[rows], out[rows])
+    def work() -> None:
+        for start in coming:
+            rows = slice(start, start + size)
+            _answer_rows(question, x[rows], out[rows], cut=(start, 0))
 
-    with single_threaded_blas():
-        if len(starts) < 2:
-            for start in starts:
-                work(start)
-        else:
-            with ThreadPoolExecutor(min(CPU_COUNT, len(starts))) as pool:
-                list(pool.map(work, starts))
-    return out
+    n_others = min(CPU_COUNT, len(starts)) - 1
+    if n_others < 1:
+        work()
+        return _masked_like(x, out)
+    with ThreadPoolExecutor(n_others) as pool:
+        others = [pool.submit(work) for _ in range(n_others)]
+        work()  # this thread has its scratch memory at hand
+        for other in others:
+            other.result()
+    return _masked_like(x, out)
+
+
+def _masked_like(x: NDArray[Any], answers: NDArray[Any]) -> NDArray[Any]:
+    """Answers for rows, of which those are masked that have a masked number."""
+    if not isinstance(x, np.ma.MaskedArray):
+        return answers
+    mask = np.ma.getmaskarray(x).any(axis=1)
+    wide = mask.reshape(-1, *(1 for _ in answers.shape[1:]))
+    masked = np.ma.MaskedArray(answers, np.broadcast_to(wide, answers.shape))
+    return masked
 
 
 def answer_block(
-    x: NDArray[Any], question: Question, block_id: tuple[int, ...] = (0,)
+    x: Any, question: Question, block_id: tuple[int, ...] = (0,)
 ) -> NDArray[Any]:
     """Answer for one block inside a task.
 
@@ -97,18 +224,18 @@ def answer_block(
     DataError
         Naming the block, row and column of a NaN or infinity.
     """
-    block = as_block(block_id[0], x, question.message.n_features)
-    check_finite(block)
-    out = np.empty(question.shape(len(block.x)), dtype=question.dtype(block.x.dtype))
-    with single_threaded_blas():
-        answer_into(question, block.x, out)
-    return out
+    if not (isinstance(x, np.ndarray) and x.ndim == 2):
+        as_block(block_id[0], x, question.message.n_features)  # says what is wrong
+    out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
+    _answer_rows(question, x, out, block_id[0])
+    return _masked_like(x, out)
 
 
 def answer_lazily(question: Question, x: da.Array) -> da.Array:
     """Answer for a Dask array of rows in one column of chunks: a Dask array like it."""
     dtype = question.dtype(x.dtype)
     wide = question.kind == "responsibilities"
+    empty = np.ma.empty if isinstance(x._meta, np.ma.MaskedArray) else np.empty
     answers: da.Array = da.map_blocks(
         answer_block,
         x,
@@ -116,7 +243,7 @@ def answer_lazily(question: Question, x: da.Array) -> da.Array:
         dtype=dtype,
         drop_axis=[] if wide else 1,
         chunks=(x.chunks[0], (question.n_components,)) if wide else (x.chunks[0],),
-        meta=np.empty((0,) * (2 if wide else 1), dtype=dtype),
+        meta=empty((0,) * (2 if wide else 1), dtype=dtype),
     )
     return answers
 
@@ -146,9 +273,18 @@ class Score:
         return -2.0 * self.log_prob + n_parameters * math.log(self.weight)
 
 
-def score(mixture: Mixture, shards: Shards) -> Score:
-    """Log density of all rows, in one pass."""
-    result: Score = shards.reduce(_score_leaf, ask(mixture, "log_prob"))
+def score_block(
+    question: Question, x: NDArray[Any], weights: NDArray[np.float64] | None
+) -> Score:
+    """The same as `score` of rows in memory that make one block."""
+    block = as_block(0, x, question.message.n_features, weights, question.nan, (0, 0))
+    check_finite(block)
+    return _score_of(answer(question, block.x), block.weights)
+
+
+def score(question: Question, shards: Shards) -> Score:
+    """Log density of all rows, in one pass, by a question for "log_prob"."""
+    result: Score = shards.reduce(_score_leaf, question)
     return result
 
 

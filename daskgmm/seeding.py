@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 
 from daskgmm.blas import single_threaded_openmp
 from daskgmm.covariance import CovarianceShape
+from daskgmm.layout import triangle
 from daskgmm.likelihood import TINY, MaximumLikelihood
 from daskgmm.mixture import Mixture
 from daskgmm.moments import Moments
@@ -177,7 +178,7 @@ def _row_moments(
     counts = ones[:, np.newaxis] + TINY
     rounding = (means**2 / counts - (means / counts) ** 2) * counts
     n_components, d = means.shape
-    scatter = shape.kept(np.zeros((n_components, d, d)), rounding)
+    scatter = shape.kept(np.zeros((n_components, triangle(d))), rounding)
     if shape.pooled:
         scatter = scatter + _scatter_of_rest(shape, sample, rows)
     return means, Moments(ones, np.zeros_like(means), scatter, 0.0, _weight(sample))

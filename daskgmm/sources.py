@@ -45,8 +45,9 @@ from daskgmm.graph import (
     is_task,
     moves_rows,
 )
-from daskgmm.kernel import Part, as_rows, first_not_finite
+from daskgmm.layout import Part, as_rows
 from daskgmm.opening import open_rows
+from daskgmm.passes import first_not_finite
 from daskgmm.reading import Care, CarefulArray, careful, careful_arrays_in
 from daskgmm.reduction import (
     MAX_LEAVES,
@@ -559,7 +560,7 @@ def as_block(
 def _without_gaps(block: Block, nan: Nan) -> Block:
     """A block less the rows that are left out; most have none of those."""
     x, weights = block.x, block.weights
-    if first_not_finite(as_rows(x), x.shape[1]) < 0:
+    if first_not_finite(as_rows(x)) < 0:
         return block
     found = left_out(x, weights, nan)
     if found is None:

@@ -10,8 +10,9 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from daskgmm import kernel
+from daskgmm import passes
 from daskgmm.errors import DataError
+from daskgmm.layout import as_rows
 from daskgmm.reduction import Shards
 from daskgmm.sources import Block
 
@@ -144,7 +145,7 @@ def digest_of(array: NDArray[Any] | None) -> bytes:
 
 def check_finite(block: Block) -> None:
     """Raise DataError at a NaN or infinity."""
-    at = kernel.first_not_finite(kernel.as_rows(block.x), block.x.shape[1])
+    at = passes.first_not_finite(as_rows(block.x))
     if at >= 0:
         row, column = divmod(at, block.x.shape[1])
         raise non_finite("X", block.x[row, column], block.place(row, column))

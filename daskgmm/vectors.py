@@ -6,11 +6,24 @@ to a tile becomes one instruction per vector, whereas a loop over numbers is vec
 and kept in registers only where the compiler happens to see how. Where tiles of
 different lengths meet, the shorter one is repeated. Memory is an array of one
 dimension and a place in it; bounds are not checked.
+
+A vector has 512 bits where the processor has AVX-512, 256 where it has AVX, and else
+128, as with ARM's NEON; the environment variable DASKGMM_VECTOR_BITS, read when this
+module is loaded, says otherwise. Any width is right on any machine, as LLVM makes two
+instructions of one where registers are too short, but slower than its own. All that
+follows from the width is `LANES`, a power of two, and `COLUMNS`. With two lanes:
+
+- `transpose` of LANES vectors is one exchange of halves, `zip1` and `zip2` on ARM;
+- a sum over lanes is one addition, of a vector and its halves exchanged, and those of
+  LANES vectors are folded in one step into one vector;
+- a register tile of four rows has `COLUMNS` = 4, as with AVX-512: NEON has 32 registers
+  too, 16 for the tile and 8 for what is multiplied. It holds 4 × 8 numbers.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,12 +35,35 @@ from numba.core.datamodel import PrimitiveModel, register_default
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-# The processor that Numba compiles for: this one, unless it was told otherwise.
-_WIDE: Final = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
-LANES: Final = 8 if _WIDE else 4
+TARGET: Final = cpu_target.target_context.codegen().magic_tuple()
+"""The processor that Numba compiles for: this one, unless it was told otherwise."""
+
+_VARIABLE: Final = "DASKGMM_VECTOR_BITS"
+_COLUMNS: Final = {128: 4, 256: 3, 512: 4}
+
+
+def _vector_bits() -> int:
+    """Bits of a vector: what the environment says, or else what suits the processor."""
+    if given := os.environ.get(_VARIABLE):
+        if given not in map(str, _COLUMNS):
+            allowed = ", ".join(map(str, _COLUMNS))
+            raise ValueError(
+                f"The environment variable {_VARIABLE} must be one of {allowed}, and "
+                f"is {given!r}. Unset it to have what suits this machine."
+            )
+        return int(given)
+    features = TARGET[2].split(",")
+    return 512 if "+avx512f" in features else 256 if "+avx" in features else 128
+
+
+VECTOR_BITS: Final = _vector_bits()
+LANES: Final = VECTOR_BITS // 64
 """Numbers in a vector."""
-COLUMNS: Final = 4 if _WIDE else 3
-"""Vectors in a row of a register tile of four rows: what the registers hold."""
+COLUMNS: Final = _COLUMNS[VECTOR_BITS]
+"""Vectors in a row of a register tile of four rows: what the registers hold.
+
+There are 32 with AVX-512 and NEON, and 16 with AVX.
+"""
 
 _DOUBLE: Final = ir.DoubleType()
 _VECTOR: Final = ir.VectorType(_DOUBLE, LANES)

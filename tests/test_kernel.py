@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import LONG, log_joint, log_sum_exp, responsibilities
 
-from daskgmm import kernel
+from daskgmm import kernel, layout, passes
+from daskgmm.layout import as_rows
 from daskgmm.moments import e_step, moments, plan
 from daskgmm.sources import Block
-
-NO_WEIGHTS = kernel.readonly(np.empty(0))
 
 
 def _moments_by_oracle(mixture, x, weights, covariance_type):
@@ -184,14 +183,12 @@ def test_rows_of_any_layout_are_checked(n, d, single, bad, seed):
         expected = places.min()
     for rows in layouts(x):
         np.testing.assert_array_equal(rows, x)
-        assert kernel.first_not_finite(kernel.as_rows(rows), d) == expected
+        assert passes.first_not_finite(as_rows(rows)) == expected
 
 
 def test_only_rows_in_pieces_are_copied():
     x = np.arange(60.0).reshape(12, 5)
-    copied = [
-        not np.shares_memory(kernel.as_rows(rows).double, rows) for rows in layouts(x)
-    ]
+    copied = [not np.shares_memory(as_rows(rows).double, rows) for rows in layouts(x)]
     assert copied == [False] * 5 + [True] * 4
 
 
@@ -201,7 +198,7 @@ def columns_apart(x, rng):
     for j in rng.permutation(x.shape[1]):
         longer = np.concatenate([rng.normal(size=3).astype(x.dtype), x[:, j]])
         apart[j] = longer[3:]
-    return kernel.Columns(tuple(apart[j] for j in range(x.shape[1])))
+    return layout.Columns(tuple(apart[j] for j in range(x.shape[1])))
 
 
 @settings(max_examples=60, deadline=None)
@@ -222,28 +219,27 @@ def test_columns_in_parts_give_the_same_bits(n, d, single, seed):
     message = plan([random_mixture(rng, "diag", 2, d)])
 
     def sums(parts):
-        buffer = message.zeros()
-        views, scratch = message.views(buffer), message.scratch()
+        added, scratch = message.padded(), message.scratch()
         for part in parts:
-            rows = kernel.as_rows(part)
-            kernel.accumulate(message.compiled_plan, rows, NO_WEIGHTS, views, scratch)
-        return buffer
+            rows = as_rows(part)
+            passes.accumulate(message.compiled_plan, rows, None, added, scratch)
+        return added
 
     ends = [0, *cuts, n]
     parts = [columns[first:last] for first, last in pairwise(ends) if first < last]
     np.testing.assert_array_equal(sums(parts), sums([x]))
     x[rng.integers(0, n), rng.integers(0, d)] = np.nan
     columns = columns_apart(x, rng)
-    found = kernel.first_not_finite(kernel.as_rows(columns), d)
+    found = passes.first_not_finite(as_rows(columns))
     assert found == np.flatnonzero(np.isnan(x))[0]
 
 
 def test_columns_are_copied_only_if_they_are_not_aligned():
     columns = [np.arange(5.0), np.arange(5.0) + 5]
-    rows = kernel.as_rows(kernel.Columns(tuple(columns)))
+    rows = as_rows(layout.Columns(tuple(columns)))
     assert any(np.shares_memory(rows.double[:1], column) for column in columns)
     odd = np.frombuffer(b"?" + columns[1].tobytes(), dtype="u1")[1:].view(float)
-    rows = kernel.as_rows(kernel.Columns((columns[0], odd)))
+    rows = as_rows(layout.Columns((columns[0], odd)))
     assert rows.columns.shape == (0,)
     np.testing.assert_array_equal(rows.double, np.stack(columns, axis=1).ravel())
 
@@ -282,20 +278,18 @@ def test_one_signature_is_compiled():
     for rows in (x, frozen, x[::2], np.asfortranarray(x), x.astype(np.float32)):
         for weights in (None, np.ones(len(rows))):
             e_step(message, iter([Block(0, rows, weights)]))
-    views, scratch = message.views(message.zeros()), message.scratch()
+    added, scratch = message.padded(), message.scratch()
     for held in (x, columns_apart(x, rng)):
-        rows = kernel.as_rows(held)
-        kernel.accumulate(message.compiled_plan, rows, NO_WEIGHTS, views, scratch)
-    assert len(kernel.accumulate.signatures) == 1
+        passes.accumulate(message.compiled_plan, as_rows(held), None, added, scratch)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_first_bad_entry_is_found(dtype):
     x = np.arange(12.0, dtype=dtype).reshape(4, 3)
-    assert kernel.first_not_finite(kernel.as_rows(x), 3) == -1
+    assert passes.first_not_finite(as_rows(x)) == -1
     x[2, 1] = np.inf
     x[3, 0] = np.nan
-    assert kernel.first_not_finite(kernel.as_rows(x), 3) == 2 * 3 + 1
+    assert passes.first_not_finite(as_rows(x)) == 2 * 3 + 1
 
 
 @pytest.mark.slow

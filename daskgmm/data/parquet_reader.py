@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from daskgmm.data.table_files import changed
 from daskgmm.errors import DataError, StoreError
-from daskgmm.kernel import Columns, tile_rows
+from daskgmm.kernel import tile_rows
+from daskgmm.layout import Columns
 from daskgmm.patience import retrying_or
 from daskgmm.storage.facts import facts_of_entry, facts_of_path
 
