@@ -122,7 +122,7 @@ class Keeper:
             **{name: describe(value) for name, value in self.parameters.items()},
             **_identity_of(found),
         }
-        check_free(self.url)
+        check_free(self._place(0))
         for slot in (0, 1):
             store.check_ours(self._place(slot))
         states = {slot: self._read(slot) for slot in (0, 1)}

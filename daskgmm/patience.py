@@ -22,7 +22,7 @@ from daskgmm.errors import DaskGMMError, PlaceError, StoreError
 from daskgmm.storage.urls import (
     absolute,
     as_path,
-    check_no_wild_cards,
+    check_writable,
     folders_above,
 )
 
@@ -178,7 +178,7 @@ def check_free(url: str | os.PathLike[str]) -> None:
         If the name has characters that a store takes for wild cards.
     """
     place = absolute(url)
-    check_no_wild_cards(place)
+    check_writable(place)
     for folder in folders_above(place):
         what = _what_not_to_write_in(folder)
         if what is not None:
@@ -189,6 +189,8 @@ def check_free(url: str | os.PathLike[str]) -> None:
 
 def _what_not_to_write_in(folder: str) -> str | None:
     """What a folder is, if nothing else must be written in it."""
+    if os.path.isfile(as_path(folder)):
+        return "a file"
     said = _document(folder, "zarr.json")
     if said.get("node_type") == "array" or _document(folder, ".zarray"):
         return "a Zarr array"

@@ -6,6 +6,7 @@ import decimal
 import warnings
 from pathlib import Path
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -180,6 +181,13 @@ def places(tmp_path_factory):
         folder / "model"
     )
     return sorted(folder.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def at_once():
+    """Nothing here is to be had by trying again."""
+    with dask.config.set({"daskgmm.storage-retries": 0}):
+        yield
 
 
 METHODS = (
@@ -367,6 +375,7 @@ def scheduler():
         yield cluster.scheduler_address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_strange_places_for_commands(places, tmp_path, scheduler, command, fitted):
     rows, model = str(tmp_path / "rows.zarr"), str(tmp_path / "model")

@@ -59,6 +59,8 @@ def _versions(lengths: Sequence[int], facts: Sequence[Any]) -> Versions:
 def _of_zarr(array: ZarrArray) -> Versions:
     """Of each row of chunks."""
     found = facts_of(array)
+    if array.ndim == 0:
+        return _versions([], list(found.values()))
     n_rows, rows = array.shape[0], (array.shards or array.chunks)[0]
     numbers = range(-(-n_rows // rows))
     return _versions(

@@ -213,13 +213,19 @@ def beside(place: str, prefix: str) -> str:
     return f"{folder}/{prefix}{name}"
 
 
-def check_no_wild_cards(place: str) -> None:
+def check_writable(place: str) -> None:
     """Refuse to write where a store may take a name for a glob, and remove what fits.
 
     Raises
     ------
     ValueError
+        If the name has such characters, or is of several places.
     """
+    if _CHAIN in place:
+        raise ValueError(
+            f"{place} leads through other places, and can only be read: choose a place "
+            "to write to without '::'."
+        )
     protocol, path = split_protocol(place)
     if protocol is not None and protocol not in _LOCAL and is_wild(path):
         raise ValueError(
@@ -238,7 +244,7 @@ def remove_tree(place: str) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(path)
         return
-    check_no_wild_cards(place)
+    check_writable(place)
     with suppress(FileNotFoundError):
         files.rm(path, recursive=True)
 
