@@ -106,10 +106,20 @@ def _write_into(group: zarr.Group, model: Model) -> None:
         "fitted": _encode_all("fitted", model.fitted, arrays),
     }
     header["digest"] = _digest(header, arrays)
-    child = group.create_group(state)
+    try:
+        _write_arrays(group.create_group(state), arrays)
+        group.attrs[OURS] = header
+    except BaseException:
+        # On a disk that is full, what is there of it would stay in the way.
+        with suppress(Exception):
+            del group[state]
+        raise
+
+
+def _write_arrays(group: zarr.Group, arrays: Arrays) -> None:
     for name, array in arrays.items():
         # An array of zeros would otherwise be left out, and a lost one read as zeros.
-        written = child.create_array(
+        written = group.create_array(
             name,
             shape=array.shape,
             dtype=array.dtype,
@@ -117,7 +127,6 @@ def _write_into(group: zarr.Group, model: Model) -> None:
             config={"write_empty_chunks": True},
         )
         written[...] = array
-    group.attrs[OURS] = header
 
 
 def check_ours(url: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
 import warnings
 
 import dask
@@ -17,9 +18,9 @@ import s3fs
 import zarr
 from distributed import Client, LocalCluster
 from fsspec.implementations.memory import MemoryFileSystem
-from services import store_server
+from services import program, store_server
 
-from daskgmm import GaussianMixture, StoreError, open_rows, writing
+from daskgmm import GaussianMixture, StoreError, load, open_rows, writing
 from daskgmm.errors import ClusterError
 
 IDENTITY = {"kind": "labels", "model": "m", "shape": (5, 2)}
@@ -607,3 +608,63 @@ def test_a_replacement_in_a_store_of_objects_that_breaks_off(write, out, n_copie
         found = zarr.open_array(place, mode="r")[:]
     assert np.array_equal(found, expected[:950] + 1)
     assert files.ls(f"/{folder}", detail=False) == [f"/{folder}/{out.name}"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = [program("mount"), "-t", "tmpfs", "-o", "size=1m", "none", folder]
+    subprocess.run(mount, check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([program("umount"), folder], check=True)
+
+
+@pytest.mark.cluster
+def test_a_full_disk_is_named_and_leaves_what_was_there(small_disk, write, out):
+    expected, answer = answers(n=1000)
+    place = small_disk / out.name
+    write(answer, place)
+    model = fitted()
+    model.save(small_disk / "model")
+    before = {**contents(place), **contents(small_disk / "model")}
+    _, large = answers(n=400_000, rows=50_000, dtype=np.float64)
+    noise = large.map_blocks(lambda b: np.random.default_rng(0).normal(size=b.shape))
+    said = f"no room left at {small_disk}.* Make some"
+    with pytest.raises(StoreError, match=said) as caught:
+        write(noise, place, overwrite=True, identity={"kind": "other"})
+    assert f"Until then {place} stays as it is" in " ".join(caught.value.__notes__)
+    with pytest.raises(StoreError, match=said):
+        write(noise, small_disk / f"new-{out.name}")
+    model.set_params(means_init=np.random.default_rng(0).normal(size=(400_000, 2)))
+    with pytest.raises(StoreError, match=said):
+        model.save(small_disk / "model", overwrite=True)
+    with pytest.raises(OSError), open(small_disk / "filler", "wb", 0) as filler:
+        while True:
+            filler.write(bytes(1000))
+    with pytest.raises(StoreError, match=said):
+        fitted(checkpoint=small_disk / "c")
+    assert before == {**contents(place), **contents(small_disk / "model")}
+    assert np.array_equal(read(place), expected)
+
+
+@pytest.mark.cluster
+def test_a_disk_that_is_read_only(small_disk, write, out):
+    model = fitted()
+    model.save(small_disk / "model")
+    remount = [program("mount"), "-o", "remount,ro", small_disk]
+    subprocess.run(remount, check=True)
+    said = f"{small_disk}.* cannot be used .*Choose another place"
+    with pytest.raises(StoreError, match=said):
+        write(answers()[1], small_disk / out.name)
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=said):
+            model.save(
+                small_disk / f"model{'' if overwrite else 2}", overwrite=overwrite
+            )
+    with pytest.raises(StoreError, match=said):
+        fitted(checkpoint=small_disk / "c")
+    np.testing.assert_array_equal(load(small_disk / "model").means_, model.means_)
