@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from daskgmm import config
 from daskgmm.errors import DataError, StoreError
+from daskgmm.forking import forget_thread
 from daskgmm.kernel import Columns, tile_rows
 from daskgmm.patience import retrying, retrying_or
 
@@ -518,6 +519,7 @@ def _compressed_bytes(metadata: Any, group: int, columns: Sequence[str]) -> int:
 
 
 _thread: Final = threading.local()
+forget_thread(_thread)  # the file that is open is read by its parent, too
 
 
 def _reader(reading: Reading, span: Span, columns: Sequence[str]) -> _Reader:

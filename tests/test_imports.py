@@ -15,7 +15,8 @@ PACKAGE = Path(daskgmm.__file__).parent
 
 FLOORS = {
     "errors": 0,
-    "blas": 0,
+    "forking": 0,
+    "blas": 1,
     "config": 0,
     "memory": 0,
     "demo_data": 0,
@@ -118,7 +119,9 @@ def test_imports_are_at_the_top(module):
 
 def test_workers_do_without_scikit_learn():
     """What shards are made of and worked on with, and what the demo's workers run."""
-    modules = "demo_data, moments, posterior, reduction, refinement, sources, survey"
+    modules = (
+        "demo_data, memory, moments, posterior, reduction, refinement, sources, survey"
+    )
     code = f"import sys; from daskgmm import {modules}; print('sklearn' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert out.stdout.split() == [b"False"]
