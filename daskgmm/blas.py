@@ -11,6 +11,8 @@ from typing import Any
 import scipy.linalg  # noqa: F401  loads SciPy's BLAS, which compiled kernels call
 from threadpoolctl import ThreadpoolController
 
+from daskgmm.forking import after_fork
+
 
 @functools.cache
 def _controller(user_api: str) -> Any:
@@ -36,6 +38,7 @@ class _BlasLimit:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._n_users = 0
+        self._of_thread = threading.local()
         self._before: list[tuple[Any, int]] = []
 
     def acquire(self) -> None:
@@ -46,16 +49,34 @@ class _BlasLimit:
                 for library in libraries:
                     _set_n_threads(library, 1)
             self._n_users += 1
+        self._of_thread.n_users = self._n_users_here + 1
 
     def release(self) -> None:
+        self._of_thread.n_users = self._n_users_here - 1
         with self._lock:
             self._n_users -= 1
             if self._n_users == 0:
-                for library, n_threads in self._before:
-                    _set_n_threads(library, n_threads)
+                self._lift()
+
+    def forget_others(self) -> None:
+        """Keep this thread's uses only, in a process where there are no others."""
+        self._lock = threading.Lock()  # another one may have held it
+        was_used, self._n_users = self._n_users > 0, self._n_users_here
+        if was_used and self._n_users == 0:
+            self._lift()
+
+    @property
+    def _n_users_here(self) -> int:
+        """Uses by this thread."""
+        return int(getattr(self._of_thread, "n_users", 0))
+
+    def _lift(self) -> None:
+        for library, n_threads in self._before:
+            _set_n_threads(library, n_threads)
 
 
 _limit = _BlasLimit()
+after_fork(_limit.forget_others)
 
 
 @contextmanager

@@ -2,42 +2,146 @@
 
 Some limits only the scheduler can be told (``no-workers-timeout``, ``worker-ttl``),
 and the cluster may not be the user's own: so the client watches for itself.
+
+It may be that of a worker, inside a task: then this thread leaves the worker's pool
+while it waits, as Dask's own waiting does, or there would be none to do the work.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic, sleep
 from typing import Any, Final, final
 
 import dask
 from dask.base import compute as compute_here
 from dask.base import get_scheduler
+from dask.base import persist as persist_here
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
-from distributed import Client, KilledWorker, as_completed, futures_of
+from distributed import (
+    Client,
+    KilledWorker,
+    as_completed,
+    futures_of,
+    rejoin,
+    secede,
+    utils,
+)
 from distributed.comm.core import CommClosedError
 
 from daskgmm import config
 from daskgmm.errors import ClusterError
+from daskgmm.forking import after_fork
 
 _POLL: Final = 0.5
 """Seconds between two looks at whether the work is done, while it is not."""
 _SHORT_POLL: Final = 0.05
 """The same, where each of many works is looked for."""
+_ASYNCHRONOUS: Final = (
+    "Fits wait for their work: let another thread wait, as in "
+    "await asyncio.to_thread(model.fit, X), and instead of coroutines use tasks that "
+    "are functions."
+)
+_NO_CLIENT: Final = (
+    "Connect a Client to the cluster, also in a process that was forked off another "
+    "one, whose Clients do nothing there."
+)
 _NO_ANSWER: Final = (OSError, TimeoutError, RuntimeError, AttributeError)
 """What asking a scheduler raises that is gone."""
 _LOOKS: Final = 4.0
 """Looks at the workers within the shortest time limit."""
 
 
+Scheduler = Callable[..., Any]
+"""What Dask runs graphs by: a client's `get`, or that of threads or of processes."""
+
+_chosen: Final[ContextVar[Scheduler | None]] = ContextVar("chosen", default=None)
+
+
+def current_scheduler() -> Scheduler:
+    """What Dask runs work by, as it is set in this thread now.
+
+    Raises
+    ------
+    ClusterError
+        If it is a cluster that cannot be waited for here.
+    """
+    try:
+        scheduler: Scheduler = get_scheduler(cls=Delayed)
+    except RuntimeError as error:
+        remedy = _ASYNCHRONOUS if "asynchronous" in str(error) else _NO_CLIENT
+        raise ClusterError(f"{str(error).rstrip('.')}. {remedy}") from error
+    _client_of(scheduler)
+    return scheduler
+
+
+@contextmanager
+def by_scheduler(scheduler: Scheduler) -> Iterator[None]:
+    """Keep to a scheduler, whichever becomes the current one meanwhile."""
+    token = _chosen.set(scheduler)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def chosen_scheduler() -> Scheduler:
+    """The scheduler that is kept to, or else the current one."""
+    return _chosen.get() or current_scheduler()
+
+
 def active_client() -> Client | None:
-    """The client of the cluster that Dask will run work on, if it will."""
-    owner = getattr(get_scheduler(), "__self__", None)
-    return owner if isinstance(owner, Client) else None
+    """The client of the cluster that Dask will run work on, if it will.
+
+    Raises
+    ------
+    ClusterError
+        If it is closed, or as `current_scheduler`.
+    """
+    return _client_of(chosen_scheduler())
+
+
+def _client_of(scheduler: Scheduler) -> Client | None:
+    owner = getattr(scheduler, "__self__", None)
+    client = owner if isinstance(owner, Client) else None
+    if client is not None and client.status == "closed":
+        raise ClusterError(f"Dask's Client is closed. {_NO_CLIENT}")
+    return client
+
+
+def _leave_clients() -> None:
+    """Close what a process that was forked off has of its parent's clients.
+
+    Their threads are not here, so whoever asks them for something would wait for ever.
+    """
+    for client in list(Client._instances):
+        client.status = "closed"
+    utils._offload_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Offload")
+
+
+after_fork(_leave_clients)
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Leave a worker's threads to its work while a task of its own waits for it."""
+    try:
+        secede()
+        has_left = True
+    except Exception:
+        has_left = False  # in no task, or in one that left before
+    try:
+        yield
+    finally:
+        if has_left:
+            rejoin()
 
 
 def compute(work: Delayed) -> Any:
@@ -52,11 +156,12 @@ def compute(work: Delayed) -> Any:
     """
     client = active_client()
     if client is None:
-        return work.compute()
-    with _large_graphs():
+        return work.compute(scheduler=chosen_scheduler())
+    with _large_graphs:
         future: Any = client.compute(work)
     try:
-        return _wait(client, future)
+        with _waiting():
+            return _wait(client, future)
     finally:
         # Also after an interrupt: what has not begun need not.
         if not future.done() and client.status == "running":
@@ -78,20 +183,21 @@ def each(works: Sequence[Delayed]) -> Iterator[None]:
         step = 2 * CPU_COUNT
         for first in range(0, len(works), step):
             batch = works[first : first + step]
-            compute_here(*batch)
+            compute_here(*batch, scheduler=chosen_scheduler())
             yield from (None for _ in batch)
         return
-    with _large_graphs():
+    with _large_graphs:
         futures: Any = client.compute(list(works))
     try:
-        yield from _as_they_end(client, futures)
+        with _waiting():
+            yield from _as_they_end(client, futures)
     finally:
         drop(futures)
 
 
 def _as_they_end(client: Client, futures: Sequence[Any]) -> Iterator[None]:
     watch = _Watch(client)
-    coming: Any = as_completed(futures)
+    coming: Any = as_completed(futures, loop=client.loop)
     while not coming.is_empty():
         for future in coming.next_batch(block=False):
             if future.status != "finished":
@@ -108,12 +214,38 @@ def _raise_its_error(client: Client, future: Any) -> None:
     try:
         future.result()
     except (CancelledError, CommClosedError) as error:
-        raise _lost(client) from error
+        raise _cancelled(client) from error
 
 
-def _large_graphs() -> Any:
-    """Dask warns of large graphs, but many or wide components make a message large."""
-    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
+@final
+class _LargeGraphs:
+    """Dask warns of large graphs, but many or wide components make a message large.
+
+    Its configuration is that of all threads: the first one in sets it, the last one out
+    sets it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_users = 0
+        self._setting: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_users == 0:
+                threshold = "distributed.admin.large-graph-warning-threshold"
+                self._setting = dask.config.set({threshold: "1TB"})
+            self._n_users += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            self._n_users -= 1
+            if self._n_users == 0:
+                self._setting.__exit__(None, None, None)
+
+
+_large_graphs: Final = _LargeGraphs()
+after_fork(_large_graphs.__init__)
 
 
 def _wait(client: Client, future: Any) -> Any:
@@ -129,7 +261,22 @@ def _wait(client: Client, future: Any) -> Any:
     try:
         return coming.result()
     except (CancelledError, CommClosedError) as error:
-        raise _lost(client) from error
+        raise _cancelled(client) from error
+
+
+def _cancelled(client: Client) -> ClusterError:
+    """Why nothing will come of work: it was cancelled, or nobody is there to do it."""
+    if client.status != "running":
+        return _lost(client)
+    try:
+        _ask(client, "identity")
+    except _NO_ANSWER:
+        return _lost(client)
+    return ClusterError(
+        f"What a fit had on the cluster at {_address(client)} was cancelled, as by "
+        "client.restart(). Fit again: with the same checkpoint the fit goes on where "
+        "it was."
+    )
 
 
 def _lost(client: Client) -> ClusterError:
@@ -267,12 +414,14 @@ def count_threads() -> int | None:
 
 def hold(works: Sequence[Delayed]) -> Sequence[Delayed]:
     """Begin some works on the cluster, which keeps their results; else do nothing."""
-    client = active_client()
-    if client is None:
-        return works
-    with _large_graphs():
-        held: Sequence[Delayed] = client.persist(list(works))
-    return held
+    return works if active_client() is None else keep(works)
+
+
+def keep(works: Sequence[Delayed]) -> Sequence[Delayed]:
+    """The same, but where there is no cluster the results are made, and kept, here."""
+    with _large_graphs:
+        kept: Sequence[Delayed] = persist_here(*works, scheduler=chosen_scheduler())
+    return kept
 
 
 def is_finished(work: Delayed) -> bool:

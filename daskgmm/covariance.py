@@ -13,6 +13,7 @@ one row stands for all components), the diagonal (diag), or its sum (spherical).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Final, final
 
@@ -25,6 +26,17 @@ from daskgmm.errors import IllDefinedCovarianceError
 Array = NDArray[np.float64]
 
 _EPS: Final = float(np.finfo(np.float64).eps)
+ROUNDING: Final = (4 * _EPS) ** 2
+"""Mean square of rounding beside that of what was rounded, with a margin."""
+_DOUBTFUL: Final = 1e-5
+"""Sum of relative errors of the variances, along d directions, that makes them rough.
+
+The mean log density of the rows is off by less than that.
+"""
+_LIFTS: Final = 10.0 ** np.arange(8)
+"""How often the rounding of a matrix is added to its diagonal until it has a factor."""
+_AT_MOST: Final = 100.0
+"""Times its usual rounding by which a sum is off at most, where there are many rows."""
 _ILL_DEFINED: Final = (
     "Fitting the mixture model failed because some components have "
     "ill-defined empirical covariance (for instance caused by singleton "
@@ -55,13 +67,53 @@ def _unpack(packed: Array, n_features: int) -> Array:
     return matrices
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Factored:
+    """Factors U of precisions.
+
+    Attributes
+    ----------
+    factors : ndarray
+        As the shape stores them.
+    rough : ndarray of bool, shape (K,), or (1,) if pooled
+        Which covariances did not determine theirs, as what is left of some pivot is
+        rounding: they were given a rounding more on the diagonal.
+    """
+
+    factors: Array
+    rough: NDArray[np.bool_]
+
+
+def _factored(covariance: Array, sizes: Array) -> tuple[Array, bool]:
+    """U of a covariance, and whether it is rough; raises `LinAlgError`.
+
+    `sizes` are the numbers, (d,), of which the diagonal is what was left, and which it
+    is off by rounding of. Along a column of U, where the variance is one, that is
+    rounding of them times the column's squares: in sum, of the features' variance
+    inflation factors.
+    """
+    try:
+        factor = _upper_factor(covariance)
+        if _EPS * (sizes @ factor**2).sum() <= _DOUBTFUL:
+            return factor, False
+    except np.linalg.LinAlgError:
+        pass
+    rounding = 2 * len(covariance) * _EPS * sizes
+    # Written so that a NaN fails too.
+    if not (np.diag(covariance) + _AT_MOST * rounding > 0.0).all():
+        raise np.linalg.LinAlgError
+    for lift in _LIFTS:
+        try:
+            return _upper_factor(covariance + np.diag(lift * rounding)), True
+        except np.linalg.LinAlgError:
+            continue
+    raise np.linalg.LinAlgError
+
+
 def _upper_factor(covariance: Array) -> Array:
     """U with U Uᵀ the inverse of a covariance; raises `LinAlgError`."""
     lower = np.linalg.cholesky(covariance)
-    # What a singular matrix leaves of a pivot is rounding, above or below zero.
-    rounding = 2 * len(covariance) * _EPS * np.diag(covariance)
-    if (np.diag(lower) ** 2 <= rounding).any():
-        raise np.linalg.LinAlgError
     inverse = solve_triangular(
         lower, np.eye(len(covariance)), lower=True, check_finite=False
     )
@@ -121,14 +173,65 @@ class CovarianceShape(ABC):
         """Scatter (K, S) over counts (K,), with reg_covar on the diagonal."""
 
     @abstractmethod
-    def factors(self, covariances: Array) -> Array:
-        """U of each precision.
+    def factored(
+        self, covariances: Array, moved: Array | None = None, floor: Array | None = None
+    ) -> Factored:
+        """U of each precision, rough where the covariances do not determine it.
+
+        Parameters
+        ----------
+        covariances : ndarray
+        moved : ndarray of shape (K, d), or (1, d) if pooled, or None
+            Squares that were subtracted from the variances, which are what was left.
+        floor : ndarray of the same shape, or None
+            Variance of a feature that rounding makes alone: no more of it, along a
+            feature or any other direction, is ill-defined.
 
         Raises
         ------
         IllDefinedCovarianceError
             Naming the components whose covariance is not positive definite.
         """
+
+    @abstractmethod
+    def refined(
+        self,
+        covariances: Array,
+        floor: Array | None,
+        basis: Array,
+        whitened: Array,
+        reg_covar: float,
+    ) -> Factored:
+        """U of each precision, from covariances that were measured a second time.
+
+        Parameters
+        ----------
+        covariances, floor : ndarray
+            As in `factored`.
+        basis : ndarray
+            Factors B, rough ones, as they are stored.
+        whitened : ndarray of shape (K, d, d), or (1, d, d) if pooled, or (0, d, d)
+            Covariances of the rows Bᵀx without reg_covar; none if not `dense`.
+        reg_covar : float
+
+        Raises
+        ------
+        IllDefinedCovarianceError
+            Naming the components whose covariance is not positive definite.
+        """
+
+    def factors(self, covariances: Array) -> Array:
+        """U of each precision.
+
+        Raises
+        ------
+        IllDefinedCovarianceError
+            Unless the covariances determine it.
+        """
+        found = self.factored(covariances)
+        if found.rough.any():
+            raise self.ill_defined(found.rough)
+        return found.factors
 
     @abstractmethod
     def factors_of_precisions(self, precisions: Array) -> Array:
@@ -181,12 +284,21 @@ class CovarianceShape(ABC):
         """Where the numbers that are kept of a scatter are those of its diagonal."""
         return slice(None)
 
+    def averaged(self, table: Array, counts: Array) -> Array:
+        """A table (K, d) as it counts for covariances: (1, d), by counts, if pooled."""
+        return (counts @ table / counts.sum())[np.newaxis] if self.pooled else table
+
+    @abstractmethod
+    def variances(self, covariances: Array, n_features: int) -> Array:
+        """Diagonals of covariances, (K, d), or (1, d) if pooled."""
+
     def of_component(self, covariances: Array, k: int) -> Array:
         """Covariance of component k."""
         component: Array = covariances if self.pooled else covariances[k]
         return component
 
-    def _ill_defined(self, ill: NDArray[np.bool_]) -> IllDefinedCovarianceError:
+    def ill_defined(self, ill: NDArray[np.bool_]) -> IllDefinedCovarianceError:
+        """The error of components whose covariance is not positive definite."""
         if self.pooled:
             where = "It is the covariance that all components share."
         else:
@@ -232,18 +344,64 @@ class _MatrixShape(CovarianceShape):
         np.einsum("kii->ki", matrices)[...] += reg_covar
         return self._store(matrices)
 
-    def factors(self, covariances: Array) -> Array:
+    def variances(self, covariances: Array, n_features: int) -> Array:
+        diagonals: Array = np.einsum("kii->ki", self._matrices(covariances))
+        return diagonals
+
+    def factored(
+        self, covariances: Array, moved: Array | None = None, floor: Array | None = None
+    ) -> Factored:
         matrices = self._matrices(covariances)
+        sizes = np.einsum("kii->ki", matrices)
+        if moved is not None:
+            sizes = sizes + moved
+        return self._all_factored(matrices, sizes, floor)
+
+    def refined(
+        self,
+        covariances: Array,
+        floor: Array | None,
+        basis: Array,
+        whitened: Array,
+        reg_covar: float,
+    ) -> Factored:
+        bases = self._matrices(basis)
+        # In these coordinates nothing is small beside the rest, if the basis is right.
+        matrices = whitened + reg_covar * (bases.swapaxes(-1, -2) @ bases)
+        # Rows that were whitened are off by rounding of all that was added up for them.
+        d = matrices.shape[-1]
+        rounding = d * ROUNDING * self.variances(covariances, d)
+        return self._all_factored(
+            matrices,
+            np.einsum("kii->ki", matrices),
+            rounding if floor is None else rounding + floor,
+            bases,
+        )
+
+    def _all_factored(
+        self,
+        matrices: Array,
+        sizes: Array,
+        floor: Array | None,
+        bases: Array | None = None,
+    ) -> Factored:
+        """Factors of all matrices, by way of the bases in which they are given."""
         factors = np.empty_like(matrices)
         ill = np.zeros(len(matrices), dtype=bool)
+        rough = np.zeros(len(matrices), dtype=bool)
         for k, matrix in enumerate(matrices):
             try:
-                factors[k] = _upper_factor(matrix)
+                factor, rough[k] = _factored(matrix, sizes[k])
             except np.linalg.LinAlgError:
                 ill[k] = True
+                continue
+            factors[k] = factor if bases is None else bases[k] @ factor
+            # Each column of the factor is a direction in which the variance is one.
+            if floor is not None:
+                ill[k] = not (floor[k] @ factors[k] ** 2 < 1.0).all()
         if ill.any():
-            raise self._ill_defined(ill)
-        return self._store(factors)
+            raise self.ill_defined(ill)
+        return Factored(self._store(factors), rough)
 
     def factors_of_precisions(self, precisions: Array) -> Array:
         matrices = self._matrices(precisions)
@@ -286,12 +444,41 @@ class _DiagonalShape(CovarianceShape):
     def _variances(stored: Array) -> Array:
         """Storage as a table of variances, precisions or factors."""
 
-    def factors(self, covariances: Array) -> Array:
+    @staticmethod
+    @abstractmethod
+    def _of_features(table: Array) -> Array:
+        """A table (K, d) as it counts for the variances."""
+
+    def variances(self, covariances: Array, n_features: int) -> Array:
+        table = self._variances(covariances)
+        return np.broadcast_to(table, (len(table), n_features))
+
+    def factored(
+        self, covariances: Array, moved: Array | None = None, floor: Array | None = None
+    ) -> Factored:
+        variances = self._variances(covariances)
+        least = 0.0 if floor is None else self._of_features(floor)
+        rounding = np.zeros_like(variances)
+        if moved is not None:
+            rounding = _EPS * self._of_features(moved)
+        rough = np.any(rounding > _DOUBTFUL * variances, axis=1)
+        if rough.any():
+            variances = variances + _AT_MOST * rounding
         # Written so that a NaN fails too.
-        ill = np.logical_not((self._variances(covariances) > 0.0).all(axis=1))
+        ill = np.logical_not((variances > least).all(axis=1))
         if ill.any():
-            raise self._ill_defined(ill)
-        return 1.0 / np.sqrt(covariances)
+            raise self.ill_defined(ill)
+        return Factored(1.0 / np.sqrt(variances.reshape(covariances.shape)), rough)
+
+    def refined(
+        self,
+        covariances: Array,
+        floor: Array | None,
+        basis: Array,
+        whitened: Array,
+        reg_covar: float,
+    ) -> Factored:
+        return self.factored(covariances, floor=floor)
 
     def factors_of_precisions(self, precisions: Array) -> Array:
         if not (precisions > 0.0).all():
@@ -379,6 +566,10 @@ class Diag(_DiagonalShape):
     def _variances(stored: Array) -> Array:
         return stored
 
+    @staticmethod
+    def _of_features(table: Array) -> Array:
+        return table
+
     def outer(self, a: Array, b: Array) -> Array:
         return a * b
 
@@ -409,6 +600,11 @@ class Spherical(_DiagonalShape):
     @staticmethod
     def _variances(stored: Array) -> Array:
         return stored[:, np.newaxis]
+
+    @staticmethod
+    def _of_features(table: Array) -> Array:
+        means: Array = table.mean(axis=1, keepdims=True)
+        return means
 
     def outer(self, a: Array, b: Array) -> Array:
         products: Array = np.einsum("...i,...i->...", a, b)[..., np.newaxis]

@@ -15,9 +15,12 @@ from daskgmm.mixture import Mixture
 from daskgmm.mixtures.totals import Totals
 from daskgmm.moments import Moments, e_step, moments, plan
 from daskgmm.reduction import Shards
+from daskgmm.refinement import look_again, refine
 
 _SAME_BOUND: Final = 1e-10
 """Relative difference below which two runs' bounds differ by rounding alone."""
+_LOOKS: Final = 3
+"""Most passes to refine the covariances of one iteration."""
 
 
 @final
@@ -60,6 +63,12 @@ class Run:
         return len(self.bounds)
 
     @property
+    def is_rough(self) -> bool:
+        """Whether the newest parameters are to be refined; see `Mixture`."""
+        ended = self.status is Status.FAILED
+        return not ended and self.mixture is not None and self.mixture.rough
+
+    @property
     def bound(self) -> float:
         """The newest bound."""
         return self.bounds[-1] if self.bounds else -np.inf
@@ -86,15 +95,34 @@ def advance(
     """The run after one more iteration, whose E-step gave `its_moments`."""
     assert run.mixture is not None
     try:
-        mixture = rule.m_step(run.mixture, its_moments)
+        at_last = run.n_iter + 1 >= stopping.max_iter
+        mixture = rule.m_step(run.mixture, its_moments, at_last=at_last)
     except IllDefinedCovarianceError as error:
-        return replace(run, status=Status.FAILED, error=str(error))
+        return _failed(run, error)
     after = replace(run, mixture=mixture, bounds=(*run.bounds, rule.bound(its_moments)))
-    if abs(after.change) < stopping.tol:
+    tol = stopping.tol
+    if tol > 0.0 and mixture.rough:
+        tol = max(tol, run.mixture.rounding)
+    if abs(after.change) < tol or (tol > 0.0 and _is_settled(after)):
         return replace(after, status=Status.CONVERGED)
     if after.n_iter >= stopping.max_iter:
         return replace(after, status=Status.EXHAUSTED)
     return after
+
+
+def _failed(run: Run, error: IllDefinedCovarianceError) -> Run:
+    return replace(run, status=Status.FAILED, error=str(error))
+
+
+def _is_settled(run: Run) -> bool:
+    """Whether only rounding can change: one component is found by the first pass.
+
+    Its bound is known from the second one on. Where the start was rough, the first two
+    bounds differ by that, and are not compared.
+    """
+    assert run.mixture is not None
+    settled_at = 2 if run.is_rough else 3
+    return run.mixture.n_components == 1 and run.n_iter >= settled_at
 
 
 def em(
@@ -106,7 +134,8 @@ def em(
     """Train runs, yielding all of them after each pass over the data.
 
     Runs that have ended leave the message; the data are read once per pass whatever
-    the number of runs.
+    the number of runs. Covariances close to singular take further passes, within the
+    same iteration.
 
     Raises
     ------
@@ -119,10 +148,11 @@ def em(
         mixtures = [m for i in live if (m := runs[i].mixture) is not None]
         message = plan(mixtures)
         sums = shards.reduce(e_step, message)
-        of_runs = moments(message, sums, mixtures)
+        before, of_runs = list(runs), moments(message, sums, mixtures)
         totals = _same_rows(totals, mixtures[0], of_runs[0])
         for i, its_moments in zip(live, of_runs, strict=True):
             runs[i] = advance(runs[i], its_moments, rule, stopping)
+        _refine(shards, before, runs, rule)
         yield list(runs)
 
 
@@ -137,6 +167,32 @@ def _same_rows(before: Totals | None, mixture: Mixture, its_moments: Moments) ->
             "each time that they are read must be persisted, or written, before."
         )
     return before
+
+
+def _refine(
+    shards: Shards,
+    before: Sequence[Run],
+    runs: list[Run],
+    rule: MaximumLikelihood,
+) -> None:
+    """Measure again, together, what the sums of some runs were too rough for."""
+    for n_looks in range(1, _LOOKS + 1):
+        rough = [
+            i for i, run in enumerate(runs) if run is not before[i] and run.is_rough
+        ]
+        if not rough:
+            return
+        mixtures = [(before[i].mixture, runs[i].mixture) for i in rough]
+        message = look_again([(old, new) for old, new in mixtures if old and new])
+        sums = shards.reduce(refine, message)
+        for i, refined in zip(rough, sums.runs, strict=True):
+            mixture = runs[i].mixture
+            assert mixture is not None
+            try:
+                finer = rule.refine(mixture, refined, at_last=n_looks == _LOOKS)
+                runs[i] = replace(runs[i], mixture=finer)
+            except IllDefinedCovarianceError as error:
+                runs[i] = _failed(before[i], error)
 
 
 def best(runs: Sequence[Run]) -> int:

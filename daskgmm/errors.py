@@ -20,7 +20,10 @@ class DataError(DaskGMMError, ValueError):
 
 
 class IllDefinedCovarianceError(DaskGMMError, ValueError):
-    """A covariance is not positive definite: the message names the component."""
+    """A covariance is not positive definite.
+
+    The message names the components, and a reg_covar with which it would be.
+    """
 
 
 class ModelFileError(DaskGMMError, ValueError):

@@ -132,7 +132,8 @@ default='kmeans'
     lower_bounds_ : list of float
         The same after each iteration.
     n_passes_ : int
-        Passes of EM over the data, for all runs together.
+        Passes of EM over the data, for all runs together. Passes in which covariances
+        close to singular are looked at once more are not counted.
     n_rows_skipped_ : int
         Rows that were left out of the fit, as they have NaN.
     n_features_in_ : int
@@ -162,7 +163,8 @@ default='kmeans'
     of any of these kinds; labelled ones are laid beside an xarray's samples by name,
     all others by place.
 
-    float32 stays float32 in attributes and results; the arithmetic is float64.
+    float32 stays float32 in attributes and results; the arithmetic is float64, and so
+    are attributes that float32 cannot hold, as a covariance is too close to singular.
 
     Examples
     --------
@@ -260,7 +262,8 @@ default='kmeans'
         DataError
             If the data cannot be used; the message names the block and row.
         IllDefinedCovarianceError
-            If a covariance is not positive definite, in all runs.
+            If a covariance is not positive definite, in all runs; the message names a
+            `reg_covar` that would do.
         StoreError
             If there is no Zarr array at a path or URL.
         """
@@ -525,6 +528,8 @@ default='kmeans'
 
     def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
         mixture, run = outcome.mixture, outcome.run
+        if dtype == np.float32 and not mixture.fits_in_single:
+            dtype = np.dtype(np.float64)
         self.weights_ = mixture.weights.astype(dtype)
         self.means_ = mixture.means.astype(dtype)
         self.covariances_ = mixture.covariances.astype(dtype)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 from daskgmm.covariance import CovarianceShape
 
 Array = NDArray[np.float64]
+
+_SINGLE: Final = float(np.finfo(np.float32).eps)
+_DOUBLE: Final = float(np.finfo(np.float64).eps)
+_TOLERABLE: Final = 0.1
+"""Errors of squared distances that leave log densities, nearly, what they are."""
 
 
 @final
@@ -28,6 +33,9 @@ class Mixture:
     covariances, factors : ndarray
         As `shape` stores them; the factors are scikit-learn's
         ``precisions_cholesky_``.
+    rough : bool
+        Whether some covariance is so close to singular that the sums behind it do not
+        determine its factor, which stands for a little more on the diagonal.
     """
 
     shape: CovarianceShape
@@ -35,6 +43,7 @@ class Mixture:
     means: Array
     covariances: Array
     factors: Array
+    rough: bool = field(default=False, kw_only=True)
 
     @property
     def n_components(self) -> int:
@@ -58,6 +67,33 @@ class Mixture:
         """Mean of the mixture, (d,)."""
         centre: Array = self.weights @ self.means / self.weights.sum()
         return centre
+
+    @property
+    def fits_in_single(self) -> bool:
+        """Whether float32 holds the parameters, so that log densities stay as they are.
+
+        Asked of covariances close to singular alone: others are as good as the rows.
+        """
+        shape, d = self.shape, self.n_features
+        if not shape.factored(self.covariances).rough.any():
+            return True
+        squares = self.means**2 + shape.variances(self.covariances, d)
+        return bool((self._distances(_SINGLE**2 * squares) < _TOLERABLE).all())
+
+    @property
+    def rounding(self) -> float:
+        """What the mean log density of rows is off by, as means are rounded."""
+        # Evenly between two numbers: a twelfth of the square of their distance.
+        off = self._distances((_DOUBLE * self.means) ** 2 / 12.0)
+        return float(self.weights @ off / self.weights.sum() / 2.0)
+
+    def _distances(self, squares: Array) -> Array:
+        """Mean squared distances, (K,), for deviations of mean squares (K, d)."""
+        n_components, d = self.means.shape
+        factors = self.shape.kernel_factors(self.factors, n_components, d)
+        form = "kij,kj->k" if self.shape.dense else "kj,kj->k"
+        distances: Array = np.einsum(form, factors**2, squares)
+        return distances
 
     def log_normalisers(self) -> Array:
         """Log of weight times normalising constant of each component, (K,)."""

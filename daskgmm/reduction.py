@@ -20,7 +20,16 @@ from distributed import KilledWorker
 
 from daskgmm import config
 from daskgmm.blas import single_threaded_blas
-from daskgmm.cluster import compute, drop, explain, hold, is_finished, revive
+from daskgmm.cluster import (
+    by_scheduler,
+    compute,
+    current_scheduler,
+    drop,
+    explain,
+    hold,
+    is_finished,
+    revive,
+)
 
 MAX_LEAVES: Final = 1024
 """More leaves than this are not made: each costs its own (K, d, d) sums."""
@@ -132,7 +141,7 @@ class ThreadShards(Shards):
 
 @final
 class DaskShards(Shards):
-    """Persisted shards, run wherever Dask's scheduler put them.
+    """Persisted shards, run wherever Dask's scheduler put them, by that scheduler.
 
     Parameters
     ----------
@@ -149,7 +158,9 @@ class DaskShards(Shards):
         block_bytes: float | None = None,
     ) -> None:
         self._cut = cut
-        self._shards: Sequence[Delayed] = cut() or ()
+        self._scheduler = current_scheduler()
+        with by_scheduler(self._scheduler):
+            self._shards: Sequence[Delayed] = cut() or ()
         self._block_bytes = block_bytes
 
     def reduce(self, kernel: Kernel, message: Any) -> Any:
@@ -163,6 +174,10 @@ class DaskShards(Shards):
         ClusterError
             If the workers or the scheduler are gone, or the workers die of the data.
         """
+        with by_scheduler(self._scheduler):
+            return self._reduce(kernel, message)
+
+    def _reduce(self, kernel: Kernel, message: Any) -> Any:
         self._shards = self._cut() or self._shards
         run = delayed(map_shard, pure=False, traverse=False)
         partials: list[Delayed | None] = [None] * len(self._shards)

@@ -12,7 +12,6 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 
 from daskgmm.blas import single_threaded_openmp
 from daskgmm.covariance import CovarianceShape
-from daskgmm.layout import triangle
 from daskgmm.likelihood import TINY, MaximumLikelihood
 from daskgmm.mixture import Mixture
 from daskgmm.moments import Moments
@@ -23,6 +22,8 @@ RandomState = np.random.RandomState
 
 _TILE: Final = 4096
 _FAR: Final = 1e10
+_BY_ROWS: Final = ("k-means++", "random_from_data")
+"""Methods that start each component from one row."""
 
 
 @final
@@ -70,25 +71,26 @@ def seed(
     Raises
     ------
     IllDefinedCovarianceError
-        If a covariance is not positive definite.
+        If a covariance is not positive definite; see `MaximumLikelihood.start`.
     """
-    weights, means, covariances = start.weights, start.means, None
+    shape, weights, means = start.shape, start.weights, start.means
+    found = None
     if not start.complete:
         assert sample is not None
         about, moments = _assign(start, sample, random_state)
         rule = MaximumLikelihood(reg_covar, row_weight=1.0)
-        counts, found, covariances = rule.estimate(start.shape, about, moments)
+        found = rule.estimate(shape, about, moments)
         # Not normalised: scikit-learn's first bound depends on it.
-        weights = counts / moments.weight if weights is None else weights
-        means = found if means is None else means
+        weights = found.counts / moments.weight if weights is None else weights
+        means = found.means if means is None else means
     assert weights is not None and means is not None
     if start.precisions is not None:
-        factors = start.shape.factors_of_precisions(start.precisions)
-        covariances = start.shape.covariances_of_factors(factors)
-    else:
-        assert covariances is not None
-        factors = start.shape.factors(covariances)
-    return Mixture(start.shape, weights, means, covariances, factors)
+        factors = shape.factors_of_precisions(start.precisions)
+        covariances = shape.covariances_of_factors(factors)
+        return Mixture(shape, weights, means, covariances, factors)
+    assert found is not None
+    factored = rule.start(shape, found, by_rows=start.method in _BY_ROWS)
+    return Mixture(shape, weights, means, found.covariances, factored.factors)
 
 
 def _assign(
@@ -169,19 +171,27 @@ def _row_moments(
     """One row belongs to each component, and the others to none.
 
     What is left of the variance then decides about the first bound, so scikit-learn's
-    is kept to the bit: the rounding of x²/n - (x/n)² on diagonals. Its tied
-    covariance takes the second moment of all rows about zero nevertheless, which is
-    kept too: here as the rows' own, without its cancellation.
+    is kept to the bit: the rounding of x²/n - (x/n)² on diagonals, and of x - x/n in
+    matrices. Its tied covariance takes the second moment of all rows about zero
+    nevertheless, which is kept too: here as the rows' own, without its cancellation.
     """
     means = sample.x[rows].astype(np.float64)
     ones = np.ones(len(rows))
     counts = ones[:, np.newaxis] + TINY
     rounding = (means**2 / counts - (means / counts) ** 2) * counts
-    n_components, d = means.shape
-    scatter = shape.kept(np.zeros((n_components, triangle(d))), rounding)
+    off, exact = means - means / counts, TINY * means / counts
+    # The M-step adds the square of the exact difference.
+    squares = _squares(off) - _squares(exact)
+    scatter = shape.kept(squares, rounding)
     if shape.pooled:
-        scatter = scatter + _scatter_of_rest(shape, sample, rows)
+        scatter = _scatter_of_rest(shape, sample, rows)
     return means, Moments(ones, np.zeros_like(means), scatter, 0.0, _weight(sample))
+
+
+def _squares(rows: Array) -> Array:
+    """Each row times itself, as packed upper triangles."""
+    i, j = np.triu_indices(rows.shape[1])
+    return rows[:, i] * rows[:, j]
 
 
 def _scatter_of_rest(

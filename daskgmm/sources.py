@@ -19,20 +19,21 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask._task_spec import DataNode, Task, TaskRef
-from dask.base import get_scheduler, persist, tokenize
+from dask.base import tokenize
 from dask.blockwise import Blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
-from daskgmm.cluster import active_client, count_threads
+from daskgmm.cluster import active_client, chosen_scheduler, count_threads, keep
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Gaps, Nan, left_out
 from daskgmm.data.packed import check_zarr
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.data.parquet_reader import Reading, Span, Stream, go_on_with, let_go
 from daskgmm.errors import DataError
+from daskgmm.forking import forget_thread
 from daskgmm.graph import (
     GETTERS,
     Graph,
@@ -735,8 +736,7 @@ class DaskSource(Source):
                 threads,
                 self._starts,
             )
-            persisted: Sequence[Delayed] = persist(*shards)
-            return persisted
+            return keep(shards)
 
         return DaskShards(cut_for_threads, self._largest_block())
 
@@ -810,7 +810,7 @@ def _n_threads(otherwise: int) -> int:
     """Threads of the scheduler that will run the shards; `otherwise` without answer."""
     if active_client() is not None:
         return count_threads() or otherwise or CPU_COUNT
-    if get_scheduler() is dask.local.get_sync:
+    if chosen_scheduler() is dask.local.get_sync:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
@@ -924,6 +924,7 @@ class _DaskShard:
 
 
 _thread: Final = threading.local()
+forget_thread(_thread)  # its reader is a thread
 
 
 def _reader() -> ThreadPoolExecutor:

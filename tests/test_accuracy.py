@@ -169,3 +169,30 @@ def test_a_component_much_narrower_than_the_data(covariance_type):
     np.testing.assert_allclose(
         model.covariances_[k], expected, rtol=1e-4, atol=1e-4 * narrow**2
     )
+
+
+@pytest.mark.parametrize("narrow", [1e-7, 1e-10, 1e-13])
+@pytest.mark.parametrize("centre", [0.0, 7.0])
+def test_a_width_is_no_rounding_until_it_is(covariance_type, narrow, centre):
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(2000, 2)) * narrow + centre
+    beside = rng.normal(size=(2000, 2)) * (narrow if covariance_type == "tied" else 3)
+    x = np.vstack([rows, beside + centre + 30.0])
+    model = GaussianMixture(
+        2, covariance_type=covariance_type, reg_covar=0, random_state=0
+    ).fit(x)
+    k = int(np.argmin(model.means_[:, 0]))
+    covariances = SHAPES[covariance_type].of_component(model.covariances_, k)
+    found = np.diag(covariances) if np.ndim(covariances) > 1 else covariances
+    # Beside 30, the rows of the tied ones are rounded to 4e-15.
+    np.testing.assert_allclose(np.sqrt(found), narrow, rtol=0.1)
+
+
+def test_groups_far_apart_in_their_width(covariance_type):
+    rng = np.random.default_rng(4)
+    x = np.vstack([rng.normal(size=(1000, 2)), rng.normal(size=(1000, 2)) + 1e11])
+    model = GaussianMixture(
+        2, covariance_type=covariance_type, reg_covar=0, random_state=0
+    ).fit(x)
+    variances = SHAPES[covariance_type].variances(model.covariances_, 2)
+    np.testing.assert_allclose(variances, 1.0, rtol=0.15)

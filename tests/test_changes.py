@@ -379,3 +379,13 @@ def test_totals_are_of_the_rows_alone(
             weights = np.roll(weights, 1) if np.ptp(weights) else weights + 1
             changed = totals(x, 0.0, before.centre)
             assert before.differ(changed) or abs(changed.weight - w.sum()) < 1e-6
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e9])
+def test_rows_that_are_all_the_same_do_not_change(covariance_type, offset):
+    """Nothing but rounding is left of their squares."""
+    rows = np.full((500, 3), offset)
+    rows[:, 1] += 0.1
+    for x in (rows, da.from_array(rows, chunks=(100, 3))):
+        model(covariance_type=covariance_type, init_params="random").fit(x)

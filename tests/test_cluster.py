@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import dask
 import dask.array as da
@@ -487,3 +487,31 @@ def test_a_block_that_is_too_large_for_the_workers_is_named(tmp_path):
         pytest.raises(ClusterError, match="largest block takes 192 MB"),
     ):
         model().fit(rows)
+
+
+def test_a_cluster_restarted_meanwhile_gives_the_model_or_an_error(tmp_path, expected):
+    found = []
+
+    def fit(client):
+        with client.as_current():
+            try:
+                found.append(model().fit(slow_rows()))
+            except ClusterError as error:
+                found.append(str(error))
+
+    with cluster(tmp_path, 2, "--nanny") as (running, client):
+        for by_another in (False, True):
+            thread = threading.Thread(target=fit, args=(client,))
+            thread.start()
+            time.sleep(1.0)
+            with running.client() if by_another else nullcontext(client) as other:
+                other.restart(timeout=60)
+            thread.join(60)
+            assert not thread.is_alive()
+            got = found.pop()
+            if isinstance(got, str):
+                assert "was cancelled" in got
+            else:
+                assert_same(got, expected)
+            with client.as_current():
+                assert_same(model().fit(slow_rows()), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -184,6 +185,46 @@ def test_an_ill_defined_covariance_names_component_and_remedy(covariance_type):
         IllDefinedCovarianceError, match=rf"increase reg_covar.*{where}"
     ):
         model.fit(x)
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"), [(1.0, 0.0), (1.0, 1e8), (1e9, 0.0), (1e-9, 0.0), (100.0, 3.0)]
+)
+def test_collapsed_groups_are_ill_defined(covariance_type, scale, offset):
+    """Variances of 1e-33 are what rounding leaves of none."""
+    rows = np.random.default_rng(0).normal(size=(12, 3)) * scale + offset
+    x = np.repeat(rows, 100, axis=0)
+    # As whoever computed them rounded them.
+    beside = np.where(np.arange(1200)[:, np.newaxis] % 3, x, np.nextafter(x, np.inf))
+    model = GaussianMixture(
+        12, covariance_type=covariance_type, reg_covar=0, random_state=0
+    )
+    for weights in (None, np.linspace(0.5, 2.0, 1200)):
+        for rounded in (x, beside):
+            with pytest.raises(IllDefinedCovarianceError, match="is enough") as raised:
+                model.fit(rounded, sample_weight=weights)
+    named = re.search(r"reg_covar=(\S+) is enough", str(raised.value))
+    assert named is not None
+    remedied = model.set_params(reg_covar=float(named[1])).fit(x)
+    assert remedied.converged_
+    hair = scale * 1e-3
+    assert remedied.score(x + hair) == pytest.approx(remedied.score(x), abs=100)
+
+
+def test_a_component_that_collapses_on_one_row_is_ill_defined():
+    """Its mean is off by ten roundings of the row, as scikit-learn's: its variance."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(200, 10)) + rng.integers(0, 3, size=(200, 1)) * 3
+    for covariance_type in ("diag", "spherical"):
+        model = GaussianMixture(
+            4,
+            covariance_type=covariance_type,
+            init_params="k-means++",
+            reg_covar=0,
+            random_state=7,
+        )
+        with pytest.raises(IllDefinedCovarianceError, match=r"component \d\."):
+            model.fit(x)
 
 
 def test_one_failed_run_does_not_end_the_others(monkeypatch):

@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 from sklearn.utils.estimator_checks import check_estimator
 
-from daskgmm import GaussianMixture
+from daskgmm import GaussianMixture, IllDefinedCovarianceError
 
 SAME_BOUND = 1e-10
 
@@ -118,6 +118,33 @@ def test_same_fit_on_arbitrary_data(
         assert ours.lower_bound_ == theirs.lower_bound_ == -np.inf
         return
     assert_same_model(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("d", "k"), [(1, 2), (2, 3), (5, 4)])
+def test_same_fit_without_reg_covar(covariance_type, init_params, d, k):
+    """And where theirs is refused, so is ours; variances of one row are no result."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(200, d)) + rng.integers(0, 3, size=(200, 1)) * 3
+        parameters = {
+            "n_components": k,
+            "covariance_type": covariance_type,
+            "init_params": init_params,
+            "reg_covar": 0,
+            "max_iter": 8,
+            "random_state": seed,
+        }
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                theirs = Reference(**parameters).fit(x)
+        except ValueError:
+            theirs = None
+        if theirs is None or (theirs.weights_ * len(x) < 1.01).any():
+            with pytest.raises(IllDefinedCovarianceError):
+                GaussianMixture(**parameters).fit(x)
+            continue
+        assert_same_model(*fit_both(x, **parameters), rtol=1e-6)
 
 
 def test_same_predictions(covariance_type):

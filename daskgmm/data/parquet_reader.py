@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from daskgmm.data.table_files import changed
 from daskgmm.errors import DataError, StoreError
+from daskgmm.forking import forget_thread
 from daskgmm.kernel import tile_rows
 from daskgmm.layout import Columns
 from daskgmm.patience import retrying_or
@@ -631,6 +632,7 @@ def _compressed_bytes(metadata: Any, group: int, columns: Sequence[str]) -> int:
 
 
 _thread: Final = threading.local()
+forget_thread(_thread)  # the file that is open is read by its parent, too
 
 
 def _reader(

@@ -20,7 +20,9 @@ Array = NDArray[np.float64]
 
 _TOLERANCE: Final = 1e-6
 """Of a mean, in standard deviations, and of weights and squares, relative: sums of the
-same rows differ by less, by rounding."""
+same rows differ by less."""
+_ROUNDING: Final = 1e-10
+"""The part of what was added up that rounding may have changed."""
 
 
 @final
@@ -37,12 +39,15 @@ class Totals:
         Σw (x - c).
     squares : float
         Σw |x - c|².
+    size : float
+        What the terms of `squares` are together, before they cancel.
     """
 
     centre: Array
     weight: float
     sums: Array
     squares: float
+    size: float
 
     @classmethod
     def of(
@@ -62,16 +67,22 @@ class Totals:
         shifts = mixture.means - centre
         sums = (moments.drift + moments.mass[:, np.newaxis] * shifts).sum(axis=0)
         about_means = mixture.shape.trace(moments.scatter, mixture.n_features)
-        moved = 2.0 * (moments.drift * shifts).sum() + moments.mass @ (shifts**2).sum(1)
-        return cls(centre, moments.weight, sums, float(about_means + moved))
+        moved = float(moments.mass @ (shifts**2).sum(axis=1))
+        crossed = 2.0 * float((moments.drift * shifts).sum())
+        squares = about_means + crossed + moved
+        size = about_means + abs(crossed) + moved
+        return cls(centre, moments.weight, sums, squares, size)
 
     def differ(self, other: Totals) -> bool:
         """Whether two totals, about one centre, are of other rows."""
-        scale = np.sqrt(self.squares / self.weight)
+        size = max(self.size, other.size)
+        scale = np.sqrt(max(self.squares, 0.0) / self.weight)
+        rounding = _ROUNDING * np.sqrt(size / self.weight)
         shift = np.abs(self.sums / self.weight - other.sums / other.weight).max()
+        change = abs(self.squares - other.squares)
         # Written so that NaN, which says nothing, does not differ.
         return bool(
             abs(self.weight - other.weight) > _TOLERANCE * self.weight
-            or shift > _TOLERANCE * scale
-            or abs(self.squares - other.squares) > _TOLERANCE * self.squares
+            or shift > _TOLERANCE * scale + rounding
+            or change > _TOLERANCE * self.squares + _ROUNDING * size
         )

@@ -1,0 +1,31 @@
+"""What a process that is forked off forgets: its parent's other threads are gone."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import dask.threaded
+
+
+def after_fork(forget: Callable[[], None]) -> None:
+    """Have something called in each process that is forked off, where there are any."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
+
+
+def forget_thread(local: threading.local) -> None:
+    """Have the forking thread's own data forgotten in each process forked off."""
+    # Looked up there: `vars` are those of the thread that asks.
+    after_fork(lambda: vars(local).clear())
+
+
+def _forget_pools() -> None:
+    """Let Dask's threaded scheduler start anew: it would wait for threads for ever."""
+    dask.threaded.pools_lock = threading.Lock()
+    dask.threaded.pools.clear()
+    dask.threaded.default_pool = None
+
+
+after_fork(_forget_pools)
