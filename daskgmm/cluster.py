@@ -55,6 +55,8 @@ _NO_CLIENT: Final = (
 )
 _NO_ANSWER: Final = (OSError, TimeoutError, RuntimeError, AttributeError)
 """What asking a scheduler raises that is gone."""
+_MUCH: Final = 1e7
+"""Bytes of sums that are worth a word."""
 _LOOKS: Final = 4.0
 """Looks at the workers within the shortest time limit."""
 
@@ -448,7 +450,9 @@ def revive(collections: Sequence[Any]) -> None:
         client.retry(failed)
 
 
-def explain(error: KilledWorker, block_bytes: float | None) -> ClusterError:
+def explain(
+    error: KilledWorker, block_bytes: float | None, sums_bytes: float = 0.0
+) -> ClusterError:
     """Say what most likely killed the workers of a task."""
     worker = error.last_worker
     limit = getattr(worker, "memory_limit", 0)
@@ -458,9 +462,15 @@ def explain(error: KilledWorker, block_bytes: float | None) -> ClusterError:
         else f" Its largest block takes {block_bytes / 1e6:.0f} MB, and two are held "
         "for each thread."
     )
+    of_sums = (
+        f" The sums of all runs take {sums_bytes / 1e6:.0f} MB for each thread."
+        if sums_bytes > _MUCH
+        else ""
+    )
     has = f"; it may take {limit / 1e6:.0f} MB" if limit else ""
     return ClusterError(
         f"Workers died again and again at the same piece of work, the last one at "
-        f"{worker.address}{has}.{of_block} Most likely they ran out of memory: give "
-        "them more, let each have fewer threads, or cut the data into smaller blocks."
+        f"{worker.address}{has}.{of_block}{of_sums} Most likely they ran out of "
+        "memory: give them more, let each have fewer threads, or cut the data into "
+        "smaller blocks."
     )

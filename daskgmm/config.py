@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dask
 import yaml  # type: ignore[import-untyped]
-from dask.utils import parse_timedelta
+from dask.utils import parse_bytes, parse_timedelta
 
 dask.config.update_defaults(
     yaml.safe_load(Path(__file__).with_name("daskgmm.yaml").read_text("utf-8"))
@@ -16,6 +16,11 @@ dask.config.update_defaults(
 def seconds(name: str) -> float:
     """A time limit."""
     return float(parse_timedelta(dask.config.get(f"daskgmm.{name}"), default="s"))
+
+
+def size(name: str) -> float:
+    """A number of bytes."""
+    return float(parse_bytes(dask.config.get(f"daskgmm.{name}")))
 
 
 def count(name: str) -> int:

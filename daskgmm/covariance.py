@@ -152,6 +152,10 @@ class CovarianceShape(ABC):
         """Free parameters of the covariances."""
 
     @abstractmethod
+    def n_sums(self, n_components: int, n_features: int) -> int:
+        """Numbers that a pass adds up in for the scatters of a mixture."""
+
+    @abstractmethod
     def outer(self, a: Array, b: Array) -> Array:
         """½(a bᵀ + b aᵀ) of vectors (K, d), as a scatter is kept, (K, S)."""
 
@@ -439,6 +443,9 @@ class _DiagonalShape(CovarianceShape):
 
     dense = False
 
+    def n_sums(self, n_components: int, n_features: int) -> int:
+        return n_components * n_features
+
     @staticmethod
     @abstractmethod
     def _variances(stored: Array) -> Array:
@@ -518,6 +525,9 @@ class Full(_MatrixShape):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features * (n_features + 1) // 2
 
+    def n_sums(self, n_components: int, n_features: int) -> int:
+        return n_components * n_features**2
+
     @staticmethod
     def _matrices(stored: Array) -> Array:
         return stored
@@ -539,6 +549,11 @@ class Tied(_MatrixShape):
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_features * (n_features + 1) // 2
+
+    def n_sums(self, n_components: int, n_features: int) -> int:
+        # One of all rows, and one of the components: or one of each, if that is less.
+        pooled = n_features**2 + n_components**2 + n_components * n_features
+        return min(pooled, n_components * n_features**2)
 
     @staticmethod
     def _matrices(stored: Array) -> Array:

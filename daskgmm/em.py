@@ -13,7 +13,7 @@ from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.likelihood import MaximumLikelihood
 from daskgmm.mixture import Mixture
 from daskgmm.mixtures.totals import Totals
-from daskgmm.moments import Moments, e_step, moments, plan
+from daskgmm.moments import Moments, e_step, moments, plan, sums_bytes
 from daskgmm.reduction import Shards
 from daskgmm.refinement import look_again, refine
 
@@ -134,8 +134,8 @@ def em(
     """Train runs, yielding all of them after each pass over the data.
 
     Runs that have ended leave the message; the data are read once per pass whatever
-    the number of runs. Covariances close to singular take further passes, within the
-    same iteration.
+    the number of runs, unless their sums take too much memory. Covariances close to
+    singular take further passes, within the same iteration.
 
     Raises
     ------
@@ -145,15 +145,35 @@ def em(
     runs = list(runs)
     totals: Totals | None = None
     while live := [i for i, run in enumerate(runs) if run.status is Status.TRAINING]:
-        mixtures = [m for i in live if (m := runs[i].mixture) is not None]
-        message = plan(mixtures)
-        sums = shards.reduce(e_step, message)
-        before, of_runs = list(runs), moments(message, sums, mixtures)
-        totals = _same_rows(totals, mixtures[0], of_runs[0])
-        for i, its_moments in zip(live, of_runs, strict=True):
-            runs[i] = advance(runs[i], its_moments, rule, stopping)
-        _refine(shards, before, runs, rule)
+        for turn in _turns(live, runs, shards.sums_bytes):
+            mixtures = [m for i in turn if (m := runs[i].mixture) is not None]
+            message = plan(mixtures)
+            sums = shards.reduce(e_step, message)
+            before, of_runs = list(runs), moments(message, sums, mixtures)
+            totals = _same_rows(totals, mixtures[0], of_runs[0])
+            for i, its_moments in zip(turn, of_runs, strict=True):
+                runs[i] = advance(runs[i], its_moments, rule, stopping)
+            _refine(shards, before, runs, rule)
         yield list(runs)
+
+
+def _turns(live: Sequence[int], runs: Sequence[Run], most: float) -> list[list[int]]:
+    """Live runs in groups whose sums together take at most so many bytes, if they can.
+
+    The data are read once for each group.
+    """
+    turns: list[list[int]] = []
+    held = 0
+    for i in live:
+        mixture = runs[i].mixture
+        assert mixture is not None
+        n_bytes = sums_bytes(mixture.shape, *mixture.means.shape)
+        if not turns or held + n_bytes > most:
+            turns.append([])
+            held = 0
+        turns[-1].append(i)
+        held += n_bytes
+    return turns
 
 
 def _same_rows(before: Totals | None, mixture: Mixture, its_moments: Moments) -> Totals:

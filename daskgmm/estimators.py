@@ -32,7 +32,7 @@ from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Gaps, Nan
 from daskgmm.em import Run, Status, Stopping
 from daskgmm.errors import DataError, ModelFileError, SkippedRowsWarning
-from daskgmm.kinds import Rows, open_rows
+from daskgmm.kinds import Rows, is_plain_frame, open_rows
 from daskgmm.mixture import Mixture
 from daskgmm.posterior import Kind, Question, Score, ask, score, score_block
 from daskgmm.reporting import Reporter
@@ -405,7 +405,9 @@ default='kmeans'
     def _validated_in_memory(self, rows: Any, *, reset: bool) -> Any:
         # Blocks are converted one by one, and looked through for NaN: what is more than
         # numbers, such as text, scikit-learn converts.
-        is_plain = isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub"
+        is_plain = is_plain_frame(rows) or (
+            isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub"
+        )
         checked: NDArray[Any] = validate_data(
             self,
             np.ma.getdata(rows) if isinstance(rows, np.ma.MaskedArray) else rows,

@@ -14,8 +14,11 @@ import numpy as np
 from dask.utils import format_time
 from sklearn.exceptions import ConvergenceWarning
 
+from daskgmm import config
+from daskgmm.covariance import SHAPES
 from daskgmm.data.gaps import Gaps
 from daskgmm.estimators import GaussianMixture
+from daskgmm.moments import sums_bytes
 from daskgmm.sources import as_dask
 from daskgmm.training import Progress
 
@@ -25,6 +28,8 @@ _BLOCKS_PER_THREAD: Final = 2
 """One is read while the other is worked on."""
 _LOOKS: Final = 2
 """Passes before those of EM: to look through the data, and to find starts."""
+_MUCH: Final = 1e6
+"""Bytes of sums that are worth a word."""
 _UNKNOWN: Final = "unknown"
 
 
@@ -42,6 +47,8 @@ class Forecast:
         Of the rows once they are read: compressed ones take less in their store.
     block_bytes : int
         Of the largest block.
+    sums_bytes : int
+        Of what a pass adds up, in each thread: by features, components and starts.
     passes : int
         Passes over the data, at most.
     threads : int or None
@@ -60,6 +67,7 @@ class Forecast:
     blocks: int
     bytes_per_pass: int | None
     block_bytes: int
+    sums_bytes: int
     passes: int
     threads: int | None
     threads_per_worker: int | None
@@ -73,7 +81,8 @@ class Forecast:
         workers = self.threads_per_worker
         memory = (
             f"{_megabytes(_OF_A_PROCESS)} and {_BLOCKS_PER_THREAD} × "
-            f"{_megabytes(self.block_bytes)} for each of its threads"
+            f"{_megabytes(self.block_bytes)} + {_megabytes(self.sums_bytes)} for each "
+            "of its threads"
             if self.memory_per_worker is None
             else f"{_megabytes(self.memory_per_worker)} with {workers} thread(s)"
         )
@@ -87,6 +96,11 @@ class Forecast:
         )
         rows = _UNKNOWN if self.rows is None else f"{self.rows:,}"
         n_bytes = self.bytes_per_pass
+        of_sums = (
+            f", of which {_megabytes(self.sums_bytes)} for sums in each thread"
+            if self.memory_per_worker is not None and self.sums_bytes > _MUCH
+            else ""
+        )
         return [
             f"Rows               : {rows}, of {self.features} features",
             f"Blocks             : {self.blocks:,}",
@@ -94,7 +108,7 @@ class Forecast:
             + (_UNKNOWN if n_bytes is None else f"{n_bytes:,} uncompressed"),
             f"Passes             : {self.passes}"
             + (" at most" if self.passes > 1 else ""),
-            f"Memory per worker  : {memory}",
+            f"Memory per worker  : {memory}{of_sums}",
             f"Time               : {time}",
             "Nothing was started or written.",
         ]
@@ -117,7 +131,14 @@ def forecast_fit(
         return _pass_seconds(model, block)
 
     lazy = as_dask(rows, _gaps(model))
-    return _forecast(lazy, try_block, model.max_iter + _LOOKS, threads, per_worker)
+    of_run = sums_bytes(
+        SHAPES[model.covariance_type], model.n_components, int(lazy.shape[1])
+    )
+    # Starts that take more train in turns.
+    together = max(1, min(model.n_init, int(config.size("sums-memory") // of_run)))
+    turns = -(-model.n_init // together)
+    passes = turns * model.max_iter + _LOOKS
+    return _forecast(lazy, try_block, passes, threads, per_worker, together * of_run)
 
 
 def forecast_answer(
@@ -146,6 +167,7 @@ def _forecast(
     passes: int,
     threads: int | None,
     per_worker: int | None,
+    sums: int = 0,
 ) -> Forecast:
     n_blocks = rows.numblocks[0]
     seconds, read_bytes = 0.0, 0
@@ -167,12 +189,13 @@ def _forecast(
         blocks=n_blocks,
         bytes_per_pass=int(rows.shape[0] * row_bytes) if known else None,
         block_bytes=largest,
+        sums_bytes=sums,
         passes=passes,
         threads=threads,
         threads_per_worker=per_worker,
         memory_per_worker=None
         if per_worker is None
-        else _OF_A_PROCESS + _BLOCKS_PER_THREAD * per_worker * largest,
+        else _OF_A_PROCESS + per_worker * (_BLOCKS_PER_THREAD * largest + sums),
         seconds_per_block=seconds,
         seconds_per_pass=per_pass,
         seconds=None if per_pass is None else passes * per_pass,

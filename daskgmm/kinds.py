@@ -206,11 +206,20 @@ def _as_floats(column: Any) -> NDArray[np.float64]:
     return numbers
 
 
+def _are_plain(dtypes: Any, kinds: str) -> bool:
+    return all(isinstance(d, np.dtype) and d.kind in kinds for d in dtypes)
+
+
+def is_plain_frame(rows: Any) -> bool:
+    """Whether a pandas DataFrame is made an array of in a dtype of its columns."""
+    # Of booleans and numbers, pandas makes an array of objects.
+    return _is(rows, "pandas", "DataFrame") and _are_plain(rows.dtypes, "fiu")
+
+
 def _in_memory(frame: Any) -> Any:
     """A pandas DataFrame that scikit-learn makes an array of as it is meant."""
     columns = FrameColumns.of(frame)
-    plain = (isinstance(d, np.dtype) and d.kind in "fiub" for d in frame.dtypes)
-    if all(plain):
+    if _are_plain(frame.dtypes, "fiub"):
         return frame
     return _pandas_frame(columns.numbers(frame), columns=columns.names, copy=False)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskgmm import kernel, passes
+from daskgmm.covariance import CovarianceShape
 from daskgmm.layout import (
     Part,
     Plan,
@@ -39,6 +40,8 @@ _SMALL: Final = 2**15
 """Numbers of a block from which on it is worth a call of its own."""
 
 _EMPTY: Final = np.empty(0)
+_HELD: Final = 4
+"""How often a thread holds the sums of a run, in one form or another."""
 _thread: Final = threading.local()
 
 
@@ -81,6 +84,11 @@ class EStep:
     def _padded_size(self) -> int:
         return passes.padded_size(self.plan)
 
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes that the sums take in a thread, about; see `sums_bytes`."""
+        return 8 * _HELD * self._padded_size
+
     def scratch(self) -> Array:
         """Memory for the kernel to work in, this thread's own.
 
@@ -95,6 +103,15 @@ class EStep:
     def padded(self) -> Array:
         """Memory for the kernel to add up in."""
         return np.zeros(self._padded_size)
+
+
+def sums_bytes(shape: CovarianceShape, n_components: int, n_features: int) -> int:
+    """Bytes that the sums of one run take in a thread, about, in a pass.
+
+    What the kernel adds up in, the same without padding, and the sums of some subtrees.
+    """
+    n_numbers = n_components * (n_features + 1) + shape.n_sums(n_components, n_features)
+    return 8 * _HELD * n_numbers
 
 
 @final

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Protocol, Self, final
 
 from dask.delayed import Delayed, delayed
@@ -31,6 +31,7 @@ from daskgmm.cluster import (
     revive,
 )
 
+_SUMS_IN_MEMORY: Final = 32e6
 MAX_LEAVES: Final = 1024
 """More leaves than this are not made: each costs its own (K, d, d) sums."""
 
@@ -110,6 +111,15 @@ def total(partials: Iterable[Partial]) -> Addable:
 class Shards(ABC):
     """A data set, cut into shards: the one thing a pass is run on."""
 
+    @property
+    @abstractmethod
+    def sums_bytes(self) -> float:
+        """Bytes that the sums of a pass should take in each thread, at most.
+
+        Runs that take more train in turns, each of which reads the data. It depends on
+        neither threads nor workers, as the runs that share a pass may share bits.
+        """
+
     @abstractmethod
     def reduce(self, kernel: Kernel, message: Any) -> Any:
         """Sum of the kernel's values over all leaves, in the fixed tree's order."""
@@ -123,20 +133,33 @@ class ThreadShards(Shards):
         self._shards = shards
         self._n_threads = min(n_threads, len(shards))
 
+    @property
+    def sums_bytes(self) -> float:
+        """See `Shards.sums_bytes`: to read memory again costs next to nothing."""
+        return _SUMS_IN_MEMORY
+
     def reduce(self, kernel: Kernel, message: Any) -> Any:
         """See `Shards.reduce`."""
         with single_threaded_blas():
             if self._n_threads == 1:
                 return total(map_shard(kernel, message, s) for s in self._shards)
             with ThreadPoolExecutor(self._n_threads) as pool:
-                tasks = [
+                tasks = {
                     pool.submit(map_shard, kernel, message, s) for s in self._shards
-                ]
+                }
                 try:
-                    return total([task.result() for task in tasks])
+                    return total(_as_they_end(tasks))
                 finally:
                     # After an error or an interrupt, what has not begun need not.
                     pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _as_they_end(tasks: set[Future[Partial]]) -> Iterator[Partial]:
+    """What tasks return; each is let go once it is passed on, as it may be large."""
+    while tasks:
+        ended, tasks = wait(tasks, return_when=FIRST_COMPLETED)
+        while ended:
+            yield ended.pop().result()
 
 
 @final
@@ -162,6 +185,11 @@ class DaskShards(Shards):
         with by_scheduler(self._scheduler):
             self._shards: Sequence[Delayed] = cut() or ()
         self._block_bytes = block_bytes
+
+    @property
+    def sums_bytes(self) -> float:
+        """See `Shards.sums_bytes`."""
+        return config.size("sums-memory")
 
     def reduce(self, kernel: Kernel, message: Any) -> Any:
         """See `Shards.reduce`.
@@ -200,7 +228,8 @@ class DaskShards(Shards):
                 now_done = {i for i, work in enumerate(partials) if work is not None}
                 retries = most if now_done - done else retries - 1
                 if retries < 0:
-                    raise explain(error, self._block_bytes) from error
+                    sums_bytes = getattr(message, "sums_bytes", 0)
+                    raise explain(error, self._block_bytes, sums_bytes) from error
                 done |= now_done
             finally:
                 drop(held)
