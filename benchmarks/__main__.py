@@ -11,7 +11,15 @@ from pathlib import Path
 
 from sklearn.exceptions import ConvergenceWarning
 
-from benchmarks import clusters, growth, iterations, peers, picture, streaming
+from benchmarks import (
+    clusters,
+    growth,
+    iterations,
+    peers,
+    picture,
+    questions,
+    streaming,
+)
 from benchmarks.common import HEADER, Row, environment, measure_machine
 
 SECTIONS = {
@@ -19,6 +27,7 @@ SECTIONS = {
     "restarts": iterations.restarts,
     "small": iterations.small,
     "predictions": iterations.predictions,
+    "questions": questions.questions,
     "first-pass": iterations.first_pass,
     "zarr": streaming.local_stores,
     "parquet": streaming.parquet_files,

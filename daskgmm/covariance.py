@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpotrf, dtrtri
 
 from daskgmm.errors import IllDefinedCovarianceError
 
@@ -46,25 +47,33 @@ _ILL_DEFINED: Final = (
 """scikit-learn's words, which people search for."""
 
 
-@cache
-def _pairs(n_features: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row and column of each packed entry."""
-    return np.triu_indices(n_features)
+def _triangle(n_features: int) -> int:
+    """Numbers of an upper triangle."""
+    return n_features * (n_features + 1) // 2
+
+
+@lru_cache(maxsize=4)
+def _places(n_features: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where packed numbers are in a matrix, (P,), and its numbers when packed, (d, d).
+
+    As large as a matrix or two, of which there is one for each component.
+    """
+    i, j = np.triu_indices(n_features)
+    when_packed = np.empty((n_features, n_features), dtype=np.intp)
+    when_packed[i, j] = when_packed[j, i] = np.arange(len(i))
+    return np.ravel_multi_index((i, j), when_packed.shape), when_packed
 
 
 def _pack(matrices: Array) -> Array:
     """Upper triangles of matrices (…, d, d) as (…, P)."""
-    i, j = _pairs(matrices.shape[-1])
-    return matrices[..., i, j]
+    *stack, d, _ = matrices.shape
+    # To clip costs nothing, to check does.
+    return matrices.reshape(*stack, d * d).take(_places(d)[0], axis=-1, mode="clip")
 
 
 def _unpack(packed: Array, n_features: int) -> Array:
     """Symmetric matrices (…, d, d) from (…, P)."""
-    i, j = _pairs(n_features)
-    matrices = np.empty((*packed.shape[:-1], n_features, n_features))
-    matrices[..., i, j] = packed
-    matrices[..., j, i] = packed
-    return matrices
+    return packed.take(_places(n_features)[1], axis=-1, mode="clip")
 
 
 @final
@@ -85,8 +94,8 @@ class Factored:
     rough: NDArray[np.bool_]
 
 
-def _factored(covariance: Array, sizes: Array) -> tuple[Array, bool]:
-    """U of a covariance, and whether it is rough; raises `LinAlgError`.
+def _factor(covariance: Array, sizes: Array, out: Array) -> bool:
+    """U of a covariance, into `out`, and whether it is rough; raises `LinAlgError`.
 
     `sizes` are the numbers, (d,), of which the diagonal is what was left, and which it
     is off by rounding of. Along a column of U, where the variance is one, that is
@@ -94,9 +103,9 @@ def _factored(covariance: Array, sizes: Array) -> tuple[Array, bool]:
     inflation factors.
     """
     try:
-        factor = _upper_factor(covariance)
-        if _EPS * (sizes @ factor**2).sum() <= _DOUBTFUL:
-            return factor, False
+        _upper_factor(covariance, out)
+        if _EPS * np.einsum("i,ij,ij->", sizes, out, out) <= _DOUBTFUL:
+            return False
     except np.linalg.LinAlgError:
         pass
     rounding = 2 * len(covariance) * _EPS * sizes
@@ -105,21 +114,24 @@ def _factored(covariance: Array, sizes: Array) -> tuple[Array, bool]:
         raise np.linalg.LinAlgError
     for lift in _LIFTS:
         try:
-            return _upper_factor(covariance + np.diag(lift * rounding)), True
+            _upper_factor(covariance + np.diag(lift * rounding), out)
         except np.linalg.LinAlgError:
             continue
+        return True
     raise np.linalg.LinAlgError
 
 
-def _upper_factor(covariance: Array) -> Array:
-    """U with U Uᵀ the inverse of a covariance; raises `LinAlgError`."""
-    lower = np.linalg.cholesky(covariance)
-    inverse = solve_triangular(
-        lower, np.eye(len(covariance)), lower=True, check_finite=False
-    )
-    if not np.isfinite(inverse).all():
+def _upper_factor(covariance: Array, out: Array) -> None:
+    """U with U Uᵀ the inverse of a covariance, into `out`; raises `LinAlgError`."""
+    out[...] = covariance
+    # As LAPACK sees the same memory, Cholesky's factor and its inverse are lower
+    # triangular. Both are made where they are: new memory costs as much as they do.
+    lower = out.T
+    _, failed = dpotrf(lower, lower=True, overwrite_a=True, clean=True)
+    if not failed:
+        _, failed = dtrtri(lower, lower=True, overwrite_c=True)
+    if failed or not np.isfinite(out).all():
         raise np.linalg.LinAlgError
-    return np.ascontiguousarray(inverse.T)
 
 
 def _upper_factor_of_precision(precision: Array) -> Array:
@@ -156,8 +168,12 @@ class CovarianceShape(ABC):
         """Numbers that a pass adds up in for the scatters of a mixture."""
 
     @abstractmethod
-    def outer(self, a: Array, b: Array) -> Array:
-        """½(a bᵀ + b aᵀ) of vectors (K, d), as a scatter is kept, (K, S)."""
+    def no_scatter(self, n_components: int, n_features: int) -> Array:
+        """The scatters of a mixture before anything is added, (K, S)."""
+
+    @abstractmethod
+    def products(self, a: Array, b: Array) -> Array:
+        """½(a bᵀ + b aᵀ) of vectors (K, d), as the scatters of a mixture are kept."""
 
     @abstractmethod
     def scatter(self, deviations: Array, weights: Array) -> Array:
@@ -277,8 +293,10 @@ class CovarianceShape(ABC):
         self, scatter: Array, drift: Array, mass: Array, shift: Array
     ) -> Array:
         """Scatter about c + shift, from scatter, drift Σr(x - c) and mass about c."""
-        moved = mass[:, np.newaxis] * self.outer(shift, shift)
-        return scatter + self.pool(moved - 2.0 * self.outer(drift, shift))
+        moved = mass[:, np.newaxis] * shift - 2.0 * drift
+        products = self.products(moved, shift)
+        products += scatter
+        return products
 
     def trace(self, scatter: Array, n_features: int) -> float:
         """Sum of the squares on the diagonals of a scatter, all rows (K, S) of it."""
@@ -317,8 +335,7 @@ class _MatrixShape(CovarianceShape):
     dense = True
 
     def diagonal(self, n_features: int) -> slice | NDArray[np.intp]:
-        i, j = _pairs(n_features)
-        return np.flatnonzero(i == j)
+        return _places(n_features)[1].diagonal()
 
     @staticmethod
     @abstractmethod
@@ -330,9 +347,18 @@ class _MatrixShape(CovarianceShape):
     def _store(matrices: Array) -> Array:
         """A stack of matrices as storage."""
 
-    def outer(self, a: Array, b: Array) -> Array:
-        i, j = _pairs(a.shape[-1])
-        return 0.5 * (a[..., i] * b[..., j] + a[..., j] * b[..., i])
+    def no_scatter(self, n_components: int, n_features: int) -> Array:
+        n = 1 if self.pooled else n_components
+        return np.zeros((n, _triangle(n_features)))
+
+    def products(self, a: Array, b: Array) -> Array:
+        if self.pooled:
+            products = a.T @ b
+            return _pack((0.5 * (products + products.T))[np.newaxis])
+        packed = np.empty((len(a), _triangle(a.shape[1])))
+        for k in range(len(a)):
+            packed[k] = _pack(0.5 * np.stack([a[k], b[k]], 1) @ np.stack([b[k], a[k]]))
+        return packed
 
     def scatter(self, deviations: Array, weights: Array) -> Array:
         return _pack((deviations.T * weights) @ deviations)
@@ -344,7 +370,8 @@ class _MatrixShape(CovarianceShape):
         self, scatter: Array, counts: Array, n_features: int, reg_covar: float
     ) -> Array:
         per_matrix = self.pool(counts[:, np.newaxis])
-        matrices = _unpack(scatter / per_matrix, n_features)
+        matrices = _unpack(scatter, n_features)
+        matrices /= per_matrix[:, np.newaxis]
         np.einsum("kii->ki", matrices)[...] += reg_covar
         return self._store(matrices)
 
@@ -356,9 +383,9 @@ class _MatrixShape(CovarianceShape):
         self, covariances: Array, moved: Array | None = None, floor: Array | None = None
     ) -> Factored:
         matrices = self._matrices(covariances)
-        sizes = np.einsum("kii->ki", matrices)
+        sizes = np.einsum("kii->ki", matrices).copy()
         if moved is not None:
-            sizes = sizes + moved
+            sizes += moved
         return self._all_factored(matrices, sizes, floor)
 
     def refined(
@@ -390,16 +417,17 @@ class _MatrixShape(CovarianceShape):
         bases: Array | None = None,
     ) -> Factored:
         """Factors of all matrices, by way of the bases in which they are given."""
-        factors = np.empty_like(matrices)
+        factors = np.empty(matrices.shape)
         ill = np.zeros(len(matrices), dtype=bool)
         rough = np.zeros(len(matrices), dtype=bool)
         for k, matrix in enumerate(matrices):
             try:
-                factor, rough[k] = _factored(matrix, sizes[k])
+                rough[k] = _factor(matrix, sizes[k], factors[k])
             except np.linalg.LinAlgError:
                 ill[k] = True
                 continue
-            factors[k] = factor if bases is None else bases[k] @ factor
+            if bases is not None:
+                factors[k] = bases[k] @ factors[k]
             # Each column of the factor is a direction in which the variance is one.
             if floor is not None:
                 ill[k] = not (floor[k] @ factors[k] ** 2 < 1.0).all()
@@ -523,7 +551,7 @@ class Full(_MatrixShape):
         return n_components, n_features, n_features
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
-        return n_components * n_features * (n_features + 1) // 2
+        return n_components * _triangle(n_features)
 
     def n_sums(self, n_components: int, n_features: int) -> int:
         return n_components * n_features**2
@@ -548,7 +576,7 @@ class Tied(_MatrixShape):
         return n_features, n_features
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
-        return n_features * (n_features + 1) // 2
+        return _triangle(n_features)
 
     def n_sums(self, n_components: int, n_features: int) -> int:
         # One of all rows, and one of the components: or one of each, if that is less.
@@ -585,7 +613,10 @@ class Diag(_DiagonalShape):
     def _of_features(table: Array) -> Array:
         return table
 
-    def outer(self, a: Array, b: Array) -> Array:
+    def no_scatter(self, n_components: int, n_features: int) -> Array:
+        return np.zeros((n_components, n_features))
+
+    def products(self, a: Array, b: Array) -> Array:
         return a * b
 
     def scatter(self, deviations: Array, weights: Array) -> Array:
@@ -621,8 +652,11 @@ class Spherical(_DiagonalShape):
         means: Array = table.mean(axis=1, keepdims=True)
         return means
 
-    def outer(self, a: Array, b: Array) -> Array:
-        products: Array = np.einsum("...i,...i->...", a, b)[..., np.newaxis]
+    def no_scatter(self, n_components: int, n_features: int) -> Array:
+        return np.zeros((n_components, 1))
+
+    def products(self, a: Array, b: Array) -> Array:
+        products: Array = np.einsum("ki,ki->k", a, b)[:, np.newaxis]
         return products
 
     def scatter(self, deviations: Array, weights: Array) -> Array:

@@ -532,11 +532,12 @@ default='kmeans'
         mixture, run = outcome.mixture, outcome.run
         if dtype == np.float32 and not mixture.fits_in_single:
             dtype = np.dtype(np.float64)
-        self.weights_ = mixture.weights.astype(dtype)
-        self.means_ = mixture.means.astype(dtype)
-        self.covariances_ = mixture.covariances.astype(dtype)
-        self.precisions_cholesky_ = mixture.factors.astype(dtype)
-        self.precisions_ = mixture.shape.precisions(mixture.factors).astype(dtype)
+        precisions = mixture.shape.precisions(mixture.factors)
+        found = mixture.weights, mixture.means, mixture.covariances, mixture.factors
+        for name, numbers in zip(
+            (*_PARAMETERS, "precisions_"), (*found, precisions), strict=True
+        ):
+            setattr(self, name, np.require(numbers, dtype, ["C", "W"]))
         self.converged_ = run.status is Status.CONVERGED
         self.n_iter_ = run.n_iter
         self.lower_bound_ = run.bound
@@ -784,8 +785,8 @@ def _given(
             f"The parameter '{name}' should have the shape of {shape}, "
             f"but got {array.shape}"
         )
-    checked: NDArray[np.float64] = array
-    return checked
+    # What is made of it is the user's to write to.
+    return np.array(array, dtype=np.float64)
 
 
 def _given_weights(

@@ -40,6 +40,8 @@ _SMALL: Final = 2**15
 """Numbers of a block from which on it is worth a call of its own."""
 
 _EMPTY: Final = np.empty(0)
+_KEPT: Final = 2**19
+"""Numbers of sums whose memory is kept, at the most."""
 _HELD: Final = 4
 """How often a thread holds the sums of a run, in one form or another."""
 _thread: Final = threading.local()
@@ -90,19 +92,29 @@ class EStep:
         return 8 * _HELD * self._padded_size
 
     def scratch(self) -> Array:
-        """Memory for the kernel to work in, this thread's own.
-
-        It is kept from call to call: new memory would cost a page fault for each
-        4 kB, as much time as the work on a small block.
-        """
-        if getattr(_thread, "scratch", _EMPTY).size < self._scratch_size:
-            _thread.scratch = np.zeros(self._scratch_size)
-        scratch: Array = _thread.scratch
-        return scratch
+        """Memory for the kernel to work in, this thread's own."""
+        return _memory("scratch", self._scratch_size)
 
     def padded(self) -> Array:
-        """Memory for the kernel to add up in."""
-        return np.zeros(self._padded_size)
+        """Zeros for the kernel to add up in, this thread's own if they are few."""
+        size = self._padded_size
+        if size > _KEPT:
+            return np.zeros(size)
+        sums = _memory("sums", size)[:size]
+        sums[:] = 0.0
+        return sums
+
+
+def _memory(name: str, size: int) -> Array:
+    """So many numbers or more, this thread's own.
+
+    They are kept from call to call: new memory would cost a page fault for each 4 kB,
+    as much time as the work on a small block.
+    """
+    if getattr(_thread, name, _EMPTY).size < size:
+        setattr(_thread, name, np.zeros(size))
+    memory: Array = getattr(_thread, name)
+    return memory
 
 
 def sums_bytes(shape: CovarianceShape, n_components: int, n_features: int) -> int:

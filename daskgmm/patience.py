@@ -24,6 +24,7 @@ from daskgmm.storage.urls import (
     as_path,
     check_writable,
     folders_above,
+    nearest_folder,
 )
 
 _T = TypeVar("_T")
@@ -170,10 +171,14 @@ def ask_files(url: str, question: Callable[[Any, str], _T]) -> _T:
 def check_free(url: str | os.PathLike[str]) -> None:
     """Refuse to write inside a Zarr array, a model or an output, which it would spoil.
 
+    And where this user may not, so that it is known before the work is done.
+
     Raises
     ------
     PlaceError
         Naming what the place lies in.
+    StoreError
+        Naming the folder that is read-only.
     ValueError
         If the name has characters that a store takes for wild cards.
     """
@@ -185,6 +190,12 @@ def check_free(url: str | os.PathLike[str]) -> None:
             raise PlaceError(
                 f"{place} lies inside {folder}, which is {what}: choose another place."
             )
+    nearest = nearest_folder(place)
+    if nearest is not None and not os.access(nearest, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{place} cannot be used: {nearest} is read-only for this user. Choose "
+            "another place."
+        )
 
 
 def _what_not_to_write_in(folder: str) -> str | None:

@@ -61,9 +61,11 @@ _FEW: Final = 32
 """Rows up to which a mixture's matrices are not packed to ask about them."""
 _FEW_OF_LARGE: Final = 128
 """The same where the packed ones are too large to be kept."""
-_MOST_KEPT: Final = 2**20
+_MOST_KEPT: Final = 2**19
 """Numbers of a plan that is kept, at the most."""
-_FOR_THREADS: Final = 2**23
+_STRIP: Final = 64
+"""Rows of a triangle that are compared at once."""
+_FOR_THREADS: Final = 2**25
 """Products of rows with numbers of a plan that are worth more than one thread."""
 
 
@@ -91,10 +93,13 @@ _kept: Final[WeakKeyDictionary[Any, _Kept]] = WeakKeyDictionary()
 
 def _numbers(mixture: Mixture) -> tuple[NDArray[np.float64], ...]:
     """All numbers that a plan depends on."""
-    numbers = mixture.weights, mixture.means, mixture.factors
+    shape, factors = mixture.shape, mixture.factors
     # Their size decides whether all rows are whitened at once.
-    spread = (np.diagonal(mixture.covariances),) if mixture.shape.pooled else ()
-    return (*numbers, *spread)
+    spread = (np.diagonal(mixture.covariances),) if shape.pooled else ()
+    # Of triangles what is not zero, as it takes longer to read them than to answer.
+    starts = range(0, mixture.n_features, _STRIP) if shape.dense else ()
+    strips = [factors[..., i : i + _STRIP, i:] for i in starts] or [factors]
+    return mixture.weights, mixture.means, *spread, *strips
 
 
 def ask(

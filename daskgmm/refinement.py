@@ -130,7 +130,7 @@ def _zeros(rough: Mixture) -> Refined:
     return Refined(
         np.zeros(n_components),
         np.zeros((n_components, d)),
-        shape.pool(0.0 * shape.outer(rough.means, rough.means)),
+        shape.no_scatter(n_components, d),
         np.zeros((n_white, d)),
         shape.pool(np.zeros((n_white, d, d))) if n_white else np.zeros((0, d, d)),
     )

@@ -179,19 +179,15 @@ def _row_moments(
     ones = np.ones(len(rows))
     counts = ones[:, np.newaxis] + TINY
     rounding = (means**2 / counts - (means / counts) ** 2) * counts
-    off, exact = means - means / counts, TINY * means / counts
-    # The M-step adds the square of the exact difference.
-    squares = _squares(off) - _squares(exact)
-    scatter = shape.kept(squares, rounding)
     if shape.pooled:
         scatter = _scatter_of_rest(shape, sample, rows)
+    elif shape.dense:
+        off, exact = means - means / counts, TINY * means / counts
+        # The M-step adds the square of the exact difference.
+        scatter = shape.products(off, off) - shape.products(exact, exact)
+    else:
+        scatter = shape.kept(np.empty(0), rounding)
     return means, Moments(ones, np.zeros_like(means), scatter, 0.0, _weight(sample))
-
-
-def _squares(rows: Array) -> Array:
-    """Each row times itself, as packed upper triangles."""
-    i, j = np.triu_indices(rows.shape[1])
-    return rows[:, i] * rows[:, j]
 
 
 def _scatter_of_rest(
@@ -206,10 +202,10 @@ def _scatter_of_rest(
     np.subtract.at(rest, rows, 1.0)
     np.maximum(rest, 0.0, out=rest)
     if not rest.any():
-        return shape.pool(0.0 * shape.outer(sample.x[:1], sample.x[:1]))
+        return shape.no_scatter(1, sample.x.shape[1])
     centre = _mean(sample.x, rest)[np.newaxis]
     mass, spread = rest.sum(keepdims=True), 0.0
-    scatter = shape.pool(0.0 * shape.outer(centre, centre))
+    scatter = shape.no_scatter(*centre.shape)
     for tile in _tiles(len(rest)):
         deviations = sample.x[tile].astype(np.float64) - centre
         scatter = scatter + shape.scatter(deviations, rest[tile])
@@ -228,7 +224,7 @@ def _random_moments(
     about = np.repeat(centre[np.newaxis], n_components, axis=0)
     mass = np.zeros(n_components)
     drift = np.zeros_like(about)
-    scatter = shape.pool(0.0 * shape.outer(about, about))
+    scatter = shape.no_scatter(*about.shape)
     for tile in _tiles(len(sample.x)):
         deviations = sample.x[tile].astype(np.float64) - centre
         size = (len(deviations), n_components)

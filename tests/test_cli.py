@@ -24,6 +24,8 @@ from distributed import LocalCluster
 
 from daskgmm import DataError, GaussianMixture, StoreError, cli_options, load, open_rows
 from daskgmm.cli import main
+from daskgmm.covariance import SHAPES
+from daskgmm.moments import sums_bytes
 
 N, D, K = 3000, 2, 3
 PASS = re.compile(r"^pass +\d+  bound -?\d+\.\d+  change \S+  [\d,]+ rows/s", re.M)
@@ -401,7 +403,7 @@ def test_score_tells_what_the_model_says(run, store, model, rows):
 
 def test_score_of_nothing_is_one_line(run, model, tmp_path):
     zarr.create_array(str(tmp_path / "none"), shape=(0, D), chunks=(5, D), dtype=float)
-    assert_failed(run("score", model, tmp_path / "none"), "no rows in")
+    assert_failed(run("score", model, tmp_path / "none"), "no rows to score")
 
 
 def test_fit_and_info_tell_programs(run, store, tmp_path):
@@ -416,6 +418,7 @@ def test_fit_and_info_tell_programs(run, store, tmp_path):
         "iterations": fitted.n_iter_,
         "passes": fitted.n_passes_,
         "bound": fitted.lower_bound_,
+        "rows_skipped": 0,
     }
     assert len(PASS.findall(result.stderr)) == fitted.n_passes_
     told = json.loads(run_alone("info", tmp_path / "m", "--json").stdout)
@@ -507,7 +510,9 @@ def test_a_dry_run_tells_and_does_nothing(store, model, tmp_path):
     assert (told["rows"], told["features"], told["blocks"]) == (N, D, 5)
     assert told["bytes_per_pass"] == N * D * 8
     assert (told["threads"], told["threads_per_worker"]) == (6, 3)
-    assert told["memory_per_worker"] == 400_000_000 + 2 * 3 * 700 * D * 8
+    assert told["sums_bytes"] == sums_bytes(SHAPES["full"], K, D)
+    of_threads = 3 * (2 * 700 * D * 8 + told["sums_bytes"])
+    assert told["memory_per_worker"] == 400_000_000 + of_threads
     assert told["passes"] == 12
     seconds = told["seconds_per_block"]
     assert seconds > 0

@@ -23,6 +23,10 @@ class CountingShards(Shards):
         self._shards = shards
         self.n_passes = 0
 
+    @property
+    def sums_bytes(self):
+        return self._shards.sums_bytes
+
     def reduce(self, kernel, message):
         self.n_passes += 1
         return self._shards.reduce(kernel, message)

@@ -657,7 +657,7 @@ def test_a_disk_that_is_read_only(small_disk, write, out):
     model.save(small_disk / "model")
     remount = [program("mount"), "-o", "remount,ro", small_disk]
     subprocess.run(remount, check=True)
-    said = f"{small_disk}.* cannot be used .*Choose another place"
+    said = f"{small_disk}.* cannot be used.*Choose another place"
     with pytest.raises(StoreError, match=said):
         write(answers()[1], small_disk / out.name)
     for overwrite in (False, True):

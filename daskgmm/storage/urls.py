@@ -202,6 +202,13 @@ def folders_above(place: str | os.PathLike[str]) -> Iterator[str]:
         yield f"{protocol}://{path}"
 
 
+def nearest_folder(place: str) -> str | None:
+    """The first folder above a place that is there; None at a URL."""
+    if not is_local(url_to_fs(place)[0]):
+        return None
+    return next(filter(os.path.isdir, folders_above(place)), None)
+
+
 def beside(place: str, prefix: str) -> str:
     """The place in the same folder whose name has a prefix."""
     protocol, path = split_protocol(place)
