@@ -436,7 +436,7 @@ default='kmeans'
 
     def _check_n_features(self, n_features: int, why: str = "") -> None:
         """Refuse rows of another number of features than the means have."""
-        expected = np.shape(self.means_)[1]
+        _, expected = self._shape_of_means()
         if n_features != expected:
             # scikit-learn's words where it knows the number from a fit.
             raise ValueError(
@@ -514,9 +514,7 @@ default='kmeans'
         return Mixture(shape, weights, means, covariances, factors)
 
     def _check_shapes(self, parameters: Mapping[str, NDArray[np.float64]]) -> None:
-        means = parameters["means_"].shape
-        if len(means) != 2 or 0 in means:
-            raise ValueError(f"means_ must have the shape (K, d), and has {means}.")
+        means = self._shape_of_means()
         stored = SHAPES[self.covariance_type].stored(*means)
         for name, parameter in parameters.items():
             expected = {"weights_": means[:1], "means_": means}.get(name, stored)
@@ -527,6 +525,12 @@ default='kmeans'
                     f"{self.covariance_type!r}: attributes or parameters were set that "
                     "do not fit each other. Set them all, or fit again."
                 )
+
+    def _shape_of_means(self) -> tuple[int, int]:
+        means = np.shape(self.means_)
+        if len(means) != 2 or 0 in means:
+            raise ValueError(f"means_ must have the shape (K, d), and has {means}.")
+        return means
 
     def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
         mixture, run = outcome.mixture, outcome.run
