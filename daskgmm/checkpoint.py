@@ -26,7 +26,7 @@ from daskgmm.em import Run, Status
 from daskgmm.errors import CheckpointError, ModelFileError, NewerFormatError
 from daskgmm.mixture import Mixture
 from daskgmm.patience import check_free
-from daskgmm.storage.urls import absolute
+from daskgmm.storage.urls import absolute, check_writable
 from daskgmm.survey import Survey, digest_of
 from daskgmm.training import State
 
@@ -107,7 +107,9 @@ class Keeper:
 
     def __post_init__(self) -> None:
         """Know the place by a name that holds in any folder."""
-        self.url = absolute(self.url).rstrip("/")
+        place = absolute(self.url)
+        check_writable(place)
+        self.url = place.rstrip("/")
 
     def recall(self, found: Survey) -> State | None:
         """The state to go on from, if there is one.

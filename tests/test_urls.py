@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 
+from daskgmm import GaussianMixture
 from daskgmm.storage import urls
 from daskgmm.storage.urls import absolute, check_apart
 
@@ -167,3 +169,17 @@ def test_removing_takes_names_as_they_are(here):
     assert (here / "b" / "x").exists()
     with pytest.raises(ValueError, match="wild cards"):
         urls.remove_tree("memory://a[1]")
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://", "gs:///", "memory://", "file:///", "abc://"]
+)
+def test_a_store_without_a_name_in_it_is_not_written_to(here, place):
+    model = GaussianMixture(1)
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    before = sorted(os.listdir("."))
+    with pytest.raises(ValueError, match=f"{place} names no folder"):
+        model.fit(x, checkpoint=place)
+    with pytest.raises(ValueError, match=f"{place} names no folder"):
+        model.fit(x).save(place)
+    assert sorted(os.listdir(".")) == before

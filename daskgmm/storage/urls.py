@@ -223,6 +223,9 @@ def beside(place: str, prefix: str) -> str:
 def check_writable(place: str) -> None:
     """Refuse to write where a store may take a name for a glob, and remove what fits.
 
+    And to a store without a name in it, which would be taken for a folder of this
+    machine once something is added to it.
+
     Raises
     ------
     ValueError
@@ -234,6 +237,8 @@ def check_writable(place: str) -> None:
             "to write to without '::'."
         )
     protocol, path = split_protocol(place)
+    if protocol is not None and not path.strip("/"):
+        raise ValueError(f"{place} names no folder: give one that is in it.")
     if protocol is not None and protocol not in _LOCAL and is_wild(path):
         raise ValueError(
             f"{place} has one of the characters {' '.join(_WILD)}, which stores at "
