@@ -199,6 +199,7 @@ def _files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_write_that_breaks_off_at_any_byte_leaves_the_state_before(tmp_path):
     """Every file of the younger slot, cut at several places, and gone."""
     x = blobs(9, 600, 2, 3, spread=1.0)

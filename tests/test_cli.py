@@ -701,6 +701,7 @@ def test_open_rows_opens_what_it_is_told(store, group, parquet, rows):
         open_rows(f"{group}/0")
 
 
+@pytest.mark.slow
 def test_it_is_a_command_of_dask(store, tmp_path):
     command = str(Path(sys.executable).with_name("dask"))
     result = subprocess.run([command, "gmm", "--help"], capture_output=True, text=True)
@@ -738,6 +739,7 @@ def test_a_local_cluster_is_started_and_left(store, tmp_path, rows):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_an_error_on_a_local_cluster_is_one_line(tmp_path):
     path = str(tmp_path / "broken")
     x = np.ones((100, 2))
@@ -758,7 +760,10 @@ def wait_until(is_so, process):
     raise AssertionError("it never came to that")
 
 
-@pytest.mark.parametrize(("name", "parts"), [("out.zarr", 17), ("out.parquet", 50)])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("out.zarr", 17), pytest.param("out.parquet", 50, marks=pytest.mark.slow)],
+)
 def test_a_killed_prediction_goes_on_with_the_same_bytes(
     run, tmp_path, name, parts, model
 ):

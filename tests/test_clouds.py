@@ -171,6 +171,7 @@ def test_requests_fail_now_and_then(cloud, client, place, expected):
     np.testing.assert_allclose(found.means_, expected.means_, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_command_of_its_own(cloud, place, expected):
     """Nothing but the environment leads it there."""
     create_zarr(f"{place}/x", X, **cloud.layout)

@@ -280,6 +280,7 @@ logging.getLogger("distributed.worker").error("told")
 """
 
 
+@pytest.mark.slow
 def test_what_is_logged_when_the_cluster_is_closed_is_kept_quiet(
     store, tmp_path, write
 ):
@@ -332,6 +333,7 @@ def test_certificates_are_for_a_scheduler(write):
     assert "are for --scheduler" in result.stderr
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_said(pytestconfig):
     """As `make test` does, of the files with tests that need services."""
     done = subprocess.run(

@@ -385,6 +385,7 @@ def test_skipped_rows_are_as_good_as_absent(n, d, share, lazy, weighted, single,
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 @SKIPPED
 def test_by_command(tmp_path, gappy, bad):
     place, out = str(tmp_path / "x.zarr"), str(tmp_path / "out.zarr")

@@ -185,7 +185,12 @@ def _memory(script, *arguments):
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize(
     ("rows", "n_blocks", "n_init"),
-    [(500_000, 12, 1), (500_000, 12, 10), (50_000, 120, 10), (2_000_000, 6, 3)],
+    [
+        (500_000, 12, 10),
+        (50_000, 120, 10),
+        pytest.param(500_000, 12, 1, marks=pytest.mark.slow),
+        pytest.param(2_000_000, 6, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_peak_memory_is_bounded_whatever_the_rows_and_restarts(rows, n_blocks, n_init):
     """The whole process: 410 MB + 2 · threads · one block."""
@@ -195,6 +200,7 @@ def test_peak_memory_is_bounded_whatever_the_rows_and_restarts(rows, n_blocks, n
     assert peak <= limit, f"{peak / 1e6:.0f} MB > {limit / 1e6:.0f} MB"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("n_init", [1, 10])
 def test_no_table_of_rows_by_components_on_numpy_rows(n_init):

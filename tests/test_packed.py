@@ -176,6 +176,7 @@ def test_decoding_looks_for_missing_chunks(store, x):
             method(rows)
 
 
+@pytest.mark.slow
 def test_by_command(store, tmp_path, x):
     run = CliRunner().invoke
     at = ["--workers", "1"]

@@ -67,7 +67,7 @@ KINDS = ("path", "array", "dask", "computed", "inlined", "xarray")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_missing_chunk_is_named(tmp_path, x, kind, sharded):
     layout = {"chunks": (10, 2), "shards": (CHUNK, 2)} if sharded else {}
     create(str(tmp_path / "x"), x, **layout)

@@ -79,7 +79,9 @@ def forget_clients():
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture(scope="module", params=["moto", "rclone"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("moto", marks=pytest.mark.slow), "rclone"]
+)
 def s3(request, tmp_path_factory):
     """An S3 server that plain s3:// URLs lead to, here and in new processes."""
     folder = tmp_path_factory.mktemp(request.param)
