@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, final
 
@@ -65,6 +64,8 @@ _SMALL_BYTES: Final = 1_000_000
 _SHARD_BYTES: Final = 8_000_000
 _SHARDS: Final = 16
 """Shards that are left at least, so that there is work for several threads."""
+_REQUESTS: Final = 16
+"""Objects that are copied or removed at once."""
 _ASIDE: Final = ".new-"
 """Before the name of what is to replace an output."""
 _ZARR_METADATA: Final = ("zarr.", ".zarray", ".zattrs")
@@ -427,18 +428,24 @@ def _move(source: _Place, target: _Place) -> None:
     if target.description() is not None:
         target.describe({"complete": False})
         _remove_all(target.url, set(_names(target.url)) - {target.document})
-    patiently(lambda: _copy_all(source, target), target.url)
+    _copy_all(source, target)
     patiently(lambda: remove_tree(source.url), source.url)
 
 
 def _copy_all(source: _Place, target: _Place) -> None:
-    files, old = fsspec.url_to_fs(source.url)
-    _, new = fsspec.url_to_fs(target.url)
-    files.invalidate_cache()
-    names = [str(name).removeprefix(old) for name in files.find(old)]
-    last = f"/{source.document}"
-    for some in ([name for name in names if name != last], [last]):
-        files.copy([old + name for name in some], [new + name for name in some])
+    """Copy all objects, what says that they are an output last."""
+    _, old = fsspec.url_to_fs(source.url)
+    files, new = fsspec.url_to_fs(target.url)
+    found = ask_files(source.url, lambda files, path: files.find(path))
+    names = {str(name).removeprefix(old) for name in found}
+    last = {f"/{source.document}"}
+
+    def copy(name: str) -> None:
+        # Each by itself: of many objects, one always fails if one in a thousand does.
+        patiently(lambda: files.cp_file(old + name, new + name), target.url + name)
+
+    _all_at_once(copy, names - last)
+    _all_at_once(copy, last)
 
 
 def _how(
@@ -495,9 +502,18 @@ def _names(url: str) -> list[str]:
 
 
 def _remove_all(url: str, names: Iterable[str]) -> None:
-    for name in names:
+    def remove(name: str) -> None:
         place = f"{url}/{name}"
-        patiently(partial(remove_tree, place), place)
+        patiently(lambda: remove_tree(place), place)
+
+    _all_at_once(remove, names)
+
+
+def _all_at_once(act: Callable[[str], None], names: Iterable[str]) -> None:
+    """Do something to each of many objects; stores take as long for one as for many."""
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        for _ in pool.map(act, names):
+            pass
 
 
 def _zarr_layout(answer: da.Array) -> dict[str, Any]:
