@@ -96,10 +96,12 @@ class Cluster:
 def cluster(folder, n_workers, *options):
     running = Cluster(folder)
     try:
+        began = time.monotonic()
         for _ in range(n_workers):
             running.add_worker(*options)
         with running.client() as client:
-            client.wait_for_workers(n_workers, timeout=30)
+            client.wait_for_workers(n_workers, timeout=60)
+            running.started_in = time.monotonic() - began
             yield running, client
     finally:
         running.close()
@@ -209,7 +211,9 @@ def test_chaos(tmp_path, expected, mode):
     # Longer than a worker takes to import all while others start beside it.
     patient = dict.fromkeys(LIMITS, "30s")
     with cluster(tmp_path, 3, "--nanny") as (running, client), dask.config.set(patient):
-        client.register_plugin(KillWorker(delay="10 s", mode=mode))
+        # Workers that died as fast as others start would never end a task.
+        delay = max(10.0, 4 * running.started_in)
+        client.register_plugin(KillWorker(delay=f"{delay} s", mode=mode))
 
         def addresses():
             return set(client.scheduler_info(n_workers=-1)["workers"])
