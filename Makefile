@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Tests run in as many processes as there are processors; -n0 runs them in one.
+IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-cluster lint format bench clean
@@ -29,10 +31,10 @@ demo: $(READY)
 	$(BIN)/daskgmm demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not cluster"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not cluster"
 
 # The wheel holds the schemas that the manifests for Kubernetes are checked against.
 # Azurite is an emulator of Azure's storage.

@@ -19,6 +19,7 @@ from daskgmm.covariance import SHAPES
 from daskgmm.data.gaps import Gaps
 from daskgmm.estimators import GaussianMixture
 from daskgmm.moments import sums_bytes
+from daskgmm.reduction import leaf_bounds, most_sums
 from daskgmm.sources import as_dask
 from daskgmm.training import Progress
 
@@ -134,6 +135,7 @@ def forecast_fit(
     of_run = sums_bytes(
         SHAPES[model.covariance_type], model.n_components, int(lazy.shape[1])
     )
+    of_run *= most_sums(len(leaf_bounds(lazy.numblocks[0])) - 1)
     # Starts that take more train in turns.
     together = max(1, min(model.n_init, int(config.size("sums-memory") // of_run)))
     turns = -(-model.n_init // together)

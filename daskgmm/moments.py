@@ -42,8 +42,6 @@ _SMALL: Final = 2**15
 _EMPTY: Final = np.empty(0)
 _KEPT: Final = 2**19
 """Numbers of sums whose memory is kept, at the most."""
-_HELD: Final = 4
-"""How often a thread holds the sums of a run, in one form or another."""
 _thread: Final = threading.local()
 
 
@@ -88,8 +86,8 @@ class EStep:
 
     @property
     def sums_bytes(self) -> int:
-        """Bytes that the sums take in a thread, about; see `sums_bytes`."""
-        return 8 * _HELD * self._padded_size
+        """Bytes that the kernel's sums take, once."""
+        return 8 * self._padded_size
 
     def scratch(self) -> Array:
         """Memory for the kernel to work in, this thread's own."""
@@ -118,12 +116,9 @@ def _memory(name: str, size: int) -> Array:
 
 
 def sums_bytes(shape: CovarianceShape, n_components: int, n_features: int) -> int:
-    """Bytes that the sums of one run take in a thread, about, in a pass.
-
-    What the kernel adds up in, the same without padding, and the sums of some subtrees.
-    """
+    """Bytes that the sums of one run take, once; see `reduction.most_sums`."""
     n_numbers = n_components * (n_features + 1) + shape.n_sums(n_components, n_features)
-    return 8 * _HELD * n_numbers
+    return 8 * n_numbers
 
 
 @final

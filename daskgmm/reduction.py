@@ -31,11 +31,14 @@ from daskgmm.cluster import (
     revive,
 )
 
-_SUMS_IN_MEMORY: Final = 32e6
+_SUMS_IN_MEMORY: Final = 8e6
 MAX_LEAVES: Final = 1024
 """More leaves than this are not made: each costs its own (K, d, d) sums."""
 
 _FAN_IN: Final = 8
+"""Partials that one task of Dask's merges, where they are small."""
+_SMALL: Final = 1e6
+"""Bytes of sums below which it does not matter how many are held."""
 
 
 class Addable(Protocol):
@@ -63,6 +66,15 @@ def leaf_bounds(n_blocks: int) -> list[int]:
     """Cut blocks into leaves: leaf i holds blocks bounds[i] to bounds[i + 1]."""
     size = max(1, -(-n_blocks // MAX_LEAVES))
     return [*range(0, n_blocks, size), n_blocks]
+
+
+def most_sums(n_leaves: int) -> int:
+    """How many sums a thread holds at once, at most.
+
+    What the kernel adds up in, the same without padding and the one that is joined; and
+    the subtrees of a shard on both sides of its largest one, one for each level.
+    """
+    return 3 + 2 * max(1, n_leaves - 1).bit_length()
 
 
 def shard_bounds(n_leaves: int, n_shards: int) -> list[int]:
@@ -114,7 +126,7 @@ class Shards(ABC):
     @property
     @abstractmethod
     def sums_bytes(self) -> float:
-        """Bytes that the sums of a pass should take in each thread, at most.
+        """Bytes that the sums of a leaf should take, at most.
 
         Runs that take more train in turns, each of which reads the data. It depends on
         neither threads nor workers, as the runs that share a pass may share bits.
@@ -173,14 +185,18 @@ class DaskShards(Shards):
         has grown so much that there are too few, and else returns None.
     block_bytes : float or None
         Size of the largest block, for messages.
+    n_leaves : int
+        In all shards.
     """
 
     def __init__(
         self,
         cut: Callable[[], Sequence[Delayed] | None],
         block_bytes: float | None = None,
+        n_leaves: int = MAX_LEAVES,
     ) -> None:
         self._cut = cut
+        self._most_sums = most_sums(n_leaves)
         self._scheduler = current_scheduler()
         with by_scheduler(self._scheduler):
             self._shards: Sequence[Delayed] = cut() or ()
@@ -189,7 +205,7 @@ class DaskShards(Shards):
     @property
     def sums_bytes(self) -> float:
         """See `Shards.sums_bytes`."""
-        return config.size("sums-memory")
+        return config.size("sums-memory") / self._most_sums
 
     def reduce(self, kernel: Kernel, message: Any) -> Any:
         """See `Shards.reduce`.
@@ -210,6 +226,9 @@ class DaskShards(Shards):
         run = delayed(map_shard, pure=False, traverse=False)
         partials: list[Delayed | None] = [None] * len(self._shards)
         done: set[int] = set()
+        sums_bytes = getattr(message, "sums_bytes", 0)
+        # Each that waits for others to be merged with is held.
+        fan_in = 2 if sums_bytes > _SMALL else _FAN_IN
         retries = most = config.count("pass-retries")
         while True:
             # One node holds the message: each worker fetches it once, not once a task.
@@ -222,14 +241,14 @@ class DaskShards(Shards):
                 ]
             )
             try:
-                return compute(_merged(held))
+                return compute(_merged(held, fan_in))
             except KilledWorker as error:
                 partials = [work if is_finished(work) else None for work in held]
                 now_done = {i for i, work in enumerate(partials) if work is not None}
                 retries = most if now_done - done else retries - 1
                 if retries < 0:
-                    sums_bytes = getattr(message, "sums_bytes", 0)
-                    raise explain(error, self._block_bytes, sums_bytes) from error
+                    held_bytes = self._most_sums * sums_bytes
+                    raise explain(error, self._block_bytes, held_bytes) from error
                 done |= now_done
             finally:
                 drop(held)
@@ -237,12 +256,12 @@ class DaskShards(Shards):
             revive(self._shards)
 
 
-def _merged(partials: Sequence[Delayed]) -> Delayed:
+def _merged(partials: Sequence[Delayed], fan_in: int) -> Delayed:
     """The total of partials, merged in a tree."""
-    while len(partials) > _FAN_IN:
+    while len(partials) > fan_in:
         partials = [
-            delayed(merge, pure=False)(list(partials[i : i + _FAN_IN]))
-            for i in range(0, len(partials), _FAN_IN)
+            delayed(merge, pure=False)(list(partials[i : i + fan_in]))
+            for i in range(0, len(partials), fan_in)
         ]
     whole: Delayed = delayed(total, pure=False)(list(partials))
     return whole

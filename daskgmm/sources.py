@@ -738,7 +738,8 @@ class DaskSource(Source):
             )
             return keep(shards)
 
-        return DaskShards(cut_for_threads, self._largest_block())
+        n_leaves = len(leaf_bounds(len(keys))) - 1
+        return DaskShards(cut_for_threads, self._largest_block(), n_leaves)
 
     def _watch(self, arrays: Sequence[CarefulArray]) -> None:
         """Take note of what stores tell of the arrays that the graph reads."""

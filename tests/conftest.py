@@ -70,6 +70,20 @@ def pytest_deselected(items):
             counts[names[-1]] += 1
 
 
+def pytest_sessionfinish(session):
+    """Tell the process that started this one, where tests run in several."""
+    if hasattr(session.config, "workeroutput"):
+        counts = session.config.stash.get(LEFT_OUT, Counter())
+        session.config.workeroutput["left out"] = dict(counts)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take what such a process tells: each of them has collected all tests."""
+    counts = getattr(node, "workeroutput", {}).get("left out", {})
+    node.config.stash[LEFT_OUT] = Counter(counts)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """Say what was left out, and how to run it."""
     for name, count in sorted(config.stash.get(LEFT_OUT, Counter()).items()):

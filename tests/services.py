@@ -353,7 +353,7 @@ def kill_until_done(command, model, seed):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-            wait += 1.0  # ends in bounded time however slow the machine is
+            wait *= 1.25  # ends in bounded time however slow the machine is
             time.sleep(0.1)
             # Killed while its cluster was closed, when all was done.
             if store.existing(str(model)) is not None:

@@ -26,6 +26,7 @@ from daskgmm import DataError, GaussianMixture, StoreError, cli_options, load, o
 from daskgmm.cli import main
 from daskgmm.covariance import SHAPES
 from daskgmm.moments import sums_bytes
+from daskgmm.reduction import most_sums
 
 N, D, K = 3000, 2, 3
 PASS = re.compile(r"^pass +\d+  bound -?\d+\.\d+  change \S+  [\d,]+ rows/s", re.M)
@@ -510,7 +511,8 @@ def test_a_dry_run_tells_and_does_nothing(store, model, tmp_path):
     assert (told["rows"], told["features"], told["blocks"]) == (N, D, 5)
     assert told["bytes_per_pass"] == N * D * 8
     assert (told["threads"], told["threads_per_worker"]) == (6, 3)
-    assert told["sums_bytes"] == sums_bytes(SHAPES["full"], K, D)
+    of_leaf = sums_bytes(SHAPES["full"], K, D)
+    assert told["sums_bytes"] == most_sums(5) * of_leaf
     of_threads = 3 * (2 * 700 * D * 8 + told["sums_bytes"])
     assert told["memory_per_worker"] == 400_000_000 + of_threads
     assert told["passes"] == 12

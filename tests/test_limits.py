@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import dask
 import dask.array as da
@@ -22,7 +23,7 @@ from daskgmm import GaussianMixture, reduction
 from daskgmm.covariance import SHAPES
 from daskgmm.forecast import forecast_fit
 from daskgmm.moments import sums_bytes
-from daskgmm.sources import ArraySource
+from daskgmm.sources import ArraySource, open_source
 
 
 class Reader:
@@ -249,13 +250,20 @@ def test_bytes_in_memory_are_converted_block_by_block(tmp_path, kind):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_restarts_do_not_hold_the_sums_of_all_blocks():
+@pytest.mark.parametrize("chunk_rows", [None, 1100, 50, 4])
+def test_restarts_do_not_hold_the_sums_of_all_blocks(chunk_rows):
     """Ten restarts of eight matrices: 84 MB of parameters, and some sums."""
     x = np.random.default_rng(0).normal(size=(1100, 256))
     model = GaussianMixture(
         8, n_init=10, max_iter=2, init_params="random", reg_covar=0.1, random_state=0
     )
-    assert traced_peak(lambda: model.fit(x)) < 230
+    if chunk_rows is None:
+        assert traced_peak(lambda: model.fit(x)) < 230
+        return
+    lazy = da.from_array(x, chunks=(chunk_rows, 256))
+    limit = {"daskgmm.sums-memory": "100 MB"}
+    with dask.config.set(limit), dask.config.set(scheduler="threads", num_workers=2):
+        assert traced_peak(lambda: model.fit(lazy)) < 180 + 2 * 100
 
 
 class _Counted:
@@ -291,6 +299,19 @@ def test_threads_hold_as_many_sums_as_they_need():
     assert _Counted.most < 60
 
 
+@pytest.mark.parametrize("n_blocks", [2, 8, 40, 275, 1024, 3000])
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_tasks_hold_as_many_large_sums_as_is_said(n_blocks, threads):
+    rows = da.ones((n_blocks, 1), chunks=(1, 1))
+    large = SimpleNamespace(sums_bytes=2e6)
+    n_leaves = len(reduction.leaf_bounds(n_blocks)) - 1
+    with dask.config.set(scheduler="threads", num_workers=threads):
+        shards = open_source(rows).shards()
+        _Counted.n_live = _Counted.most = 0
+        assert shards.reduce(_count, large).value == n_blocks
+    assert _Counted.most <= threads * reduction.most_sums(n_leaves)
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
 def test_restarts_that_take_turns_end_where_they_do_together(
@@ -316,6 +337,7 @@ def test_restarts_that_take_turns_end_where_they_do_together(
     np.testing.assert_allclose(found.means_, expected.means_, rtol=1e-12)
     assert found.n_passes_ == 4
     of_run = sums_bytes(SHAPES[covariance_type], 2, 3)
+    of_run *= reduction.most_sums(10)  # of ten blocks
     for most, turns in ((1, 5), (2 * of_run, 3), (1e9, 1)):
         reader = Reader(x, 100)
         limit = {"daskgmm.sums-memory": most}
@@ -329,10 +351,11 @@ def test_restarts_that_take_turns_end_where_they_do_together(
 def test_a_dry_run_tells_of_sums():
     x = da.zeros((100, 50), chunks=(50, 50)) + 1.0
     model = GaussianMixture(20, n_init=10, random_state=0)
-    with dask.config.set({"daskgmm.sums-memory": "10 MB"}):
+    with dask.config.set({"daskgmm.sums-memory": "12 MB"}):
         found = forecast_fit(model, da.random.default_rng(0).normal(size=x.shape), 2, 1)
-    of_run = sums_bytes(SHAPES["full"], 20, 50)
-    assert found.sums_bytes == 6 * of_run  # 1.6 MB each
+    # 0.4 MB each, of which five are held; five runs at once.
+    of_run = 5 * sums_bytes(SHAPES["full"], 20, 50)
+    assert found.sums_bytes == 5 * of_run
     assert found.passes == 2 * 100 + 2
-    assert found.memory_per_worker == 400_000_000 + 2 * found.block_bytes + 6 * of_run
+    assert found.memory_per_worker == 400_000_000 + 2 * found.block_bytes + 5 * of_run
     assert "MB for sums in each thread" in " ".join(found.lines())
