@@ -44,6 +44,7 @@ from daskgmm.sources import (
     is_lazy,
     open_source,
     place_of,
+    weights_of_rows_in_memory,
 )
 from daskgmm.storage.urls import check_apart
 from daskgmm.storage.zarr_store import Missing
@@ -379,7 +380,10 @@ default='kmeans'
         weights = given.weights(sample_weight)
         if weights is not None and not is_lazy(rows):
             weights = _check_sample_weight(
-                weights, rows, dtype=np.float64, ensure_non_negative=True
+                weights_of_rows_in_memory(weights, self._gaps),
+                rows,
+                dtype=np.float64,
+                ensure_non_negative=True,
             )
         return rows, weights
 
@@ -685,13 +689,21 @@ default='kmeans'
             The component of each.
         """
         check_is_fitted(self)
+        if not isinstance(n_samples, Integral):
+            raise TypeError(f"n_samples must be an integer, got {n_samples!r}.")
         if n_samples < 1:
             raise ValueError(
                 f"Invalid value for 'n_samples': {n_samples}. The sampling requires at "
                 "least one sample."
             )
         random_state = check_random_state(self.random_state)
-        return self._mixture().sample(n_samples, random_state)
+        try:
+            return self._mixture().sample(int(n_samples), random_state)
+        except (MemoryError, OverflowError) as error:
+            raise ValueError(
+                f"{n_samples} rows do not fit into memory: draw fewer, or let the "
+                "command `daskgmm sample` write them part by part."
+            ) from error
 
     def to_sklearn(self) -> sklearn_mixture.GaussianMixture:
         """The same model as scikit-learn's estimator, fitted if this one is."""

@@ -22,7 +22,12 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from daskgmm.data.columns import FrameColumns, check_number, may_be_lists
+from daskgmm.data.columns import (
+    FrameColumns,
+    check_number,
+    first_with_lists,
+    may_be_lists,
+)
 from daskgmm.data.gaps import Gaps
 from daskgmm.data.packed import check_not_packed
 from daskgmm.errors import DataError
@@ -114,18 +119,29 @@ def open_rows(X: Any, gaps: Gaps) -> Rows:
     for module, names, advice in _NOT_TAKEN:
         if _is(X, module, *names):
             raise DataError(f"X is a {type(X).__module__}.{type(X).__name__}: {advice}")
-    if _has_lists(X):
+    if _is_table(X):
         return _RowsInMemory(_in_memory(X.to_pandas()))
     # A place is looked at once, not at each use.
     return _LazyRows(opened(X), gaps) if is_lazy(X) else _RowsInMemory(X)
 
 
-def _has_lists(X: Any) -> bool:
-    """Whether X is a table of Arrow or polars that is to be taken as one of pandas'."""
+def _is_table(X: Any) -> bool:
+    """Whether X is a table of Arrow or polars that is to be taken as one of pandas'.
+
+    One of numbers, which scikit-learn would make an array of at eight bytes each, or
+    with lists.
+    """
     if _is(X, "polars", "DataFrame"):
-        return any(dtype.is_nested() for dtype in X.dtypes)
+        kinds = X.dtypes
+        numbers = all(kind.is_numeric() or str(kind) == "Boolean" for kind in kinds)
+        return numbers or any(kind.is_nested() for kind in kinds)
     if _is(X, "pyarrow", "Table", "RecordBatch"):
-        return any(field.type.num_fields for field in X.schema)
+        kinds = [field.type for field in X.schema]
+        types = sys.modules["pyarrow"].types
+        return all(
+            types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+            for kind in kinds
+        ) or any(kind.num_fields for kind in kinds)
     return False
 
 
@@ -238,8 +254,10 @@ class _PartitionedRows(Rows):
         lists = [j for j, dtype in enumerate(meta.dtypes) if may_be_lists(dtype)]
         if not lists:
             return FrameColumns.of(meta)
+        # Its nulls say nothing.
         for i in range(self.frame.npartitions):
-            first = self.frame.partitions[i].map_partitions(_first_row).compute()
+            partition = self.frame.partitions[i]
+            first = partition.map_partitions(first_with_lists, meta=meta).compute()
             if len(first):
                 return FrameColumns.of(first)
         return FrameColumns.of(meta)
@@ -288,10 +306,6 @@ class _PartitionedRows(Rows):
         return self.frame.map_partitions(
             _answer_partition, self._columns, question, meta=meta
         )
-
-
-def _first_row(partition: Any) -> Any:
-    return partition.head(1)
 
 
 def _partition_numbers(

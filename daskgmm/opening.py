@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import ZipStore
 
 from daskgmm.data.packed import as_they_are, decoded
-from daskgmm.data.parquet import ParquetRows, rows_of
+from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
@@ -105,6 +105,7 @@ def open_for(
 ) -> Opened:
     """As `open_rows`; of Parquet a model's features, unless columns are named."""
     place = absolute(url)
+    columns = None if columns is None else column_names(columns)
     found = find_files(place, storage_options, version)
     if found is None:
         for name, given in (
@@ -118,7 +119,7 @@ def open_for(
     for name, given in (("array", array), ("decode_cf", decode_cf)):
         if given is not None:
             raise DataError(f"{place} is Parquet, and has no {name} {given!r}.")
-    return rows_of(found, columns or features, filters)
+    return rows_of(found, features if columns is None else columns, filters)
 
 
 def _meant(array: ZarrArray, decode_cf: bool | None) -> ZarrArray | da.Array:

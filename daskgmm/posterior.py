@@ -242,15 +242,21 @@ def answer_lazily(question: Question, x: da.Array) -> da.Array:
     wide = question.kind == "responsibilities"
     empty = np.ma.empty if isinstance(x._meta, np.ma.MaskedArray) else np.empty
     answers: da.Array = da.map_blocks(
-        answer_block,
+        answer_block if wide else _answer_column,
         x,
         question,
         dtype=dtype,
-        drop_axis=[] if wide else 1,
-        chunks=(x.chunks[0], (question.n_components,)) if wide else (x.chunks[0],),
-        meta=empty((0,) * (2 if wide else 1), dtype=dtype),
+        chunks=(x.chunks[0], (question.n_components if wide else 1,)),
+        meta=empty((0, 0), dtype=dtype),
     )
-    return answers
+    return answers if wide else answers[:, 0]
+
+
+def _answer_column(
+    x: Any, question: Question, block_id: tuple[int, ...] = (0,)
+) -> NDArray[Any]:
+    # To drop an axis, Dask puts blocks together first, and fails where they are none.
+    return answer_block(x, question, block_id)[:, np.newaxis]
 
 
 @final

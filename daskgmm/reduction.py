@@ -71,10 +71,11 @@ def leaf_bounds(n_blocks: int) -> list[int]:
 def most_sums(n_leaves: int) -> int:
     """How many sums a thread holds at once, at most.
 
-    What the kernel adds up in, the same without padding and the one that is joined; and
-    the subtrees of a shard on both sides of its largest one, one for each level.
+    What the kernel adds up in, the same without padding, the one that is joined and
+    what waits for others; and the subtrees of a shard on both sides of its largest one,
+    one for each level.
     """
-    return 3 + 2 * max(1, n_leaves - 1).bit_length()
+    return 6 + 2 * max(1, n_leaves - 1).bit_length()
 
 
 def shard_bounds(n_leaves: int, n_shards: int) -> list[int]:

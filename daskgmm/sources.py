@@ -501,6 +501,16 @@ def _lazy_column(weights: Any, gaps: Gaps) -> da.Array:
     return column[:, 0] if weights.n_features == 1 else column
 
 
+def weights_of_rows_in_memory(weights: Any, gaps: Gaps) -> Any:
+    """Weights of rows in memory: lazy ones are read, with the same care as rows."""
+    if not is_lazy(weights):
+        return weights
+    weights = opened(weights)
+    if not isinstance(weights, da.Array):
+        weights = _lazy_column(weights, gaps)
+    return with_care(weights, gaps).compute()
+
+
 def _weights_in_memory(weights: Any, rows: da.Array) -> Any:
     if np.isnan(rows.shape[0]):
         raise DataError(

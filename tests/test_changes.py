@@ -19,9 +19,10 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from services import free_port, program, running
+from sklearn.mixture import GaussianMixture as Theirs
 from test_reading import CHUNK, KINDS, as_given, chunk_file, create, model
 
-from daskgmm import DataError, StoreError, open_rows
+from daskgmm import DataError, GaussianMixture, StoreError, open_rows
 from daskgmm.cli import main
 from daskgmm.mixtures.totals import Totals
 from daskgmm.moments import e_step, moments, plan
@@ -389,3 +390,21 @@ def test_rows_that_are_all_the_same_do_not_change(covariance_type, offset):
     rows[:, 1] += 0.1
     for x in (rows, da.from_array(rows, chunks=(100, 3))):
         model(covariance_type=covariance_type, init_params="random").fit(x)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("scale", [1e-158, 1e-170, 1e-200, 1e-300])
+def test_numbers_whose_squares_are_zero_are_not_taken_for_others(
+    covariance_type, scale
+):
+    """Then the sums say nothing; scikit-learn fits them by what reg_covar adds."""
+    x = blobs(0, 300, 3, 2) * scale
+    ours = GaussianMixture(2, covariance_type=covariance_type, random_state=0).fit(x)
+    theirs = Theirs(2, covariance_type=covariance_type, random_state=0).fit(x)
+    np.testing.assert_allclose(ours.lower_bound_, theirs.lower_bound_, rtol=1e-9)
+
+
+def test_weights_that_are_subnormal_are_not_taken_for_others():
+    x = blobs(0, 300, 3, 2)
+    fitted = GaussianMixture(1).fit(x, sample_weight=np.full(300, 1e-320))
+    np.testing.assert_allclose(fitted.means_[0], x.mean(axis=0), rtol=0.05)

@@ -353,3 +353,33 @@ def test_an_error_while_reading_names_the_block():
     ):
         _model().fit(lazy)
     assert any("block 3" in note for note in raised.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    "method", ["fit", "score", "predict", "predict_proba", "score_samples"]
+)
+@pytest.mark.parametrize(
+    "made", [None, [[1.0, 2.0]], "text", np.ones(2), np.ones((2, 3))]
+)
+def test_blocks_that_are_not_as_they_say_are_named(method, made):
+    """Dask believes what `meta` says of them."""
+    lazy = da.from_array(np.eye(8)[:, :2], chunks=(4, 2))
+    rows = lazy.map_blocks(lambda _: made, dtype=float, meta=np.empty((0, 0)))
+    fitted = GaussianMixture(1, random_state=0).fit(lazy)
+    with pytest.raises(DataError, match=r"Block \d of X"):
+        np.asarray(getattr(fitted, method)(rows))
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "error", "message"),
+    [
+        (10**15, ValueError, "do not fit into memory"),
+        (10**30, ValueError, "do not fit into memory"),
+        ("5", TypeError, "must be an integer"),
+        (2.5, TypeError, "must be an integer"),
+    ],
+)
+def test_samples_that_cannot_be_drawn(n_samples, error, message):
+    fitted = GaussianMixture(1, random_state=0).fit(np.eye(4))
+    with pytest.raises(error, match=message):
+        fitted.sample(n_samples)

@@ -14,6 +14,8 @@ import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from conftest import blobs
 from dask.callbacks import Callback
@@ -225,7 +227,9 @@ def traced_peak(work):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("kind", ["array", "fortran", "map", "frame", "masked"])
+@pytest.mark.parametrize(
+    "kind", ["array", "fortran", "map", "frame", "masked", "arrow", "polars"]
+)
 def test_bytes_in_memory_are_converted_block_by_block(tmp_path, kind):
     """Eight times the memory is what they would take as a whole."""
     rng = np.random.default_rng(0)
@@ -237,6 +241,9 @@ def test_bytes_in_memory_are_converted_block_by_block(tmp_path, kind):
         x = np.load(tmp_path / "x.npy", mmap_mode="r")
     elif kind == "frame":
         x = pd.DataFrame(x)
+    elif kind in ("arrow", "polars"):
+        x = pa.table({name: column for name, column in zip("abc", x.T, strict=True)})
+        x = pl.from_arrow(x) if kind == "polars" else x
     elif kind == "masked":
         x = np.ma.masked_array(x, mask=np.zeros(x.shape, dtype=bool))
     model = GaussianMixture(2, max_iter=2, init_size=1000, random_state=0)
@@ -351,10 +358,10 @@ def test_restarts_that_take_turns_end_where_they_do_together(
 def test_a_dry_run_tells_of_sums():
     x = da.zeros((100, 50), chunks=(50, 50)) + 1.0
     model = GaussianMixture(20, n_init=10, random_state=0)
-    with dask.config.set({"daskgmm.sums-memory": "12 MB"}):
+    with dask.config.set({"daskgmm.sums-memory": "18 MB"}):
         found = forecast_fit(model, da.random.default_rng(0).normal(size=x.shape), 2, 1)
-    # 0.4 MB each, of which five are held; five runs at once.
-    of_run = 5 * sums_bytes(SHAPES["full"], 20, 50)
+    # 0.4 MB each, of which eight are held; five runs at once.
+    of_run = 8 * sums_bytes(SHAPES["full"], 20, 50)
     assert found.sums_bytes == 5 * of_run
     assert found.passes == 2 * 100 + 2
     assert found.memory_per_worker == 400_000_000 + 2 * found.block_bytes + 5 * of_run

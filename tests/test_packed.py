@@ -63,9 +63,11 @@ WAYS = ("path", "URL", "opened", "array", "dask", "inlined", "sliced", "xarray")
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", ["fit", "predict", "score", "weights"])
+@pytest.mark.parametrize(
+    "method", ["fit", "predict", "score", "weights", "weights in memory"]
+)
 def test_packed_numbers_are_refused_on_every_way_in(store, x, way, method):
-    if method == "weights":
+    if "weights" in method:
         store = store.with_name("w.zarr")
         packed(store, x[:, 0] + 300)
     rows = as_given(store)[way]
@@ -76,9 +78,11 @@ def test_packed_numbers_are_refused_on_every_way_in(store, x, way, method):
             model().fit(rows)
         elif method == "weights":
             model().fit(da.from_array(x), sample_weight=rows)
+        elif method == "weights in memory":
+            model().fit(x, sample_weight=rows)
         else:
             getattr(fitted, method)(rows)
-    if way == "dask" and method != "weights":
+    if way == "dask" and "weights" not in method:
         # What is done to them may be what they need.
         model().fit(rows * 0.01 + 300)
 

@@ -82,6 +82,22 @@ def test_a_missing_chunk_is_named(tmp_path, x, kind, sharded):
         np.testing.assert_allclose(filled.means_, expected.means_, rtol=1e-8)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["fit", "score"])
+def test_a_missing_chunk_of_weights_is_named(tmp_path, x, kind, method):
+    """Of rows in memory too, whose weights are read at once."""
+    names = ("row",)
+    create(str(tmp_path / "x"), np.ones(len(x)), chunks=(CHUNK,), dimension_names=names)
+    weights = as_given(tmp_path / "x")[kind]
+    fitted = model().fit(x)
+    expected = fitted.score(x)
+    np.testing.assert_allclose(fitted.score(x, sample_weight=weights), expected)
+    (tmp_path / "x" / "c" / "17").unlink()
+    weights = as_given(tmp_path / "x")[kind]
+    with pytest.raises(StoreError, match=r"Chunk c/17 .*tmp.*/x is missing"):
+        getattr(fitted, method)(x, sample_weight=weights)
+
+
 @pytest.mark.parametrize(
     ("kind", "index_location"), [*((kind, "end") for kind in KINDS), ("path", "start")]
 )

@@ -25,7 +25,14 @@ from conftest import blobs
 from deltalake import DeltaTable, write_deltalake
 from sklearn.mixture import GaussianMixture as Theirs
 
-from daskgmm import DataError, GaussianMixture, StoreError, from_xarray, open_rows
+from daskgmm import (
+    DataError,
+    GaussianMixture,
+    SkippedRowsWarning,
+    StoreError,
+    from_xarray,
+    open_rows,
+)
 from daskgmm.cli import main
 from daskgmm.data.parquet import open_parquet
 
@@ -419,6 +426,75 @@ def test_fields_of_structs(tmp_path, x, expected):
         open_rows(tmp_path / "x.parquet", columns=["s.w"])
 
 
+def test_filters_look_into_structs(tmp_path, x):
+    struct = pa.StructArray.from_arrays([pa.array(x[:, 1])], names=["u"])
+    pq.write_table(pa.table({"a": x[:, 0], "s": struct}), tmp_path / "x.parquet")
+    picked = x[(x[:, 1] > 0) & (x[:, 0] < 1)][:, :2]
+    expected = model().fit(picked)
+    for filters in (
+        [("s.u", ">", 0.0), ("a", "<", 1.0)],
+        [[("s.u", ">", 0.0), ("a", "<", 1.0)], [("a", ">", 1e9)]],
+    ):
+        rows = open_rows(tmp_path / "x.parquet", columns=["a", "s.u"], filters=filters)
+        np.testing.assert_allclose(model().fit(rows).means_, expected.means_, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        ("a", ">", "text"),
+        ("e", ">", 0.0),
+        ("s", ">", 0),
+        ("t", ">", 3),
+        ("a", "in", ["text"]),
+        ("s.w", ">", 0),
+        ("a.u", ">", 0),
+    ],
+)
+def test_filters_that_do_not_fit_their_columns(tmp_path, x, condition):
+    struct = pa.StructArray.from_arrays([pa.array(x[:, 1])], names=["u"])
+    table = {"a": x[:, 0], "s": struct, "e": of_lists(x), "t": x[:, 0].astype(str)}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="do not fit|without a field"):
+        model().fit(
+            open_rows(tmp_path / "x.parquet", columns=["a"], filters=[condition])
+        )
+
+
+def test_categories_and_texts_of_numbers_in_parquet(tmp_path, x, expected):
+    def categories(numbers):
+        return pa.array(numbers).dictionary_encode()
+
+    table = pa.table(
+        {"a": x[:, 0].astype(str), "b": categories(x[:, 1]), "c": categories(x[:, 2])}
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    check(open_rows(tmp_path / "x.parquet", columns=NAMES), expected, x)
+    # Texts are often the names of rows: only if they are asked for.
+    with pytest.raises(DataError, match="'a' of .* holds string.*texts of numbers"):
+        model().fit(tmp_path / "x.parquet")
+    words = ["1.5"] * N
+    words[417] = "word"
+    pq.write_table(table.set_column(0, "a", pa.array(words)), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"Column 'a' has texts .*x\.parquet.*'word'"):
+        model().fit(open_rows(tmp_path / "x.parquet", columns=NAMES))
+
+
+@pytest.mark.parametrize(
+    "columns", [[], "a", {"a"}, {"a": 1}, [0], [None], [["a"]], 5, b"a"]
+)
+def test_columns_are_names_in_order(tmp_path, x, columns):
+    pq.write_table(pa.table({"a": x[:, 0]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="columns must be a list of names"):
+        open_rows(tmp_path / "x.parquet", columns=columns)
+
+
+@pytest.mark.parametrize("kind", [tuple, pd.Index, np.array])
+def test_names_of_columns_in_other_lists(tmp_path, x, expected, kind):
+    pq.write_table(pa.table(dict(zip(NAMES, x.T, strict=True))), tmp_path / "x.parquet")
+    check(open_rows(tmp_path / "x.parquet", columns=kind(NAMES)), expected, x)
+
+
 # --- data frames ----------------------------------------------------------------------
 
 
@@ -453,6 +529,61 @@ def test_lists_in_data_frames_that_are_ragged_or_missing(x):
     for data in as_frames(pd.DataFrame({"e": pd.Series(rows)})):
         with pytest.raises(ValueError, match="NaN"):
             model().fit(data)
+
+
+LISTS_WITH_A_NULL = {
+    "no list": (417, None),
+    "the first is none": (0, None),
+    "no element": (417, [1.0, None, 2.0]),
+    "no element of the first": (0, [None, 1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("where", LISTS_WITH_A_NULL)
+@pytest.mark.parametrize(
+    "kind", ["path", "table", "polars", "frame", "arrow frame", "dask", "dask of arrow"]
+)
+def test_lists_with_nulls_are_rows_with_nan(tmp_path, x, kind, where):
+    row, value = LISTS_WITH_A_NULL[where]
+    lists = x.tolist()
+    lists[row] = value
+    table = pa.table({"e": pa.array(lists)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    plain, arrow = table.to_pandas(), table.to_pandas(types_mapper=pd.ArrowDtype)
+    rows = {
+        "path": tmp_path / "x.parquet",
+        "table": table,
+        "polars": pl.from_arrow(table),
+        "frame": plain,
+        "arrow frame": arrow,
+        "dask": as_frames(plain)[1],
+        "dask of arrow": as_frames(arrow)[1],
+    }[kind]
+    expected = model().fit(np.delete(x, row, axis=0))
+    with pytest.warns(SkippedRowsWarning):
+        fitted = model(nan="skip").fit(rows)
+    assert fitted.n_rows_skipped_ == 1
+    np.testing.assert_allclose(fitted.lower_bound_, expected.lower_bound_, rtol=0.01)
+    labels = np.asarray(fitted.predict(rows))
+    assert labels[row] == -1
+    assert (np.delete(labels, row) >= 0).all()
+    with pytest.raises(ValueError, match="NaN|null"):
+        model().fit(rows)
+
+
+def test_decimals_in_data_frames(x, expected):
+    decimals = {
+        n: pa.array(c).cast(pa.decimal128(30, 12))
+        for n, c in zip(NAMES, x.T, strict=True)
+    }
+    rows = pa.table(decimals).to_pandas(types_mapper=pd.ArrowDtype)
+    check(rows, expected, x)
+
+
+def test_structs_in_tables_are_refused_with_advice(x):
+    struct = pa.StructArray.from_arrays([pa.array(x[:, 1])], names=["u"])
+    with pytest.raises(DataError, match="Column 's' of X.*a struct's fields"):
+        model().fit(pa.table({"s": struct}))
 
 
 def test_lists_of_which_dask_made_strings(x):

@@ -7,9 +7,12 @@ which each element is a feature.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import chain
+from numbers import Real
 from typing import Any, Final, Self, final
 
 import numpy as np
@@ -154,7 +157,7 @@ def _kind(column: Any, name: str) -> tuple[int, np.dtype[Any]]:
     if may_be_lists(column.dtype):
         first = next((v for v in column if isinstance(v, _LISTS)), None)
         if first is not None:
-            row = np.asarray(first)
+            row = _list_numbers(first)
             if row.ndim != 1 or not row.size or row.dtype.kind not in "fiub":
                 raise DataError(
                     f"{name} begins with {first!r}: only lists of real numbers, all of "
@@ -170,8 +173,15 @@ def _kind(column: Any, name: str) -> tuple[int, np.dtype[Any]]:
 def may_be_lists(dtype: Any) -> bool:
     """Whether a column of a pandas dtype may hold lists: its values tell."""
     return dtype == np.dtype(object) or str(dtype).startswith(
-        ("list<", "fixed_size_list<", "large_list<")
+        ("list<", "fixed_size_list<", "large_list<", "list_view<", "large_list_view<")
     )
+
+
+def first_with_lists(frame: Any) -> Any:
+    """The first row of a data frame that has no null where a list may be."""
+    places = [j for j, dtype in enumerate(frame.dtypes) if may_be_lists(dtype)]
+    there = frame.iloc[:, places].notna().all(axis=1).to_numpy()
+    return frame.iloc[np.flatnonzero(there)[:1]]
 
 
 def _holds_numbers(dtype: Any) -> bool:
@@ -190,11 +200,7 @@ def _holds_numbers(dtype: Any) -> bool:
     return (
         dtype == np.dtype(object)
         or kind == "StringDtype"
-        or str(dtype)
-        in (
-            "string[pyarrow]",
-            "large_string[pyarrow]",
-        )
+        or str(dtype).startswith(("string[", "large_string[", "decimal"))
     )
 
 
@@ -212,7 +218,12 @@ def _numbers(column: Any, width: int, name: str) -> NDArray[Any]:
 
 
 def _hint(column: Any) -> str:
-    """What to do about lists that Dask has made strings of."""
+    """What to do about structs, and about lists that Dask has made strings of."""
+    if any(isinstance(value, dict) for value in column[:1]):
+        return (
+            " Make columns of a struct's fields, as pandas.json_normalize does; of "
+            "Parquet, columns=['struct.field'] names them."
+        )
     if not any(str(value).startswith("[") for value in column[:1]):
         return ""
     return (
@@ -226,14 +237,34 @@ def _rows(column: Any, width: int, name: str) -> Iterator[NDArray[Any]]:
     nothing = np.full(width, np.nan)
     for row, value in enumerate(column):
         if not isinstance(value, _LISTS):
-            if value is None or value != value or str(value) == "<NA>":
+            if _is_null(value):
                 yield nothing
                 continue
             raise DataError(f"{name} has {value!r} in row {row}, no list of numbers.")
-        numbers = np.asarray(value)
-        if numbers.shape != (width,) or numbers.dtype.kind not in "fiub":
+        numbers = _list_numbers(value)
+        if numbers.shape == (width,) and numbers.dtype.kind not in "fiub":
+            raise DataError(
+                f"{name} has {value!r} in row {row}, no list of real numbers."
+            )
+        if numbers.shape != (width,):
             raise DataError(
                 f"{name} has a list of {len(value)} elements in row {row}, and lists "
                 f"of {width} numbers elsewhere: features are lists of one length."
             )
         yield numbers
+
+
+def _list_numbers(value: Any) -> NDArray[Any]:
+    """The elements of a list; NaN for those that are null."""
+    numbers = np.asarray(value)
+    if numbers.dtype != np.dtype(object) or numbers.ndim != 1:
+        return numbers
+    elements = [np.nan if _is_null(element) else element for element in numbers]
+    if all(isinstance(element, (Real, Decimal)) for element in elements):
+        return np.array(elements, dtype=float)
+    return numbers
+
+
+def _is_null(value: Any) -> bool:
+    """Whether a value stands for none: None, NaN or pandas' NA."""
+    return value is None or bool(sys.modules["pandas"].isna(value) is True)

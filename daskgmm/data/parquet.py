@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,9 +27,16 @@ from daskgmm.data.parquet_reader import (
     batch_rows,
     column_path,
     filter_columns,
+    filter_expression,
+    is_text_type,
 )
 from daskgmm.data.table_files import TableFiles, find_files
-from daskgmm.errors import DataError, MissingLibraryError, StoreError
+from daskgmm.errors import (
+    DaskGMMError,
+    DataError,
+    MissingLibraryError,
+    StoreError,
+)
 from daskgmm.patience import retrying
 
 if TYPE_CHECKING:
@@ -233,9 +240,9 @@ def rows_of(
     files: TableFiles, columns: Sequence[str] | None, filters: Filters | None
 ) -> ParquetRows:
     """Rows of files that were found; see `open_parquet`."""
-    if isinstance(columns, str) or (columns is not None and not len(columns)):
-        raise DataError(f"columns must be a list of names, got {columns!r}.")
-    fragments = _fragments(files, _expression(filters))
+    columns = None if columns is None else column_names(columns)
+    _check_filters(filters)
+    fragments = _fragments(files, filters)
     # Of empty files, whose columns may have no type yet, nothing is wanted.
     filled = [f for f in fragments if f.metadata.num_rows] or fragments[:1]
     if columns is None:
@@ -245,7 +252,9 @@ def rows_of(
     for fragment in filled:
         for name in [*chosen, *filter_columns(filters)]:
             _check_has(fragment, name)
-    kinds = [_kinds(fragment, list(chosen)) for fragment in filled]
+            _type(_whole_schema(fragment), name, fragment.path)
+    named = columns is not None
+    kinds = [_kinds(fragment, list(chosen), named=named) for fragment in filled]
     widths = {name: _width(filled, kinds, name) for name in chosen}
     for name, n_named in chosen.items():
         if n_named not in (0, widths[name]):
@@ -266,6 +275,17 @@ def rows_of(
 
 
 # --- columns --------------------------------------------------------------------------
+
+
+def column_names(columns: Any) -> list[str]:
+    """Names of columns as a list; an error if they are none, or in no order."""
+    in_order = isinstance(columns, Iterable) and not isinstance(
+        columns, (str, bytes, Mapping, Set)
+    )
+    names = list(columns) if in_order else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"columns must be a list of names, got {columns!r}.")
+    return [str(name) for name in names]
 
 
 def _all_features(fragment: Any) -> list[str]:
@@ -330,13 +350,17 @@ class _Kind:
     is_single: bool
 
 
-def _kinds(fragment: Any, columns: Sequence[str]) -> dict[str, _Kind]:
-    """What columns of a file hold; an error if one holds no numbers."""
-    schema = _whole_schema(fragment)
-    return {name: _kind(schema, name, fragment.path) for name in columns}
+def _kinds(fragment: Any, columns: Sequence[str], *, named: bool) -> dict[str, _Kind]:
+    """What columns of a file hold; an error if one holds no numbers.
+
+    Texts may be of numbers where the user has named the columns.
+    """
+    schema, path = _whole_schema(fragment), fragment.path
+    return {name: _kind(schema, name, path, named=named) for name in columns}
 
 
-def _kind(schema: Any, name: str, path: str) -> _Kind:
+def _type(schema: Any, name: str, path: str) -> Any:
+    """The type of a column, or of a field of a struct; an error if that has none."""
     from pyarrow import types
 
     inside = column_path(schema.names, name)
@@ -350,14 +374,30 @@ def _kind(schema: Any, name: str, path: str) -> _Kind:
                 f"without a field {field!r}."
             )
         kind = kind.field(index).type
+    return kind
+
+
+def _kind(schema: Any, name: str, path: str, *, named: bool) -> _Kind:
+    from pyarrow import types
+
+    kind = _type(schema, name, path)
     whole, length = kind, None
     if is_list := _is_list(kind):
         length = kind.list_size if types.is_fixed_size_list(kind) else None
         kind = kind.value_type
-    if not (_is_plain(kind) or types.is_decimal(kind)):
+    if types.is_dictionary(kind):  # categories, as pandas writes them
+        kind = kind.value_type
+    is_text = not is_list and is_text_type(kind)
+    if not (_is_plain(kind) or types.is_decimal(kind) or (named and is_text)):
+        fields = (
+            f" A struct's fields are columns of their own, such as "
+            f"'{name}.{whole.field(0).name}'."
+            if types.is_struct(whole) and whole.num_fields
+            else ""
+        )
         raise DataError(
             f"Column {name!r} of the Parquet file {path} holds {whole}, no numbers: "
-            "name the columns to use with columns=[…]."
+            f"name those that do, or have texts of numbers, with columns=[…].{fields}"
         )
     return _Kind(is_list, length, types.is_float32(kind))
 
@@ -428,15 +468,15 @@ def _spans(fragment: Any) -> Iterator[Span]:
         yield Span(fragment.path, group.id, first, stop, footer, partition)
 
 
-def _expression(filters: Filters | None) -> Any:
+def _check_filters(filters: Filters | None) -> None:
     if not filters:
-        return None
+        return
     _import_arrow()
-    from pyarrow.parquet import filters_to_expression
-
     try:
-        filter_columns(filters)
-        return filters_to_expression(filters)
+        for name in filter_columns(filters):
+            if not isinstance(name, str):
+                raise TypeError(f"{name!r} is no column's name")
+        filter_expression(filters, ())
     except (TypeError, ValueError) as error:
         raise DataError(
             f"filters must be tuples (column, operator, value), or lists of them, got "
@@ -481,6 +521,8 @@ def _of_dataset(found: TableFiles, look: Callable[[Any], _T]) -> _T:
 
     try:
         return retrying(look_once)
+    except DaskGMMError:
+        raise
     except (OSError, pa.ArrowException, ImportError, ValueError) as error:
         raise StoreError(f"No Parquet can be opened at {found.url}: {error}") from error
 
@@ -499,33 +541,47 @@ def summary(files: TableFiles) -> tuple[list[str], int]:
     return names, sum(fragment.metadata.num_rows for fragment in found)
 
 
-def _fragments(files: TableFiles, expression: Any) -> list[Any]:
+def _fragments(files: TableFiles, filters: Filters | None) -> list[Any]:
     """What is to be read, file by file, each with its footer."""
-    everything = _of_dataset(files, partial(_picked_fragments, expression=expression))
+    everything = _of_dataset(files, partial(_picked_fragments, filters=filters))
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(partial(_with_footer, expression=expression), everything))
+        return list(pool.map(partial(_with_footer, filters=filters), everything))
 
 
-def _picked_fragments(found: Any, expression: Any) -> list[Any]:
+def _picked_fragments(found: Any, filters: Filters | None) -> list[Any]:
     """Files by their paths; one at least, for its schema."""
     import pyarrow as pa
 
+    if not filters:
+        return list(found.get_fragments())
+    expression = filter_expression(filters, found.schema.names)
     try:
         picked = list(found.get_fragments(filter=expression))
     except pa.ArrowInvalid:
         picked = []  # a column is missing, say: found and named below
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise _do_not_fit(filters, error) from error
     return picked or list(found.get_fragments())
 
 
-def _with_footer(fragment: Any, expression: Any) -> Any:
+def _do_not_fit(filters: Filters, error: Exception) -> DataError:
+    return DataError(
+        f"The filters {filters!r} do not fit the columns that they look at, which must "
+        f"be of the values' type, and no lists: {error}"
+    )
+
+
+def _with_footer(fragment: Any, filters: Filters | None) -> Any:
     """A fragment with its row groups, less those that no row can be picked from."""
     import pyarrow as pa
 
     _of_file(fragment, fragment.ensure_complete_metadata)
-    if expression is None:
+    if not filters:
         return fragment
+    schema = _whole_schema(fragment)
     try:
-        return fragment.subset(filter=expression, schema=_whole_schema(fragment))
+        expression = filter_expression(filters, schema.names)
+        return fragment.subset(filter=expression, schema=schema)
     except (pa.ArrowException, ValueError):
         return fragment  # a column is missing, say: found and named below
 

@@ -294,14 +294,13 @@ class Reading:
         if not self.filters and not partition:
             return [batch]
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pa.Table.from_batches([batch])
         for name, value in partition.items():
             constant = pa.repeat(pa.scalar(value), batch.num_rows)
             table = table.append_column(name, constant)
         if self.filters:
-            table = table.filter(pq.filters_to_expression(self.filters))
+            table = table.filter(filter_expression(self.filters, table.schema.names))
         # None of an empty table, whose types are wanted all the same.
         return table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
 
@@ -444,11 +443,38 @@ def _numbers(
     column: Any, name: str, width: int, nulls: bool, where: _Where
 ) -> NDArray[Any]:
     """A column's numbers, (n,), or (n, width) of lists; a null may be an error."""
+    from pyarrow import types
+
     if width:
         return _elements(column, name, width, nulls, where)
     if column.null_count and not nulls:
         raise _null(name, int(_first(column.is_null())), where)
+    if is_text_type(column.type) or types.is_dictionary(column.type):
+        return _parsed(column, name, where)
     return _plain(column)
+
+
+def is_text_type(kind: Any) -> bool:
+    """Whether a type of Arrow's is of texts."""
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _parsed(column: Any, name: str, where: _Where) -> NDArray[Any]:
+    """The numbers that texts or categories stand for."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        return _plain(column.cast("float64"))
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"Column {name!r} has texts that are no numbers in {where.of(0)} or after: "
+            f"{error}."
+        ) from error
 
 
 def _plain(column: Any) -> NDArray[Any]:
@@ -469,7 +495,7 @@ def _elements(
     import pyarrow.compute as pc
 
     if column.null_count and not nulls:
-        raise _null(name, int(_first(column.is_null())), where)
+        raise _null(name, int(_first(column.is_null())), where, in_list=True)
     ragged = pc.fill_null(pc.not_equal(pc.list_value_length(column), width), False)
     if pc.any(ragged, min_count=0).as_py():
         row = int(_first(ragged))
@@ -479,7 +505,7 @@ def _elements(
         )
     flat = column.flatten()  # without those that are null
     if flat.null_count and not nulls:
-        raise _null(name, int(_first(flat.is_null())) // width, where)
+        raise _null(name, int(_first(flat.is_null())) // width, where, in_list=True)
     numbers = _plain(flat).reshape(-1, width)
     if not column.null_count:
         return numbers
@@ -493,10 +519,16 @@ def _first(marks: Any) -> np.intp:
     return np.argmax(marks.to_numpy(zero_copy_only=False))
 
 
-def _null(name: str, row: int, where: _Where) -> DataError:
+def _null(name: str, row: int, where: _Where, *, in_list: bool = False) -> DataError:
+    # Filters cannot look into lists.
+    leave_out = (
+        ""
+        if in_list
+        else f"leave out such rows with filters=[({name!r}, '>', float('-inf'))], "
+    )
     return DataError(
-        f"Column {name!r} has a null in {where.of(row)}: fill nulls before, leave out "
-        f"such rows with filters=[({name!r}, '>', float('-inf'))], or pass nan='skip'."
+        f"Column {name!r} has a null in {where.of(row)}: fill nulls before, {leave_out}"
+        "or pass nan='skip'."
     )
 
 
@@ -680,6 +712,20 @@ def filter_columns(filters: Filters | None) -> list[str]:
     """Names of the columns that filters look at."""
     flat = [f for group in filters or () for f in as_group(group)]
     return list(dict.fromkeys(name for name, _, _ in flat))
+
+
+def filter_expression(filters: Filters, names: Sequence[str]) -> Any:
+    """Filters as an expression of Arrow's, about columns of these names."""
+    from pyarrow.parquet import filters_to_expression
+
+    def led_inside(name: str, *condition: Any) -> tuple[Any, ...]:
+        path = column_path(names, name) or (name,)
+        return (path if path[1:] else name, *condition)
+
+    groups = [filters] if isinstance(filters[0], tuple) else filters
+    return filters_to_expression(
+        [[led_inside(*one) for one in as_group(group)] for group in groups]
+    )
 
 
 def as_group(group: Any) -> list[Any]:

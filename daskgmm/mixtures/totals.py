@@ -23,6 +23,9 @@ _TOLERANCE: Final = 1e-6
 same rows differ by less."""
 _ROUNDING: Final = 1e-10
 """The part of what was added up that rounding may have changed."""
+_TINY: Final = np.finfo(np.float64).tiny
+_SUBNORMAL: Final = _TINY / np.finfo(np.float64).eps
+"""Weights below which sums have lost digits."""
 
 
 @final
@@ -75,14 +78,17 @@ class Totals:
 
     def differ(self, other: Totals) -> bool:
         """Whether two totals, about one centre, are of other rows."""
-        size = max(self.size, other.size)
+        if max(self.weight, other.weight) < _SUBNORMAL:
+            return False
+        size, least = max(self.size, other.size), self.weight * _TINY
         scale = np.sqrt(max(self.squares, 0.0) / self.weight)
-        rounding = _ROUNDING * np.sqrt(size / self.weight)
+        # Squares of what is smaller than the root of _TINY are zero.
+        rounding = _ROUNDING * np.sqrt(size / self.weight) + np.sqrt(_TINY)
         shift = np.abs(self.sums / self.weight - other.sums / other.weight).max()
         change = abs(self.squares - other.squares)
         # Written so that NaN, which says nothing, does not differ.
         return bool(
             abs(self.weight - other.weight) > _TOLERANCE * self.weight
             or shift > _TOLERANCE * scale + rounding
-            or change > _TOLERANCE * self.squares + _ROUNDING * size
+            or change > _TOLERANCE * self.squares + _ROUNDING * size + least
         )
