@@ -8,6 +8,7 @@ from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 from daskgmm.blas import single_threaded_openmp
@@ -101,7 +102,9 @@ def _assign(
         return _random_moments(start, sample, random_state)
     if start.method == "kmeans":
         means = KMeans(start.n_components, n_init=1, random_state=random_state)
-        with single_threaded_openmp():
+        # Parameters and rows were looked through before.
+        known = config_context(skip_parameter_validation=True, assume_finite=True)
+        with single_threaded_openmp(), known:
             labels = means.fit(sample.x, sample_weight=sample.weights).labels_
         groups = [np.flatnonzero(labels == k) for k in range(start.n_components)]
         return _group_moments(start.shape, sample, groups)
@@ -138,29 +141,32 @@ def _weight(sample: Sample) -> float:
 def _weights_of(sample: Sample, rows: slice | NDArray[np.intp]) -> Array:
     if sample.weights is not None:
         return sample.weights[rows]
-    return np.ones(len(sample.x[rows]))
+    # To take slices costs nothing, to take rows a copy.
+    return np.ones(len(sample.x[rows]) if isinstance(rows, slice) else len(rows))
 
 
 def _group_moments(
     shape: CovarianceShape, sample: Sample, groups: Sequence[NDArray[np.intp]]
 ) -> tuple[Array, Moments]:
     """Each row belongs to one component entirely."""
-    parts = [(sample.x[rows], _weights_of(sample, rows)) for rows in groups]
-    means = np.stack([_mean(x, weights) for x, weights in parts])
-    drifts, scatters = [], []
-    for (x, weights), mean in zip(parts, means, strict=True):
-        deviations = x.astype(np.float64) - mean
-        drifts.append(weights @ deviations)
-        scatters.append(shape.scatter(deviations, weights))
-    mass = np.array([weights.sum() for _, weights in parts])
+    means = np.zeros((len(groups), sample.x.shape[1]))
+    mass, drift = np.zeros(len(groups)), np.zeros_like(means)
+    scatters = []
+    for k, rows in enumerate(groups):
+        weights = _weights_of(sample, rows)
+        x = sample.x[rows].astype(np.float64, copy=False)  # a copy in any case
+        mass[k] = weights.sum()
+        if len(rows):  # of no rows, the mean is zero, where scikit-learn has it
+            means[k] = weights @ x / mass[k]
+        x -= means[k]
+        drift[k] = weights @ x
+        scatters.append(shape.scatter(x, weights))
     scatter = shape.pool(np.stack(scatters))
-    return means, Moments(mass, np.stack(drifts), scatter, 0.0, _weight(sample))
+    return means, Moments(mass, drift, scatter, 0.0, _weight(sample))
 
 
 def _mean(x: NDArray[Any], weights: Array) -> Array:
-    """Weighted mean; of no rows, zero, where scikit-learn has it."""
-    if not len(x):
-        return np.zeros(x.shape[1])
+    """Weighted mean."""
     mean: Array = np.average(x.astype(np.float64), axis=0, weights=weights)
     return mean
 

@@ -295,6 +295,9 @@ def _rows(taken: list[tuple[NDArray[Any], Array]]) -> Rows:
 
 
 def _as_sample(rows: Rows, equal_weights: bool) -> Sample:
+    # What is one piece is not copied once more.
+    x = rows.x[0] if len(rows.x) == 1 else np.concatenate(rows.x)
+    if equal_weights:
+        return Sample(x, None)
     weights = np.concatenate(rows.weights)
-    unequal = not equal_weights
-    return Sample(np.concatenate(rows.x), weights / weights.mean() if unequal else None)
+    return Sample(x, weights / weights.mean())
