@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn.mixture import GaussianMixture as Reference
 
-from benchmarks.common import Case, Row, best_of, make_rows
-from benchmarks.iterations import with_threads
+from benchmarks.common import Case, Row, make_rows
+from benchmarks.iterations import by_turns
 from daskgmm import GaussianMixture
 
 METHODS = ("predict", "predict_proba", "score_samples")
@@ -52,13 +52,14 @@ def _row(
     np.testing.assert_allclose(
         getattr(ours, method)(x), getattr(theirs, method)(x), rtol=1e-6, atol=1e-9
     )
-    seconds = best_of(15, lambda: getattr(ours, method)(x))
-    peers = with_threads(lambda: best_of(15, lambda: getattr(theirs, method)(x)))
+    seconds, peers, ratio = by_turns(
+        lambda: getattr(ours, method)(x), lambda: getattr(theirs, method)(x)
+    )
     return Row(
         "questions",
         f"{method}, {case.name}, {len(x)} rows",
         seconds,
         peers,
-        min(peers.values()) / seconds,
+        ratio,
         ">= 1",
     )
