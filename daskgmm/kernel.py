@@ -519,29 +519,50 @@ _row_panel: Final = _make_panel(1)
 
 
 @njit(**JIT)
-def upper_joint(plan: Any, tile: Any, n_rows: int) -> None:
-    """Log joint of a few rows of the dense form, from matrices that are not packed.
+def _multiply_upper(upper: Any, start: int, d: int, tile: Any, n_rows: int) -> None:
+    """Lines in `white` times a matrix that is not packed; row by row of data in `work`.
 
-    A matrix is read once, as it lies in memory. Sums are made number by number as
-    `_squared_distances` makes them, so that the same bits come out.
+    The matrix is read once, as it lies in memory. Sums are made number by number as
+    `_multiply_lines` makes them, so that the same bits come out.
     """
-    n_components, d = plan.means.shape
-    half, upper, means = constant(-0.5), plan.upper.reshape(-1), plan.means.reshape(-1)
-    whole, width = n_rows - n_rows % BAND, whole_width(n_rows)
+    whole = n_rows - n_rows % BAND
     for i in range(_WIDTH):
         tile.weights[i] = float(i)
-    for k in range(n_components):
+    tile.work[: (n_rows + BAND) * d] = 0.0
+    for j in range(0, d, BAND):
+        for t in range(0, whole, BAND):
+            _band_panel(upper, start, d, j, tile, t)
+        for t in range(whole, n_rows):
+            _row_panel(upper, start, d, j, tile, t)
+
+
+@njit(**INLINE)
+def _centre_lines(tile: Any, means: Any, mean: int, d: int, width: int) -> None:
+    """Lines of rows less a mean, into `white`."""
+    for i in range(d):
+        its = splat(means, mean + i, 1, 1)
+        for t in range(0, width, _WIDTH):
+            line = load(tile.rows, i * LINE + t, 0, 1, COLUMNS)
+            store(subtract(line, its), tile.white, i * LINE + t, 0, COLUMNS)
+
+
+@njit(**JIT)
+def upper_joint(plan: Any, tile: Any, n_rows: int) -> None:
+    """Log joint of a few rows, from matrices that are not packed."""
+    n_components, d = plan.means.shape
+    half, upper, means = constant(-0.5), plan.upper.reshape(-1), plan.means.reshape(-1)
+    width, origins = whole_width(n_rows), plan.origins.reshape(-1)
+    if plan.origins.shape[0] > 0:
+        _centre_lines(tile, origins, ZERO, d, width)
+        _multiply_upper(upper, ZERO, d, tile, n_rows)
         for i in range(d):
-            mean = splat(means, k * d + i, 1, 1)
-            for t in range(0, width, _WIDTH):
-                line = load(tile.rows, i * LINE + t, 0, 1, COLUMNS)
-                store(subtract(line, mean), tile.white, i * LINE + t, 0, COLUMNS)
-        tile.work[: (n_rows + BAND) * d] = 0.0
-        for j in range(0, d, BAND):
-            for t in range(0, whole, BAND):
-                _band_panel(upper, k * d * d, d, j, tile, t)
-            for t in range(whole, n_rows):
-                _row_panel(upper, k * d * d, d, j, tile, t)
+            for t in range(n_rows):
+                tile.white[i * LINE + t] = tile.work[t * d + i]
+        _diagonal_joint(plan, tile.white, ZERO, n_components, width, tile.joint)
+        return
+    for k in range(n_components):
+        _centre_lines(tile, means, k * d, d, width)
+        _multiply_upper(upper, k * d * d, d, tile, n_rows)
         offset = splat(plan.offsets, k, 1, 1)
         for t in range(0, n_rows, BAND):
             squares = zeros(BAND)

@@ -28,15 +28,16 @@ class Plan(NamedTuple):
     """What the kernel needs of the mixtures of R runs, K components in all.
 
     The runs' components stand one after the other: those of run r are numbers
-    ``starts[r]`` to ``starts[r + 1]``. The form is dense if `dense` or `upper` has
-    components, pooled if `pooled` has runs, else diagonal.
+    ``starts[r]`` to ``starts[r + 1]``. The form is dense if `dense` has components,
+    pooled if `pooled` has runs, else diagonal. To ask one run about a few rows, `upper`
+    stands instead of `dense`, or of `pooled` if there are `origins`.
     """
 
     starts: NDArray[np.int64]  # (R + 1,)
     offsets: Array  # (K,) log weight + log normalising constant
     means: Array  # (K, d)
     dense: Array  # (K, F) `pack_triangular` of the components, or (0, 0)
-    upper: Array  # (K, d, d) instead of it, transposed, to ask about a few rows
+    upper: Array  # (K, d, d), or (1, d, d) if pooled: not packed, transposed
     pooled: Array  # (R, F) `pack_triangular` of the runs, or (0, 0)
     origins: Array  # (R, d) where the rows of pooled runs are measured from, or (0, d)
     mixing: Array  # (K d,) `pack` of the means about it, run by run, or (0,)

@@ -209,12 +209,27 @@ def plan_for_few(mixture: Mixture) -> EStep | None:
     a hundred rows: the plan is good for as long as they stay as they are. None where
     that is not worth while or not possible.
     """
-    shape, d = mixture.shape, mixture.n_features
-    if shape.pooled or not shape.dense or mixture.factors.size <= _LARGE:
-        return None
-    if d < kernel.MIN_UPPER:
+    shape = mixture.shape
+    if shape.pooled or not shape.dense or not _can_stay_unpacked(mixture):
         return None
     return EStep(Plan(**{**_fields([mixture]), "upper": mixture.factors}))
+
+
+def of_few(message: EStep, mixture: Mixture) -> EStep:
+    """The message for a few rows, if its mixture is pooled; else as it is.
+
+    Of few rows, those that a register has no use for cost more than to read a matrix
+    that is not packed.
+    """
+    plan = message.plan
+    if not plan.pooled.size or not _can_stay_unpacked(mixture):
+        return message
+    factors = mixture.factors[np.newaxis]
+    return EStep(plan._replace(pooled=np.empty((0, 0)), upper=factors))
+
+
+def _can_stay_unpacked(mixture: Mixture) -> bool:
+    return mixture.factors.size > _LARGE and mixture.n_features >= kernel.MIN_UPPER
 
 
 def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:

@@ -246,8 +246,10 @@ def _misfit_in_plan(plan: Any) -> Any:
     n_runs, n_dense = plan.starts.shape[0] - 1, plan.dense.shape[0]
     n_upper, n_pooled = plan.upper.shape[0], plan.pooled.shape[0]
     size = packed_triangle(d)
-    of_runs = n_runs if n_pooled > 0 else 0
-    diagonal = 0 if n_dense > 0 or n_upper > 0 else n
+    is_pooled = n_pooled > 0 or (n_upper > 0 and plan.origins.shape[0] > 0)
+    of_runs = n_runs if is_pooled else 0
+    diagonal = 0 if n_dense > 0 or (n_upper > 0 and not is_pooled) else n
+    n_matrices = n_runs if is_pooled else n
     if n == 0 or d == 0:
         return _MEANS
     if not _are_starts(plan.starts, n):
@@ -257,13 +259,18 @@ def _misfit_in_plan(plan: Any) -> Any:
     if n_dense > 0 and plan.dense.shape != (n, size):
         return _DENSE
     # With fewer features, a block of columns would reach beyond a matrix.
-    if n_upper > 0 and (plan.upper.shape != (n, d, d) or n_dense > 0 or d < MIN_UPPER):
+    if n_upper > 0 and (
+        plan.upper.shape != (n_matrices, d, d)
+        or n_dense > 0
+        or n_pooled > 0
+        or d < MIN_UPPER
+    ):
         return _UPPER
     if n_pooled > 0 and (plan.pooled.shape != (n_runs, size) or diagonal == 0):
         return _POOLED
     if plan.origins.shape != (of_runs, d):
         return _ORIGINS
-    if plan.mixing.shape[0] != (n * d if n_pooled > 0 else 0):
+    if plan.mixing.shape[0] != (n * d if is_pooled else 0):
         return _MIXING
     if plan.centres.shape != (diagonal, d):
         return _CENTRES

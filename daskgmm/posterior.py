@@ -20,7 +20,7 @@ from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
 from daskgmm.layout import as_rows
 from daskgmm.mixture import Mixture
-from daskgmm.moments import EStep, plan, plan_for_few
+from daskgmm.moments import EStep, of_few, plan, plan_for_few
 from daskgmm.reduction import Shards
 from daskgmm.sources import Block, as_block, block_rows
 from daskgmm.survey import check_finite
@@ -61,6 +61,8 @@ _FEW: Final = 32
 """Rows up to which a mixture's matrices are not packed to ask about them."""
 _FEW_OF_LARGE: Final = 128
 """The same where the packed ones are too large to be kept."""
+_FEW_OF_POOLED: Final = 16
+"""The same where there is one matrix."""
 _MOST_KEPT: Final = 2**19
 """Numbers of a plan that is kept, at the most."""
 _STRIP: Final = 64
@@ -129,12 +131,19 @@ def ask(
 
 
 def _message(mixture: Mixture, n_rows: int | None, owner: Any) -> EStep:
+    n_asked = math.inf if n_rows is None else n_rows
     # Packed, a triangle is left of each matrix.
     can_be_kept = mixture.factors.size // 2 <= _MOST_KEPT
-    if n_rows is not None and n_rows <= (_FEW if can_be_kept else _FEW_OF_LARGE):
-        of_few = plan_for_few(mixture)
-        if of_few is not None:
-            return of_few
+    if n_asked <= (_FEW if can_be_kept else _FEW_OF_LARGE):
+        unpacked = plan_for_few(mixture)
+        if unpacked is not None:
+            return unpacked
+    message = _kept_or_new(mixture, owner)
+    return of_few(message, mixture) if n_asked <= _FEW_OF_POOLED else message
+
+
+def _kept_or_new(mixture: Mixture, owner: Any) -> EStep:
+    """The plan of all components, packed."""
     kept = None if owner is None else _kept.get(owner)
     if kept is not None and kept.is_of(mixture):
         return kept.message

@@ -22,9 +22,10 @@ from daskgmm.moments import EStep, plan
 
 def with_upper(mixture):
     """A plan to ask about few rows, however small its matrices are."""
-    fields = plan([mixture]).plan._asdict()
-    fields |= {"dense": np.empty((0, 0)), "upper": mixture.factors}
-    return EStep(Plan(**fields))
+    packed = plan([mixture]).plan
+    factors = mixture.factors if packed.dense.size else mixture.factors[np.newaxis]
+    nothing = np.empty((0, 0))
+    return EStep(packed._replace(dense=nothing, pooled=nothing, upper=factors))
 
 
 def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed):
@@ -33,8 +34,10 @@ def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed
     mixtures = [random_mixture(rng, covariance_type, k, d) for k in sizes]
     if task == "evaluate":
         mixtures = mixtures[:1]
-    few = task == "evaluate" and covariance_type == "full" and d >= kernel.MIN_UPPER
-    message = with_upper(mixtures[0]) if few else plan(mixtures)
+    message = plan(mixtures)
+    has_matrices = message.plan.dense.size or message.plan.pooled.size
+    if task == "evaluate" and has_matrices and d >= kernel.MIN_UPPER:
+        message = with_upper(mixtures[0])
     k = len(message.plan.means)
     x = rng.normal(size=(n, d)).astype(np.float32 if single else np.float64)
     if layout == "column":
