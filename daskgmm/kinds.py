@@ -41,7 +41,7 @@ _NOT_TAKEN: Final = (
     ("polars", ("LazyFrame",), f"call collect() on it, {_WRITE}"),
     (
         "pyarrow.dataset",
-        ("Dataset",),
+        ("Dataset", "Scanner"),
         "give the path of its files, or what "
         "daskgmm.open_rows(path, columns=…, filters=…) returns.",
     ),
@@ -50,7 +50,9 @@ _NOT_TAKEN: Final = (
         ("RecordBatchReader",),
         f"it can be read only once. Call read_all() on it, {_WRITE}",
     ),
+    ("pyarrow.parquet", ("ParquetFile", "ParquetDataset"), "give the path of it."),
     ("duckdb", ("DuckDBPyRelation",), f"call df() on it, {_WRITE}"),
+    ("duckdb", ("DuckDBPyConnection",), f"call df() on what it finds, {_WRITE}"),
     ("pyspark.sql", ("DataFrame",), f"call toPandas() on it, {_WRITE}"),
 )
 """Tables that are computed elsewhere, and what to do with them."""
@@ -137,7 +139,10 @@ def _is_table(X: Any) -> bool:
         return numbers or any(kind.is_nested() for kind in kinds)
     if _is(X, "pyarrow", "Table", "RecordBatch"):
         kinds = [field.type for field in X.schema]
-        types = sys.modules["pyarrow"].types
+        arrow = sys.modules["pyarrow"]
+        types = arrow.types
+        if any(isinstance(kind, arrow.BaseExtensionType) for kind in kinds):
+            return True  # tensors of a fixed shape, say
         return all(
             types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
             for kind in kinds

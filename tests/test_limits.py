@@ -19,9 +19,11 @@ import pyarrow as pa
 import pytest
 from conftest import blobs
 from dask.callbacks import Callback
+from distributed import KilledWorker
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture, reduction
+from daskgmm.cluster import explain
 from daskgmm.covariance import SHAPES
 from daskgmm.forecast import forecast_fit
 from daskgmm.moments import sums_bytes
@@ -366,3 +368,13 @@ def test_a_dry_run_tells_of_sums():
     assert found.passes == 2 * 100 + 2
     assert found.memory_per_worker == 400_000_000 + 2 * found.block_bytes + 5 * of_run
     assert "MB for sums in each thread" in " ".join(found.lines())
+
+
+@pytest.mark.parametrize("sums_bytes", [5e5, 5e7])
+def test_workers_that_died_are_told_of_sums_that_are_large(sums_bytes):
+    last = SimpleNamespace(address="tcp://192.0.2.1:5", memory_limit=4e8)
+    died = KilledWorker("shard", last, 4)
+    said = str(explain(died, 1e6, sums_bytes))
+    assert "may take 400 MB" in said
+    assert "largest block takes 1 MB" in said
+    assert ("sums of all runs take 50 MB for each thread" in said) == (sums_bytes > 1e7)

@@ -571,6 +571,11 @@ def test_lists_with_nulls_are_rows_with_nan(tmp_path, x, kind, where):
         model().fit(rows)
 
 
+def test_tensors_of_one_axis_in_tables(x, expected):
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(x)
+    check(pa.table({"e": tensors}), expected, x, ELEMENTS)
+
+
 def test_decimals_in_data_frames(x, expected):
     decimals = {
         n: pa.array(c).cast(pa.decimal128(30, 12))
@@ -691,7 +696,13 @@ def not_taken(kind, x, tmp_path):
         return pl.LazyFrame(x, schema=NAMES)
     if kind == "DuckDBPyRelation":
         return duckdb.from_arrow(pa.Table.from_pandas(data))
+    if kind == "DuckDBPyConnection":
+        return duckdb.connect()
     data.to_parquet(tmp_path / "x.parquet")
+    if kind == "ParquetFile":
+        return pq.ParquetFile(tmp_path / "x.parquet")
+    if kind == "Scanner":
+        return ds.dataset(tmp_path / "x.parquet").scanner()
     if kind == "RecordBatchReader":
         return ds.dataset(tmp_path / "x.parquet").scanner().to_reader()
     return ds.dataset(tmp_path / "x.parquet")
@@ -702,6 +713,9 @@ def not_taken(kind, x, tmp_path):
     [
         ("LazyFrame", r"collect\(\).* write it as Parquet"),
         ("DuckDBPyRelation", r"df\(\).* write it as Parquet"),
+        ("DuckDBPyConnection", r"df\(\).* write it as Parquet"),
+        ("ParquetFile", "the path"),
+        ("Scanner", r"open_rows\("),
         ("RecordBatchReader", r"read_all\(\)"),
         ("FileSystemDataset", r"open_rows\("),
     ],
