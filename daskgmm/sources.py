@@ -255,8 +255,8 @@ def as_dask(X: Any, gaps: Gaps = _NO_GAPS) -> da.Array:
 
 def with_care(X: da.Array, gaps: Gaps) -> da.Array:
     """A lazy array whose graph reads with care the Zarr arrays that it holds."""
-    if not isinstance(X.dask, HighLevelGraph):
-        return X
+    if hasattr(X, "expr"):
+        return _careful_expression(X, Care(gaps.missing_chunks))
     layers, care = X.dask.layers, Care(gaps.missing_chunks)
     # An array may stand alone, for others to take slices of.
     not_only_sliced = {
@@ -273,6 +273,25 @@ def with_care(X: da.Array, gaps: Gaps) -> da.Array:
         care.check_plain()
     graph = HighLevelGraph(careful_ones, X.dask.dependencies)
     return da.Array(graph, X.name, X.chunks, meta=X._meta)
+
+
+def _careful_expression(X: da.Array, care: Care) -> da.Array:
+    """The same of an array that is an expression (`array.query-planning`)."""
+    expression: Any = X.expr  # type: ignore[attr-defined]
+    only_moves_rows = True
+    for node in list(expression.walk()):
+        reads = type(node).__name__ == "FromArray"
+        only_moves_rows &= reads
+        operands = [care(operand, sliced=reads) for operand in node.operands]
+        if any(
+            new is not old for new, old in zip(operands, node.operands, strict=True)
+        ):
+            expression = expression.substitute(node, type(node)(*operands))
+    if only_moves_rows:
+        care.check_plain()
+    kind: Any = type(X)
+    array: da.Array = kind(expression)
+    return array
 
 
 def _moves_rows(layer: Layer) -> bool:

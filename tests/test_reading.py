@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import dask
 import dask.array as da
 import numpy as np
@@ -295,3 +298,70 @@ def test_info_says_whether_there_are_checksums(tmp_path, x):
         "a flipped bit would not be" in run(main, ["info", str(tmp_path / "x")]).stdout
     )
     assert "Checksums          : yes" in run(main, ["info", str(tmp_path / "y")]).stdout
+
+
+_EXPRESSIONS = """
+import os, sys, warnings
+import dask
+
+dask.config.set({"array.query-planning": True})
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from daskgmm import GaussianMixture, StoreError
+
+warnings.simplefilter("ignore")
+group, lost = sys.argv[1:]
+array = zarr.open_group(group, mode="r")["x"]
+assert hasattr(da.from_array(array, chunks=(100, 2)), "expr")
+
+
+def as_given():
+    lazy = da.from_array(array, chunks=(100, 2))
+    yield "array", array
+    yield "dask", lazy
+    yield "inlined", da.from_array(array, chunks=(100, 2), inline_array=True)
+    yield "computed", lazy + 0.0
+    yield "sliced", lazy[::1].rechunk((50, 2))
+    yield "xarray", xr.open_zarr(group, consolidated=False)["x"]
+
+
+x = array[:]
+model = GaussianMixture(2, random_state=0, max_iter=3).fit(x)
+methods = ("predict", "predict_proba", "score_samples")
+for name, rows in as_given():
+    for method in methods:
+        found = np.asarray(getattr(model, method)(rows).compute())
+        assert np.array_equal(found, getattr(model, method)(x)), (name, method)
+os.remove(lost)
+for name, rows in as_given():
+    for method in (*methods, "score", "fit"):
+        try:
+            found = getattr(model, method)(rows)
+            if method in methods:
+                found.compute()
+        except StoreError as error:
+            assert "Chunk c/2/0 of the Zarr array" in str(error)
+        else:
+            raise AssertionError((name, method))
+"""
+
+
+def test_array_expressions_are_read_with_care(tmp_path):
+    """Where Dask's arrays are expressions, which they are from its import on."""
+    group = zarr.open_group(str(tmp_path / "g"), mode="w")
+    rows = blobs(0, 400, 2, 2)
+    names = ("row", "feature")
+    array = group.create_array(
+        "x", shape=rows.shape, dtype=float, chunks=(100, 2), dimension_names=names
+    )
+    array[:] = rows
+    lost = tmp_path / "g" / "x" / "c" / "2" / "0"
+    done = subprocess.run(
+        [sys.executable, "-c", _EXPRESSIONS, str(tmp_path / "g"), str(lost)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
