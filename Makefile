@@ -33,8 +33,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster"
 
+# Tests in which workers die have limits of time, and the processors to themselves.
 test-slow: $(READY)
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not cluster"
+	$(BIN)/python -m pytest -m "slow and not cluster" tests/test_cluster.py
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not cluster" \
+		--ignore tests/test_cluster.py
 
 # The wheel holds the schemas that the manifests for Kubernetes are checked against.
 # Azurite is an emulator of Azure's storage.
