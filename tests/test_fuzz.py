@@ -377,7 +377,10 @@ def scheduler():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_strange_places_for_commands(places, tmp_path, scheduler, command, fitted):
+def test_strange_places_for_commands(
+    places, tmp_path, scheduler, command, fitted, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where names without a folder lead
     rows, model = str(tmp_path / "rows.zarr"), str(tmp_path / "model")
     zarr.create_array(rows, data=np.random.default_rng(0).normal(size=(9, 2)))
     fitted.save(model)
