@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import scipy.linalg  # noqa: F401  loads SciPy's BLAS, which compiled kernels call
@@ -93,10 +93,18 @@ def single_threaded_blas() -> Iterator[None]:
         _limit.release()
 
 
-def single_threaded_openmp() -> AbstractContextManager[Any]:
+@contextmanager
+def single_threaded_openmp() -> Iterator[None]:
     """Hold OpenMP to one thread for loops that the calling thread starts.
 
     scikit-learn's k-means adds up its threads' sums in the order in which they end.
     """
-    limit: AbstractContextManager[Any] = _controller("openmp").limit(limits=1)
-    return limit
+    libraries = _controller("openmp").lib_controllers
+    before = [(library, library.get_num_threads()) for library in libraries]
+    for library in libraries:
+        library.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for library, n_threads in before:
+            library.set_num_threads(n_threads)

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from time import monotonic
 from typing import Any, Final, final
@@ -55,16 +56,22 @@ def parse_interval(value: Any) -> Interval:
         if value >= 1:
             return Interval(int(value), None)
     elif isinstance(value, str):
-        try:
-            seconds = float(parse_timedelta(value, default="s"))
-        except (IndexError, KeyError, ValueError):
-            seconds = -1.0
+        seconds = _seconds(value)
         if seconds >= 0.0:
             return Interval(None, seconds)
     raise ValueError(
         f"checkpoint_interval must be a number of passes (an int from 1) or a time "
         f"such as '30s' or '5 minutes', got {value!r}."
     )
+
+
+@cache
+def _seconds(text: str) -> float:
+    """A time in seconds; below zero if it is none."""
+    try:
+        return float(parse_timedelta(text, default="s"))
+    except (IndexError, KeyError, ValueError):
+        return -1.0
 
 
 def describe(value: Any) -> Any:

@@ -407,6 +407,9 @@ default='kmeans'
         return rows
 
     def _validated_in_memory(self, rows: Any, *, reset: bool) -> Any:
+        if _is_table_of_floats(rows) and len(rows) > 1:
+            # Taken as they are: to find that out takes longer than a pass over few.
+            return validate_data(self, rows, reset=reset, skip_check_array=True)
         # Blocks are converted one by one, and looked through for NaN: what is more than
         # numbers, such as text, scikit-learn converts.
         is_plain = is_plain_frame(rows) or (
@@ -430,10 +433,7 @@ default='kmeans'
         It takes longer to find out than to answer for a few rows.
         """
         return bool(
-            type(rows) is np.ndarray
-            and rows.ndim == 2
-            and rows.dtype in _FLOATS
-            and rows.size > 0
+            _is_table_of_floats(rows)
             and not hasattr(self, "feature_names_in_")
             and rows.shape[1] == getattr(self, "n_features_in_", rows.shape[1])
         )
@@ -743,6 +743,16 @@ default='kmeans'
             store.Model(type(self).__name__, self.get_params(deep=False), fitted),
             overwrite=overwrite,
         )
+
+
+def _is_table_of_floats(rows: Any) -> bool:
+    """Whether rows are a plain array such as scikit-learn does not convert."""
+    return bool(
+        type(rows) is np.ndarray
+        and rows.ndim == 2
+        and rows.dtype in _FLOATS
+        and rows.size > 0
+    )
 
 
 def load(url: str) -> GaussianMixture:

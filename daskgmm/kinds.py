@@ -103,6 +103,8 @@ def open_rows(X: Any, gaps: Gaps) -> Rows:
         If they are a data frame with columns that are no numbers, or labelled arrays
         of which it is not clear where the features are.
     """
+    if type(X) is np.ndarray:
+        return _RowsInMemory(X)
     if _is(X, "xarray", "DataArray", "Dataset"):
         X = from_xarray(X)
     if isinstance(X, XarrayRows):

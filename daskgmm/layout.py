@@ -180,7 +180,8 @@ def sums_in(plan: Plan, buffer: Array) -> Sums:
         "raw": d + 1,
         "residual": triangle(d),
     }
-    fields = np.split(buffer, ends)
+    bounds = pairwise((0, *ends, size))
+    fields = [buffer[first:last] for first, last in bounds]
     return Sums._make(
         field.reshape(-1, widths[name]) if name in widths else field
         for name, field in zip(Sums._fields, fields, strict=True)
@@ -299,7 +300,10 @@ def _rows(
     """Rows that begin where `x` does, and so many numbers from there on."""
     if x.dtype not in _KINDS:
         raise TypeError(f"Rows must be float64 or float32, and are {x.dtype}.")
-    flat = as_strided(x, (reach,), (x.itemsize,), writeable=False)
+    if x.flags.c_contiguous and reach == x.size:
+        flat = readonly(x.reshape(-1))  # the same, and takes a tenth of the time
+    else:
+        flat = as_strided(x, (reach,), (x.itemsize,), writeable=False)
     if x.dtype == np.float64:
         return Rows(flat, _NONE_SINGLE, n_rows, n_columns, step, columns)
     return Rows(_NONE, flat, n_rows, n_columns, step, columns)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Final, Protocol, Self, final
 
 import numpy as np
@@ -234,11 +235,13 @@ def _can_stay_unpacked(mixture: Mixture) -> bool:
 
 def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
     """The fields of a plan that all forms have; the others are empty."""
+    # Copied: attributes may be changed in place before the plan is used.
     means = np.concatenate([m.means for m in mixtures])
     d = means.shape[1]
+    starts = accumulate((m.n_components for m in mixtures), initial=0)
     return {
-        "starts": np.cumsum([0, *(m.n_components for m in mixtures)], dtype=np.int64),
-        "offsets": np.concatenate([m.log_normalisers() for m in mixtures]),
+        "starts": np.array([*starts], dtype=np.int64),
+        "offsets": _joined([m.log_normalisers() for m in mixtures]),
         "means": means,
         "nothing": np.zeros(len(means)),
         "dense": np.empty((0, 0)),

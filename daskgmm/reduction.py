@@ -94,10 +94,14 @@ def _insert(partial: Partial, level: int, index: int, value: Addable) -> None:
 
 def map_shard(kernel: Kernel, message: Any, shard: Shard) -> Partial:
     """Run the kernel over the leaves of a shard; return its whole subtrees' sums."""
-    partial: Partial = {}
     with single_threaded_blas():
-        for leaf, blocks in shard.leaves():
-            _insert(partial, 0, leaf, kernel(message, blocks))
+        return _map_shard(kernel, message, shard)
+
+
+def _map_shard(kernel: Kernel, message: Any, shard: Shard) -> Partial:
+    partial: Partial = {}
+    for leaf, blocks in shard.leaves():
+        _insert(partial, 0, leaf, kernel(message, blocks))
     return partial
 
 
@@ -155,7 +159,7 @@ class ThreadShards(Shards):
         """See `Shards.reduce`."""
         with single_threaded_blas():
             if self._n_threads == 1:
-                return total(map_shard(kernel, message, s) for s in self._shards)
+                return total(_map_shard(kernel, message, s) for s in self._shards)
             with ThreadPoolExecutor(self._n_threads) as pool:
                 tasks = {
                     pool.submit(map_shard, kernel, message, s) for s in self._shards

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -265,11 +265,14 @@ def _take_all(_message: None, blocks: Iterator[Block]) -> Rows:
         else:
             positive = block.weights > 0
             taken.append((block.x[positive], block.weights[positive]))
-    return _rows(taken)
+    # Not copied: these are all that there are.
+    return _kept((np.ascontiguousarray(x), weights) for x, weights in taken)
 
 
 def _take_drawn(message: _Draw, blocks: Iterator[Block]) -> Rows:
-    return _rows([_take_from(message, block) for block in blocks])
+    # Copies, so that no block stays in memory for the sake of a few rows.
+    taken = [_take_from(message, block) for block in blocks]
+    return _kept((np.array(x, order="C"), weights) for x, weights in taken)
 
 
 def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
@@ -287,10 +290,9 @@ def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
     return block.x[positive[drawn]], times.astype(np.float64)
 
 
-def _rows(taken: list[tuple[NDArray[Any], Array]]) -> Rows:
-    # Copies, so that no block stays in memory for the sake of a few rows; in one order,
-    # as sums over them depend on it.
-    kept = [(np.array(x, order="C"), weights) for x, weights in taken if len(x)]
+def _kept(taken: Iterable[tuple[NDArray[Any], Array]]) -> Rows:
+    """What was taken, in C order, as sums over it depend on that; nothing left out."""
+    kept = [(x, weights) for x, weights in taken if len(x)]
     return Rows(tuple(x for x, _ in kept), tuple(weights for _, weights in kept))
 
 

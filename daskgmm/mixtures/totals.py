@@ -68,10 +68,10 @@ class Totals:
         """
         centre = mixture.centre if centre is None else centre
         shifts = mixture.means - centre
-        sums = (moments.drift + moments.mass[:, np.newaxis] * shifts).sum(axis=0)
+        sums = moments.drift.sum(axis=0) + moments.mass @ shifts
         about_means = mixture.shape.trace(moments.scatter, mixture.n_features)
-        moved = float(moments.mass @ (shifts**2).sum(axis=1))
-        crossed = 2.0 * float((moments.drift * shifts).sum())
+        moved = float(moments.mass @ np.einsum("kj,kj->k", shifts, shifts))
+        crossed = 2.0 * float(np.vdot(moments.drift, shifts))
         squares = about_means + crossed + moved
         size = about_means + abs(crossed) + moved
         return cls(centre, moments.weight, sums, squares, size)
