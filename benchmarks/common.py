@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from daskgmm import GaussianMixture
-from daskgmm.training import Progress
+from daskgmm.em.fit import Progress
 
 N_CORES = 2
 
@@ -43,7 +43,7 @@ class Case:
     def operations(self) -> int:
         """Additions and multiplications of a row in one iteration, at the least.
 
-        An exponential counts as 40. For the products see `daskgmm/kernel.py`.
+        An exponential counts as 40. For the products see `daskgmm/kernel/tile.py`.
         """
         d, k = self.n_features, self.n_components
         if self.covariance_type == "full":

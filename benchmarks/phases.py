@@ -9,11 +9,11 @@ import numpy as np
 from numba import njit
 
 from benchmarks.common import Case, best_of, make_rows
-from daskgmm import kernel
-from daskgmm.covariance import SHAPES
-from daskgmm.layout import as_rows
-from daskgmm.mixture import Mixture
-from daskgmm.moments import plan
+from daskgmm.kernel import tile
+from daskgmm.kernel.layout import as_rows
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.sufficient_statistics import plan
 
 CASES = (
     Case("full", 2, 3, 256),
@@ -29,42 +29,42 @@ _JIT: dict[str, Any] = {"nogil": True, "_nrt": False}
 @njit(**_JIT)
 def _load(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel.load_tile(rows, plan.means.shape[1], 0, _ROWS, tile.rows)
+        tile.load_tile(rows, plan.means.shape[1], 0, _ROWS, tile.rows)
 
 
 @njit(**_JIT)
 def _joint(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel.log_joint(plan, tile, _ROWS)
+        tile.log_joint(plan, tile, _ROWS)
 
 
 @njit(**_JIT)
 def _normalise(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel.normalise(tile, 0, plan.means.shape[0], _ROWS)
+        tile.normalise(tile, 0, plan.means.shape[0], _ROWS)
 
 
 @njit(**_JIT)
 def _share(n, plan, rows, tile, sums):
     for _ in range(n):
-        kernel.add_log_prob(tile, _ROWS, sums.log_prob, 0)
-        kernel.share(plan, tile, 0, plan.means.shape[0], _ROWS)
+        tile.add_log_prob(tile, _ROWS, sums.log_prob, 0)
+        tile.share(plan, tile, 0, plan.means.shape[0], _ROWS)
 
 
 @njit(**_JIT)
 def _add(n, plan, rows, tile, sums):
     for _ in range(n):
         if plan.dense.shape[0] > 0:
-            kernel.add_dense(plan, tile, _ROWS, sums)
+            tile.add_dense(plan, tile, _ROWS, sums)
         elif plan.pooled.shape[0] > 0:
-            kernel.add_pooled(plan, tile, _ROWS, sums)
+            tile.add_pooled(plan, tile, _ROWS, sums)
         else:
-            kernel.add_diagonal(plan, tile, _ROWS, sums)
+            tile.add_diagonal(plan, tile, _ROWS, sums)
 
 
 @njit(**_JIT)
 def _cut(plan, scratch, sums):
-    return kernel.cut_tile(plan, scratch), kernel.cut_sums(plan, sums)
+    return tile.cut_tile(plan, scratch), tile.cut_sums(plan, sums)
 
 
 STEPS: dict[str, Callable[..., None]] = {
@@ -89,7 +89,7 @@ def nanoseconds(case: Case) -> dict[str, float]:
     message = plan([mixture])
     plan_, scratch = message.compiled_plan, message.scratch()
     tile, sums = _cut(plan_, scratch, message.padded())
-    arguments = (plan_, as_rows(x), kernel.Tile(*tile), kernel.Padded(*sums))
+    arguments = (plan_, as_rows(x), tile.Tile(*tile), tile.Padded(*sums))
     times = {}
     for name, step in STEPS.items():
         for earlier in STEPS.values():  # what it works on

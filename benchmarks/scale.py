@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.common import N_CORES, environment, peak_mb
 from daskgmm import GaussianMixture
-from daskgmm.training import Progress
+from daskgmm.em.fit import Progress
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 MEANS = np.array([[-2.0, 0.0], [2.0, 1.0], [0.0, 4.0]])

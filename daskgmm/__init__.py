@@ -19,9 +19,9 @@ from daskgmm.errors import (
 )
 
 if TYPE_CHECKING:
-    from daskgmm.estimators import GaussianMixture, load
-    from daskgmm.kinds import from_xarray
-    from daskgmm.opening import open_rows
+    from daskgmm.data.inputs import from_xarray
+    from daskgmm.data.opening import open_rows
+    from daskgmm.estimators.gaussian import GaussianMixture, load
 
 __version__ = version("daskgmm")
 
@@ -48,10 +48,11 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for: a worker needs no scikit-learn, which takes 70 MB."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from daskgmm import estimators, kinds, opening
+    from daskgmm.data import inputs, opening
+    from daskgmm.estimators import gaussian
 
-    homes = {"from_xarray": kinds, "open_rows": opening}
-    return getattr(homes.get(name, estimators), name)
+    homes = {"from_xarray": inputs, "open_rows": opening}
+    return getattr(homes.get(name, gaussian), name)
 
 
 def __dir__() -> list[str]:

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from daskgmm.covariance import SHAPES
+from daskgmm.mixtures.covariance import SHAPES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from daskgmm.estimators import GaussianMixture
+    from daskgmm.estimators.gaussian import GaussianMixture
 
 _SIGMAS: Final = (1, 2)
 _N_BINS: Final = 200

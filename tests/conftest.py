@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from daskgmm.covariance import SHAPES
-from daskgmm.mixture import Mixture
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.gaussian import Mixture
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")

@@ -21,7 +21,7 @@ from http.server import (
 )
 from pathlib import Path
 
-from daskgmm import store
+from daskgmm.storage import models
 
 PACKAGES = {
     "munged": "munge",
@@ -356,7 +356,7 @@ def kill_until_done(command, model, seed):
             wait *= 1.25  # ends in bounded time however slow the machine is
             time.sleep(0.1)
             # Killed while its cluster was closed, when all was done.
-            if store.existing(str(model)) is not None:
+            if models.existing(str(model)) is not None:
                 break
     assert process.returncode in (0, -signal.SIGKILL)
     assert kills >= 1

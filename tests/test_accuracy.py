@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from oracle import log_joint, log_sum_exp, responsibilities
 
 from daskgmm import GaussianMixture
-from daskgmm.covariance import SHAPES
-from daskgmm.mixture import Mixture
-from daskgmm.posterior import answer, ask
+from daskgmm.em.predict import answer, ask
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.gaussian import Mixture
 
 
 def _correlation(kind, rng, d, condition):

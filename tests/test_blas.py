@@ -6,7 +6,7 @@ import threading
 
 from threadpoolctl import threadpool_info
 
-from daskgmm.blas import single_threaded_blas
+from daskgmm.execution.threads import single_threaded_blas
 
 
 def _threads():

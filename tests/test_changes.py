@@ -23,10 +23,10 @@ from sklearn.mixture import GaussianMixture as Theirs
 from test_reading import CHUNK, KINDS, as_given, chunk_file, create, model
 
 from daskgmm import DataError, GaussianMixture, StoreError, open_rows
-from daskgmm.cli import main
+from daskgmm.cli.commands import main
+from daskgmm.data.sources import Block
+from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan
 from daskgmm.mixtures.totals import Totals
-from daskgmm.moments import e_step, moments, plan
-from daskgmm.sources import Block
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -15,13 +15,13 @@ from conftest import blobs, create_zarr, random_mixture
 from services import kill_until_done
 
 from daskgmm import GaussianMixture, load
-from daskgmm.checkpoint import Interval, Keeper, parse_interval
-from daskgmm.covariance import SHAPES
-from daskgmm.em import Run, Status
+from daskgmm.data.sources import open_source
+from daskgmm.em.checkpoint import Interval, Keeper, parse_interval
+from daskgmm.em.fit import State
+from daskgmm.em.loop import Run, Status
+from daskgmm.em.scan import survey
 from daskgmm.errors import CheckpointError, ModelFileError
-from daskgmm.sources import open_source
-from daskgmm.survey import survey
-from daskgmm.training import State
+from daskgmm.mixtures.covariance import SHAPES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -180,7 +180,7 @@ def test_other_data_are_refused(tmp_path):
 def test_another_version_is_refused(tmp_path, monkeypatch):
     x = blobs(7, 1000, 2, 3)
     break_off(model(), x, tmp_path, after=2)
-    monkeypatch.setattr("daskgmm.checkpoint.version", lambda _: "99.0")
+    monkeypatch.setattr("daskgmm.em.checkpoint.version", lambda _: "99.0")
     with pytest.raises(CheckpointError, match=r"version of daskgmm .* and is '99\.0'"):
         model().fit(x, checkpoint=tmp_path)
 

@@ -22,11 +22,12 @@ from click.testing import CliRunner
 from conftest import blobs
 from distributed import LocalCluster
 
-from daskgmm import DataError, GaussianMixture, StoreError, cli_options, load, open_rows
-from daskgmm.cli import main
-from daskgmm.covariance import SHAPES
-from daskgmm.moments import sums_bytes
-from daskgmm.reduction import most_sums
+from daskgmm import DataError, GaussianMixture, StoreError, load, open_rows
+from daskgmm.cli import options
+from daskgmm.cli.commands import main
+from daskgmm.execution.tree import most_sums
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.sufficient_statistics import sums_bytes
 
 N, D, K = 3000, 2, 3
 PASS = re.compile(r"^pass +\d+  bound -?\d+\.\d+  change \S+  [\d,]+ rows/s", re.M)
@@ -608,7 +609,7 @@ def test_storage_options_reach_the_store(run, parquet, tmp_path, rows):
 
 def test_storage_options_are_json_where_they_can_be():
     texts = ("anon=true", "key=abc", 'secret="12"', 'more={"a": [1, 2]}', "empty=")
-    found = cli_options._storage_options(None, None, texts)
+    found = options._storage_options(None, None, texts)
     more = {"a": [1, 2]}
     plain = {"anon": True, "key": "abc", "secret": "12", "empty": ""}
     assert found == {**plain, "more": more}

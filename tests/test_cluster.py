@@ -23,8 +23,8 @@ from distributed import Client, LocalCluster
 from distributed.chaos import KillWorker
 
 from daskgmm import GaussianMixture
-from daskgmm.cluster import compute
 from daskgmm.errors import ClusterError
+from daskgmm.execution.cluster import compute
 
 pytestmark = [
     pytest.mark.slow,

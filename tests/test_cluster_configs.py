@@ -33,7 +33,8 @@ from services import (
     wait_until,
 )
 
-from daskgmm import GaussianMixture, deployment, load
+from daskgmm import GaussianMixture, load
+from daskgmm.execution import deploy
 
 pytestmark = [
     pytest.mark.cluster,
@@ -138,7 +139,7 @@ def test_slurm_goes_on_when_the_job_of_a_worker_is_cancelled(
 def test_slurm_takes_its_options_from_the_environment(queue, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DASK_JOBQUEUE__SLURM__QUEUE", "short")
-    with deployment.read(CONFIGS / "slurm.yaml").start() as cluster:
+    with deploy.read(CONFIGS / "slurm.yaml").start() as cluster:
         script = tmp_path / "job.sh"
         script.write_text(cluster.job_script())
     refused = subprocess.run(
@@ -336,7 +337,7 @@ def test_tls_cluster_file_refuses_plain_tcp(certificates, tmp_path, store):
     file = tmp_path / "tls.yaml"
     file.write_text((CONFIGS / "tls.yaml").read_text())
     (tmp_path / "certificates").symlink_to(certificates / "own")
-    with deployment.read(file).connect() as client:
+    with deploy.read(file).connect() as client:
         address = client.scheduler.address
         assert address.startswith("tls://")
         assert all(w.startswith("tls://") for w in client.nthreads())
@@ -478,7 +479,7 @@ def passes_run(dask_worker):
 
 
 def test_adaptive_workers_come_and_go_during_a_fit(store, expected):
-    read = deployment.read(CONFIGS / "adaptive.yaml")
+    read = deploy.read(CONFIGS / "adaptive.yaml")
     # What is shipped is for passes that take seconds.
     quick = {"target_duration": "50ms", "interval": "200ms", "wait_count": 100}
     read = replace(read, adapt={**read.adapt, **quick})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import resource
@@ -15,11 +14,10 @@ from pathlib import Path
 
 import numba
 import pytest
-from test_imports import PACKAGE, imported, modules, own_imports, parse
+from test_imports import PACKAGE
 
 import daskgmm
-from daskgmm import passes
-from daskgmm.compiling import ASK, Compiled, stamp_of
+from daskgmm.kernel.compiling import ASK, Compiled, sources, stamp_of
 
 
 def make(stamp):
@@ -159,31 +157,17 @@ def test_other_kinds_of_arguments_are_refused(cache):
 
 
 def test_a_stamp_depends_on_every_source_and_on_what_else_is_named():
-    sources = passes.SOURCES
-    stamps = {stamp_of(sources), stamp_of(sources, 256), stamp_of(sources, 512)}
-    stamps |= {stamp_of(sources[:i] + sources[i + 1 :]) for i in range(len(sources))}
-    assert len(stamps) == 3 + len(sources)
+    names = sources()
+    assert {"passes.py", "simd.py", "tile.py"} <= set(names)
+    stamps = {stamp_of(names), stamp_of(names, 256), stamp_of(names, 512)}
+    stamps |= {stamp_of(names[:i] + names[i + 1 :]) for i in range(len(names))}
+    assert len(stamps) == 3 + len(names)
     assert all(0 < stamp < 2**63 for stamp in stamps)
 
 
-def test_all_that_is_compiled_is_among_the_sources():
-    compilers = {
-        str(module.with_suffix(""))
-        for module in modules()
-        for node in ast.walk(parse(module.with_suffix("")))
-        for name in imported(node)
-        if name.split(".")[0] in ("numba", "llvmlite")
-    }
-    sources = {source.removesuffix(".py") for source in passes.SOURCES}
-    assert compilers <= sources
-    for source in sources:
-        # What tells the user is not compiled.
-        assert own_imports(parse(source)) <= sources | {"notices"}
-
-
 EDITS = {
-    "vectors.py": ("_EXP_MIN: Final = -708.0", "_EXP_MIN: Final = -0.5"),
-    "kernel.py": ("constant(-0.5)", "constant(-0.75)"),
+    "simd.py": ("_EXP_MIN: Final = -708.0", "_EXP_MIN: Final = -0.5"),
+    "tile.py": ("constant(-0.5)", "constant(-0.75)"),
     "passes.py": (
         "responsibilities[start + t, k] = h * h",
         "responsibilities[start + t, k] = h",
@@ -191,7 +175,8 @@ EDITS = {
 }
 ASK_IT = """
 import numpy as np
-from daskgmm import GaussianMixture, passes
+from daskgmm import GaussianMixture
+from daskgmm.kernel import passes
 x = np.linspace(0, 9, 40).reshape(20, 2)
 model = GaussianMixture(2, tol=1e9, random_state=0).fit(x)
 entry = passes._enter._entry
@@ -226,7 +211,7 @@ def test_an_edit_of_any_kernel_source_is_noticed(tmp_path, edited):
     before = ask()
     assert before[0] == 0
     assert ask() == (1, before[1])
-    source = package / edited
+    source = package / "kernel" / edited
     text, times = source.read_text(), source.stat()
     old, new = EDITS[edited]
     assert old in text
@@ -241,7 +226,7 @@ def test_an_edit_of_any_kernel_source_is_noticed(tmp_path, edited):
 
 
 def test_the_width_is_read_from_the_environment():
-    script = "from daskgmm import vectors; print(vectors.VECTOR_BITS, vectors.LANES)"
+    script = "from daskgmm.kernel import simd; print(simd.VECTOR_BITS, simd.LANES)"
 
     def ask(bits):
         environment = {**os.environ, "DASKGMM_VECTOR_BITS": bits}

@@ -9,8 +9,8 @@ from oracle import factor_matrix
 from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
-from daskgmm.covariance import SHAPES
 from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.mixtures.covariance import SHAPES
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import zarr
 
-from daskgmm import GaussianMixture, demo, demo_data
+from daskgmm import GaussianMixture
+from daskgmm.demo import data as demo_data
+from daskgmm.demo import run as demo
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux holds memory")
 
@@ -141,7 +143,7 @@ def test_memory_is_kept_only_if_no_process_took_more_or_could_have(
 @LINUX
 def test_held_memory_is_refused_and_less_is_given():
     code = """
-from daskgmm import memory
+from daskgmm.demo import memory
 import numpy as np
 before = memory.is_refused(10**9)
 memory.hold_memory(600)
@@ -154,7 +156,7 @@ print(before, memory.is_refused(10**9), memory.is_refused(10**7))
 @LINUX
 def test_peak_memory_is_of_this_process_and_outlives_its_use():
     code = """
-from daskgmm import memory
+from daskgmm.demo import memory
 import numpy as np
 before = memory.peak_memory()
 np.ones(3 * 10**8, dtype=np.uint8)

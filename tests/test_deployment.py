@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from conftest import blobs, create_zarr
 from distributed import get_client
 
-from daskgmm import GaussianMixture, deployment, load
-from daskgmm.cli import main
+from daskgmm import GaussianMixture, load
+from daskgmm.cli.commands import main
 from daskgmm.errors import ClusterError
+from daskgmm.execution import deploy
 
 CONFIGS = Path(__file__).parents[1] / "cluster_configs"
 FILES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "compose.yaml"})
@@ -44,7 +45,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_files_that_are_shipped_are_read(file):
-    read = deployment.read(file)
+    read = deploy.read(file)
     assert read.file == file
     assert not read.scale or not read.adapt
 
@@ -81,7 +82,7 @@ def test_files_that_are_shipped_are_read(file):
 def test_mistakes_are_named_with_file_and_key(write, content, words):
     file = write(content)
     with pytest.raises(ValueError, match=re.escape(f"{file}")) as caught:
-        deployment.read(file)
+        deploy.read(file)
     assert words in str(caught.value)
 
 
@@ -108,7 +109,7 @@ def test_mistakes_that_show_at_the_start(write, change, words):
     file = write({**LOCAL, **change})
     with (
         pytest.raises((ValueError, ClusterError)) as caught,
-        deployment.read(file).connect(),
+        deploy.read(file).connect(),
     ):
         pass
     assert words in str(caught.value)
@@ -116,7 +117,7 @@ def test_mistakes_that_show_at_the_start(write, change, words):
 
 
 def test_a_package_that_is_not_there_is_named(write):
-    read = deployment.read(write("cluster: dask_cloudprovider.aws.FargateCluster"))
+    read = deploy.read(write("cluster: dask_cloudprovider.aws.FargateCluster"))
     with (
         pytest.raises(ModuleNotFoundError, match="pip install dask-cloudprovider"),
         read.connect(),
@@ -126,7 +127,7 @@ def test_a_package_that_is_not_there_is_named(write):
 
 def test_a_cluster_is_sized_and_closed(write):
     file = write({**LOCAL, "scale": {"workers": 2}})
-    with deployment.read(file).connect() as client:
+    with deploy.read(file).connect() as client:
         client.wait_for_workers(2, timeout=30)
         assert get_client() is client
         cluster = client.cluster
@@ -136,7 +137,7 @@ def test_a_cluster_is_sized_and_closed(write):
 
 def test_a_cluster_is_closed_after_an_error(write):
     file = write({**LOCAL, "scale": {"workers": 1}})
-    with pytest.raises(KeyError), deployment.read(file).connect() as client:
+    with pytest.raises(KeyError), deploy.read(file).connect() as client:
         raise KeyError
     assert client.cluster.status.name == "closed"
 
@@ -145,7 +146,7 @@ def test_workers_are_waited_for_no_longer_than_told(write):
     limit = {"daskgmm": {"no-workers-timeout": "1s"}}
     with (
         pytest.raises(ClusterError, match="no worker came in 1 s"),
-        deployment.read(write({**LOCAL, "dask": limit})).connect(),
+        deploy.read(write({**LOCAL, "dask": limit})).connect(),
     ):
         pass
 
@@ -158,7 +159,7 @@ def test_a_job_that_is_refused_is_an_error_at_once(tmp_path, monkeypatch, capfd)
     monkeypatch.chdir(tmp_path)
     with (
         pytest.raises(ClusterError, match="(?s)cannot be started.*queue is closed"),
-        deployment.read(CONFIGS / "slurm.yaml").connect(),
+        deploy.read(CONFIGS / "slurm.yaml").connect(),
     ):
         pass
     assert capfd.readouterr() == ("", "")
@@ -173,7 +174,7 @@ def test_configuration_holds_meanwhile_and_the_environment_wins(write, monkeypat
     )
     before = dask.config.get("daskgmm")
     monkeypatch.setenv("DASK_DASKGMM__STORAGE_RETRIES", "9")
-    with deployment.read(file).start():
+    with deploy.read(file).start():
         assert dask.config.get("daskgmm.pass-retries") == 7
         assert dask.config.get("daskgmm.storage-retries") == 9
         assert dask.config.get("daskgmm.worker-timeout") == before["worker-timeout"]
@@ -225,7 +226,7 @@ def test_job_scripts(system, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     queue = "short.q"
     monkeypatch.setenv(f"DASK_JOBQUEUE__{system.upper()}__QUEUE", queue)
-    with deployment.read(CONFIGS / f"{system}.yaml").start() as cluster:
+    with deploy.read(CONFIGS / f"{system}.yaml").start() as cluster:
         script = cluster.job_script()
     lines = script.splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
@@ -272,7 +273,7 @@ def test_fit_and_predict_on_a_cluster_of_a_file(store, tmp_path):
 
 AFTER = """
 import logging, sys
-from daskgmm.cli import main
+from daskgmm.cli.commands import main
 main(sys.argv[1:], standalone_mode=False)
 logging.getLogger("distributed.batched").info("a connection is closed")
 logging.getLogger("distributed.scheduler").warning("a worker is removed")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from conftest import blobs, random_mixture
 
-from daskgmm.em import Run, Status, Stopping, advance, best, em
+from daskgmm.data.sources import open_source
+from daskgmm.em.loop import Run, Status, Stopping, advance, best, em
 from daskgmm.errors import IllDefinedCovarianceError
-from daskgmm.likelihood import MaximumLikelihood
-from daskgmm.moments import Moments
-from daskgmm.reduction import Shards
-from daskgmm.sources import open_source
+from daskgmm.execution.tree import Shards
+from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
+from daskgmm.mixtures.sufficient_statistics import Moments
 
 RULE = MaximumLikelihood(reg_covar=1e-6, row_weight=1.0)
 

@@ -21,10 +21,9 @@ from daskgmm import (
     GaussianMixture,
     IllDefinedCovarianceError,
     StoreError,
-    training,
 )
-from daskgmm.covariance import SHAPES
-from daskgmm.mixture import Mixture
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.gaussian import Mixture
 
 
 def _model(**parameters):

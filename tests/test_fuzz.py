@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import daskgmm
 from daskgmm import DaskGMMError, GaussianMixture, from_xarray, load, open_rows
-from daskgmm.cli import main
+from daskgmm.cli.commands import main
 
 OURS = (DaskGMMError, ValueError, TypeError)
 BARE = (UnicodeError,)

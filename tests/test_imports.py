@@ -1,10 +1,11 @@
-"""Imports go down, from floor to floor: what is above is not known below."""
+"""Imports go down between folders, and each library has folders that may load it."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,74 +14,81 @@ import daskgmm
 
 PACKAGE = Path(daskgmm.__file__).parent
 
-FLOORS = {
-    "config": 0,
-    "data/__init__": 0,
-    "errors": 0,
-    "forking": 0,
-    "graph": 0,
-    "memory": 0,
-    "mixtures/__init__": 0,
-    "notices": 0,
-    "storage/__init__": 0,
-    "storage/facts": 0,
-    "storage/urls": 0,
-    "vectors": 0,
-    "blas": 1,
-    "cluster": 1,
-    "compiling": 1,
-    "covariance": 1,
-    "data/columns": 1,
-    "demo_data": 1,
-    "deployment": 1,
-    "patience": 1,
-    "storage/zarr_store": 1,
-    "data/gaps": 2,
-    "data/packed": 2,
-    "data/table_files": 2,
-    "layout": 2,
-    "mixture": 2,
-    "reduction": 2,
-    "store": 2,
-    "kernel": 3,
-    "reading": 3,
-    "writing": 3,
-    "data/parquet_reader": 4,
-    "passes": 4,
-    "data/parquet": 5,
-    "moments": 5,
-    "data/versions": 6,
-    "mixtures/totals": 6,
-    "opening": 6,
-    "refinement": 6,
-    "cli_options": 7,
-    "likelihood": 7,
-    "sources": 7,
-    "em": 8,
-    "survey": 8,
-    "posterior": 9,
-    "seeding": 9,
-    "kinds": 10,
-    "training": 10,
-    "checkpoint": 11,
-    "reporting": 11,
-    "estimators": 12,
-    "drawing": 13,
-    "forecast": 13,
-    "plotting": 13,
-    "demo": 14,
-    "display": 15,
-    "cli": 16,
-    "__init__": 17,
-    "__main__": 17,
+LEVELS = [
+    {"errors", "config"},
+    {"kernel"},
+    {"storage", "execution", "mixtures"},
+    {"data"},
+    {"em", "outputs"},
+    {"estimators"},
+    {"plotting"},
+    {"demo"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+"""Folders, and files that are in none: each may import those of lower levels."""
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+OWNERS = {
+    "click": {"cli"},
+    "dask": set(LEVEL) - {"errors", "kernel", "mixtures", "plotting"},
+    "deltalake": {"data"},
+    "distributed": {"data", "execution", "demo", "cli"},
+    "fsspec": {"storage", "data", "outputs"},
+    "llvmlite": {"kernel"},
+    "matplotlib": {"plotting", "demo"},
+    "numba": {"kernel"},
+    "pandas": {"data"},
+    "psutil": {"demo"},
+    "pyarrow": {"data", "outputs"},
+    "rich": {"demo", "cli"},
+    "scipy": {"execution", "mixtures", "demo"},
+    "sklearn": {"em", "estimators", "plotting", "cli"},
+    "threadpoolctl": {"execution"},
+    "xarray": {"data"},
+    "yaml": {"config", "execution"},
+    "zarr": {"storage", "data", "outputs", "demo", "cli"},
 }
+"""The folders that may import a library; numpy is for all."""
 
 LATE = {"deltalake", "matplotlib", "pandas", "pyarrow", "sklearn", "xarray"}
 """What may be imported when it is needed: an extra, or large and not for workers."""
 
+PRIVATE = {
+    # What a task is has no other name, and a list of keys is a graph that Dask may cut.
+    ("data/dask_graph", "dask._task_spec"),
+    ("data/inputs", "dask._task_spec"),
+    ("data/sources", "dask._task_spec"),
+    # An array's meta is the only thing that knows what kind its chunks are.
+    ("data/inputs", "_meta"),
+    ("data/sources", "_meta"),
+    # Dask's own way to lay down lengths that were counted: an array has no method.
+    ("cli/commands", "_chunks"),
+    # Who uses a client is counted there, and nowhere else.
+    ("execution/cluster", "_instances"),
+    ("execution/cluster", "_offload_executor"),
+    # threadpoolctl 3.7 listens only to the thread that limited OpenBLAS first.
+    ("execution/threads", "_real_set_num_threads"),
+    # Parameters are checked as in scikit-learn, by its own table of what they may be.
+    ("estimators/gaussian", "_parameter_constraints"),
+    ("estimators/gaussian", "sklearn.utils._param_validation"),
+    ("estimators/gaussian", "_check_sample_weight"),
+    # The global state that random_state=None means must not be set to another.
+    ("em/fit", "_rand"),
+    # Zarr does not tell otherwise where the stores of a place begin.
+    ("storage/retry", "zarr.storage._common"),
+}
+"""Private names of other packages that are used, by file, with the reason."""
+OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+
 
 def modules():
-    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+    return sorted(
+        str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")
+    )
+
+
+MODULES = modules()
 
 
 def parse(module):
@@ -97,72 +105,163 @@ def imported(node):
     return []
 
 
+def all_imported(tree):
+    return [name for node in ast.walk(tree) for name in imported(node)]
+
+
 def own_imports(tree):
     """Modules of the package that a tree imports, wherever in it."""
-    paths = [name.split(".") for node in ast.walk(tree) for name in imported(node)]
+    paths = [name.split(".") for name in all_imported(tree)]
     return {home(path[1:]) for path in paths if path[0] == "daskgmm"}
 
 
 def home(path):
     """The module that a dotted name is in: the longest beginning that is one."""
     beginnings = ["/".join(path[:n]) for n in range(len(path), 0, -1)]
-    return next((name for name in beginnings if name in FLOORS), "__init__")
+    candidates = [c for b in beginnings for c in (b, f"{b}/__init__")]
+    return next((name for name in candidates if name in MODULES), "__init__")
 
 
-def test_every_module_has_a_floor_and_every_floor_a_module():
-    assert {str(path.with_suffix("")) for path in modules()} == FLOORS.keys()
+def folder(module):
+    return module.split("/")[0]
 
 
-@pytest.mark.parametrize("module", FLOORS)
+def test_every_folder_has_a_level_and_every_level_a_folder():
+    assert {folder(module) for module in MODULES} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module):
-    up = {m for m in own_imports(parse(module)) if FLOORS[m] >= FLOORS[module]}
-    assert not up, f"{module} (floor {FLOORS[module]}) must not import {sorted(up)}"
+    of = folder(module)
+    up = {
+        name
+        for name in own_imports(parse(module))
+        if folder(name) != of and LEVEL[folder(name)] >= LEVEL[of]
+    }
+    assert not up, f"{module} must not import {sorted(up)}"
 
 
-@pytest.mark.parametrize("module", FLOORS)
+@pytest.mark.parametrize("of", sorted(LEVEL))
+def test_no_folder_has_a_circle(of):
+    graph = {
+        module: {name for name in own_imports(parse(module)) if folder(name) == of}
+        for module in MODULES
+        if folder(module) == of
+    }
+    list(TopologicalSorter(graph).static_order())  # raises at a circle
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_are_imported_where_they_belong(module):
+    roots = {name.split(".")[0] for name in all_imported(parse(module))}
+    others = roots - sys.stdlib_module_names - {"daskgmm", "numpy"}
+    wrong = {name for name in others if folder(module) not in OWNERS[name]}
+    assert not wrong, f"{module} must not import {sorted(wrong)}"
+
+
+def private_names(module):
+    """Private names of other packages that a module uses."""
+    tree = parse(module)
+    for name in all_imported(tree):
+        root, *rest = name.split(".")
+        private = [part for part in rest if _is_private(part)]
+        if root != "daskgmm" and private:
+            # A module that is private, or a private name of one that is public.
+            yield private[0] if private[0] == rest[-1] else name.rpartition(".")[0]
+    own = {name for node in ast.walk(tree) for name in _defined(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            if node.attr not in own | OF_NAMED_TUPLES | OURS and not _of_self(node):
+                yield node.attr
+
+
+def _defined(node):
+    """Names that a statement defines: methods, functions, and attributes of self."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    is_set = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    return [node.attr] if is_set and _of_self(node) else []
+
+
+def _of_self(node):
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+OURS = {"_fit", "_n_parameters", "_score", "_find", "_facts"}
+"""Private names of this package that another of its modules uses."""
+
+
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_private_names_of_other_packages_are_listed():
+    used = {(module, name) for module in MODULES for name in private_names(module)}
+    assert used == PRIVATE
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_are_at_the_top(module):
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     late = {
         name.split(".")[0]
         for function in ast.walk(parse(module))
         if isinstance(function, functions)
-        for node in ast.walk(function)
-        for name in imported(node)
+        for name in all_imported(function)
     }
-    assert late <= LATE | (
-        {"daskgmm"} if FLOORS[module] == FLOORS["__init__"] else set()
-    )
+    assert late <= LATE | ({"daskgmm"} if LEVEL[folder(module)] == 9 else set())
 
 
 def test_workers_do_without_scikit_learn():
     """What shards are made of and worked on with, and what the demo's workers run."""
-    modules = (
-        "demo_data, memory, moments, posterior, reduction, refinement, sources, survey"
-    )
-    code = f"import sys; from daskgmm import {modules}; print('sklearn' in sys.modules)"
+    of_workers = [
+        "daskgmm.data.sources",
+        "daskgmm.demo.data",
+        "daskgmm.demo.memory",
+        "daskgmm.em.predict",
+        "daskgmm.em.scan",
+        "daskgmm.execution.tree",
+        "daskgmm.mixtures.refinement",
+        "daskgmm.mixtures.sufficient_statistics",
+        "daskgmm.outputs.writing",
+    ]
+    code = f"import sys, {', '.join(of_workers)}; print('sklearn' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert out.stdout.split() == [b"False"]
 
 
-@pytest.mark.parametrize("module", FLOORS)
+@pytest.mark.parametrize("module", MODULES)
 def test_nothing_is_imported_by_its_name_in_a_string(module):
     names = {n.id for n in ast.walk(parse(module)) if isinstance(n, ast.Name)}
     names |= {n.attr for n in ast.walk(parse(module)) if isinstance(n, ast.Attribute)}
     assert not names & {"__import__", "import_module"}
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_every_file_says_in_a_sentence_what_it_is_for(module):
+    said = ast.get_docstring(parse(module))
+    assert said and said.split("\n\n")[0].endswith(".")
+
+
+ARCHITECTURE = PACKAGE.parent / "ARCHITECTURE.md"
+
+
+@pytest.mark.parametrize("name", sorted(LEVEL.keys() - {"__init__", "__main__"}))
+def test_the_page_about_the_architecture_names_every_folder(name):
+    assert f"`{name}" in ARCHITECTURE.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("statement", "expected"),
     [
-        ("import daskgmm.em", {"em"}),
-        ("from daskgmm import em, store", {"em", "store"}),
-        ("from daskgmm.em import best", {"em"}),
-        ("from .em import best", {"em"}),
-        ("from . import em", {"em"}),
+        ("import daskgmm.em.loop", {"em/loop"}),
+        ("from daskgmm.em import loop, fit", {"em/loop", "em/fit"}),
+        ("from daskgmm.em.loop import best", {"em/loop"}),
+        ("from daskgmm import em", {"em/__init__"}),
+        ("from daskgmm import config", {"config"}),
         ("from daskgmm import GaussianMixture", {"__init__"}),
-        ("from daskgmm import GaussianMixture, em", {"__init__", "em"}),
         ("import daskgmm", {"__init__"}),
-        ("def f():\n    from daskgmm import em", {"em"}),
+        ("def f():\n    from daskgmm.em import loop", {"em/loop"}),
         ("import dask.array", set()),
     ],
 )

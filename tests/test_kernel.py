@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import LONG, log_joint, log_sum_exp, responsibilities
 
-from daskgmm import kernel, layout, passes
-from daskgmm.layout import as_rows
-from daskgmm.moments import e_step, moments, plan
-from daskgmm.sources import Block
+from daskgmm.data.sources import Block
+from daskgmm.kernel import layout, passes, tile
+from daskgmm.kernel.layout import as_rows
+from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan
 
 
 def _moments_by_oracle(mixture, x, weights, covariance_type):
@@ -214,8 +214,8 @@ def test_columns_in_parts_give_the_same_bits(n, d, single, seed):
     x = rng.normal(size=(n, d)).astype(np.float32 if single else np.float64)
     columns = columns_apart(x, rng)
     np.testing.assert_array_equal(columns.array(), x)
-    tile = kernel.tile_rows(d)
-    cuts = tile * np.unique(rng.integers(0, n // tile + 1, size=3))
+    size = tile.tile_rows(d)
+    cuts = size * np.unique(rng.integers(0, n // size + 1, size=3))
     message = plan([random_mixture(rng, "diag", 2, d)])
 
     def sums(parts):
@@ -300,7 +300,7 @@ def test_processors_with_narrower_registers():
         "NUMBA_CPU_NAME": "haswell",
         "NUMBA_CPU_FEATURES": "+avx2,+fma,+avx,+bmi,+bmi2",
     }
-    narrow = "from daskgmm.vectors import LANES; assert LANES == 4"
+    narrow = "from daskgmm.kernel.simd import LANES; assert LANES == 4"
     tests = [__file__, str(Path(__file__).with_name("test_vectors.py"))]
     for command in (["-c", narrow], ["-m", "pytest", "-q", "-m", "not slow", *tests]):
         subprocess.run([sys.executable, *command], env=environment, check=True)

@@ -22,7 +22,7 @@ from sklearn.utils import check_array
 
 from daskgmm import DataError, GaussianMixture, from_xarray, load
 from daskgmm.data.gaps import Gaps
-from daskgmm.kinds import open_rows
+from daskgmm.data.inputs import open_rows
 
 NAMES = ["length", "width", "height"]
 METHODS = ("predict", "predict_proba", "score_samples")

@@ -22,12 +22,13 @@ from dask.callbacks import Callback
 from distributed import KilledWorker
 from sklearn.exceptions import ConvergenceWarning
 
-from daskgmm import GaussianMixture, reduction
-from daskgmm.cluster import explain
-from daskgmm.covariance import SHAPES
-from daskgmm.forecast import forecast_fit
-from daskgmm.moments import sums_bytes
-from daskgmm.sources import ArraySource, open_source
+from daskgmm import GaussianMixture
+from daskgmm.cli.estimate import forecast_fit
+from daskgmm.data.sources import ArraySource, open_source
+from daskgmm.execution import tree
+from daskgmm.execution.cluster import explain
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.sufficient_statistics import sums_bytes
 
 
 class Reader:
@@ -130,11 +131,12 @@ _PRELUDE = """
 import re, sys, warnings
 import dask, dask.array as da
 import numpy as np
-from daskgmm import GaussianMixture, reduction
-from daskgmm.covariance import SHAPES
-from daskgmm.forecast import forecast_fit
-from daskgmm.moments import sums_bytes
-from daskgmm.sources import ArraySource
+from daskgmm import GaussianMixture
+from daskgmm.execution import tree
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.cli.estimate import forecast_fit
+from daskgmm.mixtures.sufficient_statistics import sums_bytes
+from daskgmm.data.sources import ArraySource
 
 warnings.simplefilter("ignore")
 
@@ -313,12 +315,12 @@ def test_threads_hold_as_many_sums_as_they_need():
 def test_tasks_hold_as_many_large_sums_as_is_said(n_blocks, threads):
     rows = da.ones((n_blocks, 1), chunks=(1, 1))
     large = SimpleNamespace(sums_bytes=2e6)
-    n_leaves = len(reduction.leaf_bounds(n_blocks)) - 1
+    n_leaves = len(tree.leaf_bounds(n_blocks)) - 1
     with dask.config.set(scheduler="threads", num_workers=threads):
         shards = open_source(rows).shards()
         _Counted.n_live = _Counted.most = 0
         assert shards.reduce(_count, large).value == n_blocks
-    assert _Counted.most <= threads * reduction.most_sums(n_leaves)
+    assert _Counted.most <= threads * tree.most_sums(n_leaves)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -341,12 +343,12 @@ def test_restarts_that_take_turns_end_where_they_do_together(
 
     expected = fit(x)
     with monkeypatch.context() as patch:
-        patch.setattr(reduction, "_SUMS_IN_MEMORY", 1.0)
+        patch.setattr(tree, "_SUMS_IN_MEMORY", 1.0)
         found = fit(x)
     np.testing.assert_allclose(found.means_, expected.means_, rtol=1e-12)
     assert found.n_passes_ == 4
     of_run = sums_bytes(SHAPES[covariance_type], 2, 3)
-    of_run *= reduction.most_sums(10)  # of ten blocks
+    of_run *= tree.most_sums(10)  # of ten blocks
     for most, turns in ((1, 5), (2 * of_run, 3), (1e9, 1)):
         reader = Reader(x, 100)
         limit = {"daskgmm.sums-memory": most}

@@ -21,8 +21,8 @@ from distributed import Client, LocalCluster
 from sklearn.model_selection import GridSearchCV
 
 from daskgmm import GaussianMixture
-from daskgmm.cluster import each
 from daskgmm.errors import ClusterError
+from daskgmm.execution.cluster import each
 
 pytestmark = pytest.mark.timeout(100)
 
@@ -244,7 +244,7 @@ import dask, dask.array as da, numpy as np, pandas as pd, zarr
 from distributed import Client, LocalCluster
 from threadpoolctl import threadpool_info
 from daskgmm import GaussianMixture
-from daskgmm.blas import single_threaded_blas
+from daskgmm.execution.threads import single_threaded_blas
 
 folder = sys.argv[1]
 x = np.random.default_rng(0).normal(size=(4000, 2))

@@ -18,16 +18,17 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm import GaussianMixture, passes
+from daskgmm import GaussianMixture
 from daskgmm.data import parquet, parquet_reader
 from daskgmm.data.parquet import open_parquet
+from daskgmm.data.sources import _bounds_at, as_dask, open_source
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
-from daskgmm.kernel import tile_rows
-from daskgmm.layout import as_rows
-from daskgmm.moments import plan
-from daskgmm.reduction import leaf_bounds, shard_bounds
-from daskgmm.sources import _bounds_at, as_dask, open_source
+from daskgmm.execution.tree import leaf_bounds, shard_bounds
+from daskgmm.kernel import passes
+from daskgmm.kernel.layout import as_rows
+from daskgmm.kernel.tile import tile_rows
+from daskgmm.mixtures.sufficient_statistics import plan
 
 NAMES = ["b", "a", "c"]
 

@@ -15,9 +15,9 @@ from conftest import COVARIANCE_TYPES, random_mixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm import kernel, passes
-from daskgmm.layout import Columns, Plan, Rows, as_rows, readonly
-from daskgmm.moments import EStep, plan
+from daskgmm.kernel import passes, tile
+from daskgmm.kernel.layout import Columns, Plan, Rows, as_rows, readonly
+from daskgmm.mixtures.sufficient_statistics import EStep, plan
 
 
 def with_upper(mixture):
@@ -36,7 +36,7 @@ def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed
         mixtures = mixtures[:1]
     message = plan(mixtures)
     has_matrices = message.plan.dense.size or message.plan.pooled.size
-    if task == "evaluate" and has_matrices and d >= kernel.MIN_UPPER:
+    if task == "evaluate" and has_matrices and d >= tile.MIN_UPPER:
         message = with_upper(mixtures[0])
     k = len(message.plan.means)
     x = rng.normal(size=(n, d)).astype(np.float32 if single else np.float64)
@@ -49,7 +49,7 @@ def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed
     call = {
         "plan": message.compiled_plan,
         "rows": as_rows(x),
-        "scratch": np.zeros(kernel.scratch_size(message.plan)),
+        "scratch": np.zeros(tile.scratch_size(message.plan)),
     }
     if task == "evaluate":
         outputs = {

@@ -10,7 +10,8 @@ import weakref
 import numpy as np
 import pytest
 
-from daskgmm import GaussianMixture, posterior
+from daskgmm import GaussianMixture
+from daskgmm.em import predict
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -100,10 +101,10 @@ def test_what_is_kept_is_of_its_model_alone():
     x = np.random.default_rng(0).normal(size=(50, 70))
     size = len(pickle.dumps(model))
     expected = model.score_samples(x)
-    assert model in posterior._kept
+    assert model in predict._kept
     assert len(pickle.dumps(model)) == size
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert other not in posterior._kept
+        assert other not in predict._kept
         np.testing.assert_array_equal(other.score_samples(x), expected)
     gone = weakref.ref(model)
     del model
@@ -114,4 +115,4 @@ def test_what_is_kept_is_of_its_model_alone():
 def test_a_plan_that_is_large_is_not_kept():
     model = fitted("full", 200, 32)
     model.score_samples(np.zeros((200, 200)))
-    assert model not in posterior._kept
+    assert model not in predict._kept

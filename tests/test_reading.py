@@ -16,10 +16,11 @@ from conftest import blobs, create_zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
-from daskgmm import GaussianMixture, from_xarray, reading
-from daskgmm.cli import main
+from daskgmm import GaussianMixture, from_xarray
+from daskgmm.cli.commands import main
+from daskgmm.data import zarr_reader
+from daskgmm.data.zarr_reader import careful, has_checksum
 from daskgmm.errors import StoreError
-from daskgmm.reading import careful, has_checksum
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -260,7 +261,7 @@ def test_a_store_that_always_fails_is_named_in_bounded_time(tmp_path, x):
 )
 def test_the_chunks_of_a_slice(tmp_path, x, rows, numbers):
     array = create(tmp_path / "x", x)
-    assert [i for i, _ in reading._chunks_in(array, (rows, slice(None)))] == numbers
+    assert [i for i, _ in zarr_reader._chunks_in(array, (rows, slice(None)))] == numbers
 
 
 def test_equal_arrays_have_equal_tokens(tmp_path, x):

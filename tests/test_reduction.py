@@ -14,7 +14,7 @@ from dask.delayed import delayed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskgmm.reduction import (
+from daskgmm.execution.tree import (
     MAX_LEAVES,
     DaskShards,
     ThreadShards,

@@ -18,10 +18,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 
 from daskgmm import GaussianMixture, IllDefinedCovarianceError
-from daskgmm.likelihood import MaximumLikelihood
-from daskgmm.moments import e_step, moments, plan
-from daskgmm.refinement import look_again, refine
-from daskgmm.sources import open_source
+from daskgmm.data.sources import open_source
+from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
+from daskgmm.mixtures.refinement import look_again, refine
+from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan
 
 DENSE = ("full", "tied")
 

@@ -21,9 +21,11 @@ from services import Folder, Relay, kill_until_done, serving, store_server
 from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
-from daskgmm import GaussianMixture, load, open_rows, store, writing
-from daskgmm.cli import main
+from daskgmm import GaussianMixture, load, open_rows
+from daskgmm.cli.commands import main
 from daskgmm.errors import StoreError
+from daskgmm.outputs import writing
+from daskgmm.storage import models
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -353,7 +355,7 @@ def test_a_state_that_is_cut_leaves_the_one_before(s3, place):
     expected = model().fit(X)
     break_off(X, f"s3://{place}", after=3)
     slots = [f"{place}/slot-{slot}" for slot in (0, 1)]
-    passes = [store.load(f"s3://{slot}").fitted["n_passes"] for slot in slots]
+    passes = [models.load(f"s3://{slot}").fitted["n_passes"] for slot in slots]
     assert sorted(passes) == [2, 3]
     younger = slots[int(np.argmax(passes))]
     whole = {name: s3.files.cat_file(name) for name in s3.files.find(younger)}

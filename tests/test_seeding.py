@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from daskgmm import GaussianMixture
-from daskgmm.covariance import SHAPES
-from daskgmm.seeding import Start, seed
-from daskgmm.sources import open_source
-from daskgmm.survey import _draw_numbers, draw, survey
+from daskgmm.data.sources import open_source
+from daskgmm.em.initialization import Start, seed
+from daskgmm.em.scan import _draw_numbers, draw, survey
+from daskgmm.mixtures.covariance import SHAPES
 
 
 def _sample(x, size, random_state, weights=None):

@@ -19,11 +19,11 @@ from distributed import Client, LocalCluster, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm import sources
+from daskgmm.data import sources
+from daskgmm.data.dask_graph import Graph, cut
+from daskgmm.data.sources import as_block, as_dask, block_rows, open_source
+from daskgmm.em.scan import survey
 from daskgmm.errors import DataError, StoreError
-from daskgmm.graph import Graph, cut
-from daskgmm.sources import as_block, as_dask, block_rows, open_source
-from daskgmm.survey import survey
 
 
 class Rows:

@@ -15,7 +15,8 @@ from conftest import blobs
 from sklearn.mixture import GaussianMixture as Reference
 
 import daskgmm
-from daskgmm import GaussianMixture, ModelFileError, store
+from daskgmm import GaussianMixture, ModelFileError
+from daskgmm.storage import models
 
 FITTED = (
     "weights_",
@@ -183,7 +184,7 @@ def test_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "model"
     _fitted().save(path)
     document = json.loads((path / "zarr.json").read_text())
-    document["attributes"]["daskgmm"]["format"] = store.FORMAT + 1
+    document["attributes"]["daskgmm"]["format"] = models.FORMAT + 1
     (path / "zarr.json").write_text(json.dumps(document))
     with pytest.raises(ModelFileError, match="format 2.*install a newer"):
         daskgmm.load(path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from daskgmm.vectors import (
+from daskgmm.kernel.simd import (
     LANES,
     add_lane_sums,
     add_outer,

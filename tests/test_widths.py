@@ -142,9 +142,9 @@ def fit_all_here(parquet):
 
 
 def width_once_compiled():
-    from daskgmm import passes, vectors
+    from daskgmm.kernel import passes, simd
 
-    return vectors.VECTOR_BITS if passes._enter._entry is not None else 0
+    return simd.VECTOR_BITS if passes._enter._entry is not None else 0
 
 
 def assert_same(got, expected, about):

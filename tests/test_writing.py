@@ -20,8 +20,9 @@ from distributed import Client, LocalCluster
 from fsspec.implementations.memory import MemoryFileSystem
 from services import program, store_server
 
-from daskgmm import GaussianMixture, StoreError, load, open_rows, writing
+from daskgmm import GaussianMixture, StoreError, load, open_rows
 from daskgmm.errors import ClusterError
+from daskgmm.outputs import writing
 
 IDENTITY = {"kind": "labels", "model": "m", "shape": (5, 2)}
 

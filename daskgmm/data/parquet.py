@@ -37,7 +37,7 @@ from daskgmm.errors import (
     MissingLibraryError,
     StoreError,
 )
-from daskgmm.patience import retrying
+from daskgmm.storage.retry import retrying
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from daskgmm.data.table_files import changed
 from daskgmm.errors import DataError, StoreError
-from daskgmm.forking import forget_thread
-from daskgmm.kernel import tile_rows
-from daskgmm.layout import Columns
-from daskgmm.patience import retrying_or
+from daskgmm.execution.forking import forget_thread
+from daskgmm.kernel.layout import Columns
+from daskgmm.kernel.tile import tile_rows
 from daskgmm.storage.facts import facts_of_entry, facts_of_path
+from daskgmm.storage.retry import retrying_or
 
 if TYPE_CHECKING:
     import pyarrow as pa

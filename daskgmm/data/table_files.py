@@ -15,8 +15,8 @@ from typing import Any, Final, final
 import fsspec
 
 from daskgmm.errors import DataError, MissingLibraryError, StoreError
-from daskgmm.patience import patiently
 from daskgmm.storage.facts import Facts, differing, facts_of_entry
+from daskgmm.storage.retry import patiently
 from daskgmm.storage.urls import absolute, is_wild
 
 _SUFFIXES: Final = (".parquet", ".parq", ".pq")

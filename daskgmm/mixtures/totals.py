@@ -13,8 +13,8 @@ from typing import Final, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from daskgmm.mixture import Mixture
-from daskgmm.moments import Moments
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.sufficient_statistics import Moments
 
 Array = NDArray[np.float64]
 

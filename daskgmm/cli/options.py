@@ -1,0 +1,390 @@
+"""Options that several commands have: where the data are, and where the work is."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import logging
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final, final
+
+import click
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
+from distributed.deploy.utils import nprocesses_nthreads
+
+from daskgmm.data.opening import Opened, open_for
+from daskgmm.execution import deploy
+
+_FILTER: Final = re.compile(r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\sin\s)\s*(.+?)\s*")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where the work is done, as the options say."""
+
+    scheduler: str | None
+    file: Path | None
+    tls_ca_file: str | None
+    tls_cert: str | None
+    tls_key: str | None
+    n_workers: int | None
+    threads_per_worker: int | None
+    memory_limit: str
+    dashboard: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together."""
+        elsewhere = self.scheduler is not None or self.file is not None
+        if self.scheduler is not None and self.file is not None:
+            raise click.UsageError("Give --scheduler or --cluster, not both.")
+        if self.scheduler is None and self._credentials():
+            raise click.UsageError(
+                "--tls-ca-file, --tls-cert and --tls-key are for --scheduler; with "
+                "--cluster, the file says them under security."
+            )
+        local = (self.n_workers, self.threads_per_worker, self.dashboard)
+        if elsewhere and (any(local) or self.memory_limit != "auto"):
+            raise click.UsageError(
+                "--workers, --threads-per-worker, --memory-limit and --dashboard are "
+                "for a local cluster: leave them out with --scheduler and --cluster."
+            )
+
+    def threads(self) -> tuple[int | None, int | None]:
+        """Threads of all workers and of one, as far as they are known beforehand."""
+        if self.scheduler is not None or self.file is not None:
+            return None, None
+        workers, threads = self.n_workers, self.threads_per_worker
+        if workers is None and threads is None:
+            workers, threads = nprocesses_nthreads()
+        elif workers is None:
+            workers = max(1, CPU_COUNT // (threads or 1))
+        elif threads is None:
+            threads = max(1, math.ceil(CPU_COUNT / workers))
+        return int(workers * (threads or 1)), threads
+
+    def _credentials(self) -> dict[str, str]:
+        named = {
+            "tls_ca_file": self.tls_ca_file,
+            "tls_client_cert": self.tls_cert,
+            "tls_client_key": self.tls_key,
+        }
+        return {name: file for name, file in named.items() if file is not None}
+
+    def connect(self) -> AbstractContextManager[Client | None]:
+        """Join the scheduler, or start a cluster, for as long as the context.
+
+        Where there cannot be one, the work is done by this process's threads.
+        """
+        if self.scheduler is not None:
+            return deploy.join(self.scheduler, self._credentials())
+        if self.file is not None:
+            _quieten(logging.ERROR)
+            return deploy.read(self.file).connect()
+        _quieten(logging.CRITICAL)  # errors reach the user as exceptions
+        if (lack := _lack_of_workers()) is not None:
+            warnings.warn(
+                f"No worker processes can be started here ({lack}): this process does "
+                "the work, and --memory-limit is not kept to. Set TMPDIR to a folder "
+                "that can be written to, and see that /dev/shm can.",
+                stacklevel=2,
+            )
+            return self._threads()
+        return self._local()
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        with dask.config.set(scheduler="threads", num_workers=self.threads()[0]):
+            yield
+
+    @contextmanager
+    def _local(self) -> Iterator[Client]:
+        with (
+            LocalCluster(
+                n_workers=self.n_workers,
+                threads_per_worker=self.threads_per_worker,
+                memory_limit=self.memory_limit,
+                dashboard_address=self.dashboard or "127.0.0.1:0",  # any free port
+                silence_logs=logging.CRITICAL,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+
+
+def _lack_of_workers() -> OSError | None:
+    """What a worker process needs and cannot have, as in a read-only container."""
+    try:
+        if dask.config.get("temporary-directory", None) is None:
+            tempfile.gettempdir()
+        get_context("spawn").Lock()
+    except OSError as error:
+        return error
+    return None
+
+
+def _quieten(level: int) -> None:
+    """Keep what Dask logs below a level off the terminal, from now on.
+
+    Not only until the cluster is closed: that its connections are gone, workers' that
+    were lost among them, is logged after that, with tracebacks. Loggers that Dask's
+    configuration names have handlers of their own, and are heard as before.
+    """
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(level)
+
+
+_existing_file: Final = click.Path(exists=True, dir_okay=False)
+
+_CLUSTER_OPTIONS: Final = (
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Work on the Dask cluster of this scheduler, such as tcp://host:8786 or "
+        "tls://host:8786, instead of a local one.",
+    ),
+    click.option(
+        "--cluster",
+        "file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Start the cluster that this file describes, and close it when done.",
+    ),
+    click.option(
+        "--tls-ca-file",
+        type=_existing_file,
+        metavar="FILE",
+        help="Certificate of the authority that signed the scheduler's.  [default: "
+        "distributed.comm.tls in Dask's configuration, for all three]",
+    ),
+    click.option(
+        "--tls-cert",
+        type=_existing_file,
+        metavar="FILE",
+        help="Certificate to show to the scheduler.",
+    ),
+    click.option(
+        "--tls-key", type=_existing_file, metavar="FILE", help="Its private key."
+    ),
+    click.option(
+        "--workers",
+        "n_workers",
+        type=click.IntRange(min=1),
+        help="Processes of the local cluster.  [default: by the number of cores]",
+    ),
+    click.option(
+        "--threads-per-worker",
+        type=click.IntRange(min=1),
+        help="Threads of each process.  [default: by the number of cores]",
+    ),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        default="auto",
+        show_default=True,
+        help="Memory of each process of the local cluster, such as 2GB; 'auto' shares "
+        "this machine's between them.",
+    ),
+    click.option(
+        "--dashboard",
+        metavar="ADDRESS",
+        help="Serve Dask's dashboard of the local cluster at this address, such as "
+        ":8787.  [default: a free port of this machine]",
+    ),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What of a store are the rows, as the options say."""
+
+    array: str | None
+    columns: tuple[str, ...] | None
+    filters: tuple[tuple[str, str, Any], ...]
+    storage_options: dict[str, Any]
+    decode_cf: bool | None
+    version: int | None
+
+    def open(self, store: str, features: Sequence[str] | None = None) -> Opened:
+        """Open the rows; of Parquet a model's features, unless columns are named."""
+        return open_for(
+            store,
+            features,
+            array=self.array,
+            columns=self.columns,
+            filters=list(self.filters) or None,
+            storage_options=self.storage_options,
+            decode_cf=self.decode_cf,
+            version=self.version,
+        )
+
+
+def _split(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(names):
+        raise click.BadParameter(f"{value!r} has an empty name.")
+    return names
+
+
+def _literal(text: str) -> Any:
+    """A number, string, list, … as Python writes it; anything else is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _filters(
+    _context: click.Context, _parameter: click.Parameter, values: Sequence[str]
+) -> tuple[tuple[str, str, Any], ...]:
+    return tuple(map(_filter, values))
+
+
+def _filter(text: str) -> tuple[str, str, Any]:
+    found = _FILTER.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is not of the form 'COLUMN OP VALUE', with OP one of == != < <= "
+            "> >= in."
+        )
+    column, operator, value = found[1], found[2].strip(), _literal(found[3])
+    if operator == "in":
+        value = value.split(",") if isinstance(value, str) else value
+        several = isinstance(value, list | tuple | set)
+        value = [
+            _literal(v.strip()) if isinstance(v, str) else v
+            for v in (value if several else [value])
+        ]
+    return column, operator, value
+
+
+def _storage_options(
+    _context: click.Context, _parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, Any]:
+    options = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+_DATA_OPTIONS: Final = (
+    click.option(
+        "--array",
+        metavar="PATH",
+        help="Path of the array of rows inside STORE, if that is a Zarr group.",
+    ),
+    click.option(
+        "--columns",
+        metavar="A,B,...",
+        callback=_split,
+        help="Columns that are the features, if STORE is Parquet: of numbers, or of "
+        "lists of one length, of which each element is a feature; a field of a struct "
+        "is STRUCT.FIELD.  [default: those that the model was fitted to, or all that "
+        "are no index]",
+    ),
+    click.option(
+        "--filter",
+        "filters",
+        metavar="'COLUMN OP VALUE'",
+        multiple=True,
+        callback=_filters,
+        help="Use only rows for which this holds, if STORE is Parquet: 'x > 3', "
+        "'day == \"mon\"', 'site in 1,4'. OP is one of == != < <= > >= in. Give it "
+        "several times, and all must hold.",
+    ),
+    click.option(
+        "--storage-option",
+        "storage_options",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_storage_options,
+        help="What fsspec needs to open STORE at a URL, such as anon=true; may be "
+        "given several times. A VALUE that is JSON is taken as JSON.",
+    ),
+    click.option(
+        "--decode-cf/--no-decode-cf",
+        default=None,
+        help="What numbers mean in Zarr whose attributes scale_factor, add_offset, "
+        "_FillValue or missing_value say that they stand for others: those others, "
+        "with NaN for nothing, or the numbers themselves.  [default: refuse them]",
+    ),
+    click.option(
+        "--table-version",
+        "version",
+        type=click.IntRange(min=0),
+        help="Version of STORE, if it is a table of Delta Lake.  [default: the newest]",
+    ),
+)
+
+
+def _gathered(
+    kind: type, name: str, options: Sequence[Callable[..., Any]]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add options, which reach the command as one object of a dataclass."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_object(**given: Any) -> None:
+            values = {field.name: given.pop(field.name) for field in fields(kind)}
+            command(**{name: kind(**values)}, **given)
+
+        decorated: Callable[..., None] = with_object
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+cluster_options: Final = _gathered(Cluster, "cluster", _CLUSTER_OPTIONS)
+data_options: Final = _gathered(Data, "data", _DATA_OPTIONS)
+
+missing_option: Final = click.option(
+    "--missing-chunks",
+    type=click.Choice(["error", "fill"]),
+    default="error",
+    show_default=True,
+    help="What a Zarr chunk that is not in its store is: an error, or the fill value.",
+)
+nan_option: Final = click.option(
+    "--nan",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What is done about rows with NaN or null: an error, or they are left out, "
+    "and predicted as -1 or NaN.",
+)
+json_option: Final = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object to stdout at the end, and all else to stderr.",
+)
+dry_run_option: Final = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say how many rows, blocks and bytes there are, and estimate memory and time "
+    "from one block that is read and computed here; start and write nothing.",
+)

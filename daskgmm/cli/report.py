@@ -1,0 +1,159 @@
+"""What commands tell: lines and progress for people, or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, Final, final
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from daskgmm.demo import run as demo
+from daskgmm.em.fit import Progress as Pass
+
+_PAUSE: Final = 10.0
+"""Seconds between two lines of progress where no bar can be drawn."""
+
+
+@final
+class Report:
+    """Where a command tells what it does and what came of it.
+
+    Parameters
+    ----------
+    as_json : bool
+        Whether a JSON object is all that goes to stdout, and all else to stderr.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self.console = Console(stderr=as_json)
+
+    def say(self, line: str) -> None:
+        """Print a line, neither wrapped nor coloured, in a terminal and in a log."""
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def end(self, **facts: Any) -> None:
+        """Say what came of it, for programs."""
+        if self._as_json:
+            plain = {name: _finite(value) for name, value in facts.items()}
+            click.echo(json.dumps(plain, allow_nan=False))
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show how many of some things are done, and how long the rest may take."""
+        with self._bar(what) as bar:
+            if bar is None:
+                yield _Lines(self, what).observe
+                return
+            task = bar.add_task(what, total=None)
+            yield lambda done, of: bar.update(task, completed=done, total=of)
+
+    @contextmanager
+    def passes(self, most: int) -> Iterator[Callable[[Pass], None]]:
+        """Show the passes of a fit, of which there are so many at most."""
+        resumed = _Resumed(self)
+        with self._bar("finding starts") as bar:
+            task = None if bar is None else bar.add_task("finding starts", total=None)
+
+            def observe(progress: Pass) -> None:
+                resumed.observe(progress)
+                self.say(_pass_line(progress, most))
+                if bar is not None and task is not None:
+                    bar.update(
+                        task,
+                        completed=progress.n_pass,
+                        total=most,
+                        description="passes, at most",
+                    )
+
+            yield observe
+
+    @contextmanager
+    def _bar(self, what: str) -> Iterator[Progress | None]:
+        if not self.console.is_terminal:
+            yield None
+            return
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("to go"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        ) as bar:
+            yield bar
+
+
+def _finite(value: Any) -> Any:
+    """A value that JSON has: it has neither infinity nor NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+@final
+class _Resumed:
+    """Says where a fit was taken up."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._first = True
+
+    def observe(self, progress: Pass) -> None:
+        """Take note of a pass."""
+        if self._first and progress.n_pass > 1:
+            line = f"Going on from the checkpoint after pass {progress.n_pass - 1}."
+            self._report.say(line)
+        self._first = False
+
+
+def _pass_line(progress: Pass, most: int) -> str:
+    line = f"{demo.progress_line(progress)}  {seconds(progress.seconds)}"
+    left = (most - progress.n_pass) * progress.seconds
+    return f"{line}, at most {seconds(left)} to go" if progress.n_live else line
+
+
+def seconds(time: float) -> str:
+    """A time for people."""
+    if time < 100:
+        return f"{time:.1f} s" if time >= 0.1 else f"{1000 * time:.0f} ms"
+    minutes, rest = divmod(round(time), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+@final
+class _Lines:
+    """A line now and then on how much is done."""
+
+    def __init__(self, report: Report, what: str) -> None:
+        self._report, self._what = report, what
+        self._began = self._said = perf_counter()
+        self._before: int | None = None
+
+    def observe(self, done: int, of: int) -> None:
+        """Print a line if it is time to, or all is done."""
+        if self._before is None:
+            self._before = done - 1  # what a run that broke off had done
+        now = perf_counter()
+        if now - self._said < _PAUSE and done < of:
+            return
+        self._said = now
+        left = (now - self._began) / (done - self._before) * (of - done)
+        to_go = f", {seconds(left)} to go" if done < of else ""
+        self._report.say(f"{done:,} of {of:,} {self._what}{to_go}")

@@ -1,0 +1,1 @@
+"""A data set larger than its memory, fitted and drawn."""

@@ -1,0 +1,242 @@
+"""Checkpoints: the state of all runs of a fit, from which the same fit goes on.
+
+There are two slots, each a group as `store` writes it, with a digest of all that is in
+it. A state goes into the slot of the older one; so whatever breaks off, at any byte,
+the younger one stays, and of two slots the valid one with more passes counts. No store
+need be able to rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from time import monotonic
+from typing import Any, Final, final
+
+import numpy as np
+from dask.utils import parse_timedelta
+from numpy.typing import NDArray
+
+from daskgmm.em.fit import State
+from daskgmm.em.loop import Run, Status
+from daskgmm.em.scan import Survey, digest_of
+from daskgmm.errors import CheckpointError, ModelFileError, NewerFormatError
+from daskgmm.mixtures.covariance import CovarianceShape
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.storage import models
+from daskgmm.storage.retry import check_free
+from daskgmm.storage.urls import absolute, check_writable
+
+_KIND: Final = "checkpoint"
+_ARRAYS: Final = ("weights", "means", "covariances", "factors")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """How often a state is written: after so many passes, or so many seconds."""
+
+    passes: int | None
+    seconds: float | None
+
+
+def parse_interval(value: Any) -> Interval:
+    """An interval from an int, passes, or a string such as '30s', time.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or not above zero.
+    """
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if value >= 1:
+            return Interval(int(value), None)
+    elif isinstance(value, str):
+        seconds = _seconds(value)
+        if seconds >= 0.0:
+            return Interval(None, seconds)
+    raise ValueError(
+        f"checkpoint_interval must be a number of passes (an int from 1) or a time "
+        f"such as '30s' or '5 minutes', got {value!r}."
+    )
+
+
+@cache
+def _seconds(text: str) -> float:
+    """A time in seconds; below zero if it is none."""
+    try:
+        return float(parse_timedelta(text, default="s"))
+    except (IndexError, KeyError, ValueError):
+        return -1.0
+
+
+def describe(value: Any) -> Any:
+    """A parameter in a form that can be written and compared."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.random.RandomState):
+        algorithm, keys, *rest = value.get_state(legacy=True)
+        return f"{algorithm} {digest_of(np.asarray(keys)).hex()} {rest}"
+    array = np.asarray(value)
+    return f"array of {array.dtype} {array.shape} {digest_of(array).hex()}"
+
+
+@final
+@dataclass
+class Keeper:
+    """Writes the states of one fit to one place, and finds them again.
+
+    Attributes
+    ----------
+    url : str or path
+        Any URL that Zarr can write to.
+    interval : Interval
+    shape : CovarianceShape
+        Of the mixtures.
+    parameters : mapping
+        What makes the fit this one and no other, by the names that the user knows.
+    """
+
+    url: str | os.PathLike[str]
+    interval: Interval
+    shape: CovarianceShape
+    parameters: Mapping[str, Any]
+    _identity: dict[str, Any] = field(default_factory=dict)
+    _slot: int = 0
+    _passes: int = 0
+    _written: float = field(default_factory=monotonic)
+
+    def __post_init__(self) -> None:
+        """Know the place by a name that holds in any folder."""
+        place = absolute(self.url)
+        check_writable(place)
+        self.url = place.rstrip("/")
+
+    def recall(self, found: Survey) -> State | None:
+        """The state to go on from, if there is one.
+
+        Raises
+        ------
+        CheckpointError
+            If what is there belongs to another fit; the message says what differs.
+        """
+        self._identity = {
+            "version of daskgmm": version("daskgmm"),
+            **{name: describe(value) for name, value in self.parameters.items()},
+            **_identity_of(found),
+        }
+        check_free(self._place(0))
+        for slot in (0, 1):
+            models.check_ours(self._place(slot))
+        states = {slot: self._read(slot) for slot in (0, 1)}
+        whole = {slot: model for slot, model in states.items() if model is not None}
+        if not whole:
+            return None
+        newest = max(whole, key=lambda slot: whole[slot].fitted["n_passes"])
+        self._check(whole[newest].parameters)
+        state = _decode(whole[newest].fitted, self.shape)
+        self._slot, self._passes = 1 - newest, state.n_passes
+        return state
+
+    def keep(self, state: State, *, at_once: bool) -> None:
+        """Write a state if it is time to, or in any case."""
+        passes, seconds = self.interval.passes, self.interval.seconds
+        due = at_once or (
+            passes is not None and state.n_passes - self._passes >= passes
+        )
+        due |= seconds is not None and monotonic() - self._written >= seconds
+        if not due:
+            return
+        model = models.Model(_KIND, self._identity, _encode(state))
+        models.write(self._place(self._slot), model)
+        self._slot, self._passes = 1 - self._slot, state.n_passes
+        self._written = monotonic()
+
+    def _place(self, slot: int) -> str:
+        return f"{self.url}/slot-{slot}"
+
+    def _read(self, slot: int) -> models.Model | None:
+        try:
+            return models.load(self._place(slot))
+        except NewerFormatError:
+            raise  # it is whole, and must not be written over
+        except ModelFileError:
+            # Nothing is there, or a write broke off: the other slot is whole then.
+            return None
+
+    def _check(self, theirs: Mapping[str, Any]) -> None:
+        names = {**self._identity, **theirs}
+        differing = [
+            f"{name} was {theirs.get(name)!r} and is {self._identity.get(name)!r}"
+            for name in names
+            if theirs.get(name) != self._identity.get(name)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"The checkpoint at {self.url} is of another fit: "
+                f"{'; '.join(differing)}. Fit with what it was made with, or choose "
+                "another place, or delete it."
+            )
+
+
+def _identity_of(found: Survey) -> dict[str, Any]:
+    """The data, as far as the fitted bits depend on them."""
+    rows, weights = hashlib.sha256(), hashlib.sha256()
+    lengths = np.array([block.n_rows for block in found.blocks])
+    for block in found.blocks:
+        rows.update(block.digest)
+        weights.update(block.weights_digest)
+    return {
+        "number of X's rows": found.n_rows,
+        "rows of X's blocks": digest_of(lengths).hex(),
+        "contents of X": rows.hexdigest()[:32],
+        "contents of sample_weight": weights.hexdigest()[:32],
+    }
+
+
+def _encode(state: State) -> dict[str, Any]:
+    """Runs as a few arrays, so that few objects are written."""
+    mixtures = [run.mixture for run in state.runs]
+    some = next(mixture for mixture in mixtures if mixture is not None)
+
+    def stacked(name: str) -> NDArray[np.float64]:
+        nothing = np.full_like(getattr(some, name), np.nan)
+        return np.stack([nothing if m is None else getattr(m, name) for m in mixtures])
+
+    return {
+        **{name: stacked(name) for name in _ARRAYS},
+        "there": np.array(
+            [mixture is not None for mixture in mixtures], dtype=np.int64
+        ),
+        "statuses": np.array([run.status.value for run in state.runs], dtype=object),
+        "errors": np.array([run.error for run in state.runs], dtype=object),
+        "previous": np.array([run.previous for run in state.runs]),
+        "n_bounds": np.array([len(run.bounds) for run in state.runs], dtype=np.int64),
+        "bounds": np.array([b for run in state.runs for b in run.bounds], dtype=float),
+        "n_passes": state.n_passes,
+        "random_state": state.random_state,
+    }
+
+
+def _decode(fitted: Mapping[str, Any], shape: CovarianceShape) -> State:
+    ends = np.cumsum(fitted["n_bounds"])
+    bounds = np.split(fitted["bounds"], ends[:-1])
+    runs = []
+    for i, its_bounds in enumerate(bounds):
+        arrays = (np.array(fitted[name][i]) for name in _ARRAYS)
+        runs.append(
+            Run(
+                Mixture(shape, *arrays) if fitted["there"][i] else None,
+                Status(fitted["statuses"][i]),
+                tuple(float(bound) for bound in its_bounds),
+                float(fitted["previous"][i]),
+                str(fitted["errors"][i]),
+            )
+        )
+    return State(tuple(runs), int(fitted["n_passes"]), fitted["random_state"])

@@ -1,0 +1,309 @@
+"""What a fitted mixture says of rows: labels, responsibilities, log densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self, final
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from dask.system import CPU_COUNT
+from numpy.typing import NDArray
+
+from daskgmm.data.columns import float_dtype
+from daskgmm.data.gaps import Nan
+from daskgmm.data.sources import Block, as_block, block_rows
+from daskgmm.em.scan import check_finite
+from daskgmm.execution.tree import Shards
+from daskgmm.kernel import passes
+from daskgmm.kernel.layout import as_rows
+from daskgmm.mixtures.covariance import CovarianceShape
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.sufficient_statistics import EStep, of_few, plan, plan_for_few
+
+Kind = Literal["labels", "responsibilities", "log_prob"]
+
+
+@final
+@dataclass(frozen=True)
+class Question:
+    """One kind of question to one mixture of K components.
+
+    Rows with NaN are an error, or have no answer if they are to be skipped.
+    """
+
+    message: EStep
+    kind: Kind
+    n_components: int
+    nan: Nan = "error"
+
+    def dtype(self, of_rows: np.dtype[Any]) -> np.dtype[Any]:
+        """The answer's dtype for rows of a dtype."""
+        return np.dtype(np.int64) if self.kind == "labels" else float_dtype(of_rows)
+
+    def shape(self, n_rows: int) -> tuple[int, ...]:
+        """The answer's shape."""
+        if self.kind == "responsibilities":
+            return n_rows, self.n_components
+        return (n_rows,)
+
+    @property
+    def nothing(self) -> float:
+        """The answer for a row that has none."""
+        return -1 if self.kind == "labels" else np.nan
+
+    def __call__(self, x: Any, index: int = 0) -> NDArray[Any]:
+        """Answer for a block; errors name it by its number."""
+        return answer_block(self, x, index)
+
+    def in_memory(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Answer for rows in memory, on this process's threads."""
+        return answer(self, x)
+
+
+_FEW: Final = 32
+"""Rows up to which a mixture's matrices are not packed to ask about them."""
+_FEW_OF_LARGE: Final = 128
+"""The same where the packed ones are too large to be kept."""
+_FEW_OF_POOLED: Final = 16
+"""The same where there is one matrix."""
+_MOST_KEPT: Final = 2**19
+"""Numbers of a plan that is kept, at the most."""
+_STRIP: Final = 64
+"""Rows of a triangle that are compared at once."""
+_FOR_THREADS: Final = 2**25
+"""Products of rows with numbers of a plan that are worth more than one thread."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A plan, and copies of all that it depends on.
+
+    Arrays can be written to, and nobody is told: so they are compared at each question.
+    """
+
+    message: EStep
+    shape: CovarianceShape
+    numbers: tuple[NDArray[np.float64], ...]
+
+    def is_of(self, mixture: Mixture) -> bool:
+        """Whether the plan is the one that would be made of a mixture."""
+        same_shape = mixture.shape is self.shape
+        return same_shape and all(map(np.array_equal, self.numbers, _numbers(mixture)))
+
+
+_kept: Final[WeakKeyDictionary[Any, _Kept]] = WeakKeyDictionary()
+"""By whoever has the mixture; nothing of it is copied or pickled with them."""
+
+
+def _numbers(mixture: Mixture) -> tuple[NDArray[np.float64], ...]:
+    """All numbers that a plan depends on."""
+    shape, factors = mixture.shape, mixture.factors
+    # Their size decides whether all rows are whitened at once.
+    spread = (np.diagonal(mixture.covariances),) if shape.pooled else ()
+    # Of triangles what is not zero, as it takes longer to read them than to answer.
+    starts = range(0, mixture.n_features, _STRIP) if shape.dense else ()
+    strips = [factors[..., i : i + _STRIP, i:] for i in starts] or [factors]
+    return mixture.weights, mixture.means, *spread, *strips
+
+
+def ask(
+    mixture: Mixture,
+    kind: Kind,
+    *,
+    n_rows: int | None = None,
+    owner: Any = None,
+    nan: Nan = "error",
+) -> Question:
+    """Prepare a question.
+
+    Parameters
+    ----------
+    mixture : Mixture
+    kind : {'labels', 'responsibilities', 'log_prob'}
+    n_rows : int, optional
+        How many rows will be asked about, if that is known and the question stays in
+        this process.
+    owner : object, optional
+        Who has the mixture, and may ask again: what can be kept is kept as long as it.
+    nan : {'error', 'skip'}
+        What is done about rows with NaN.
+    """
+    message = _message(mixture, n_rows, owner)
+    return Question(message, kind, mixture.n_components, nan)
+
+
+def _message(mixture: Mixture, n_rows: int | None, owner: Any) -> EStep:
+    n_asked = math.inf if n_rows is None else n_rows
+    # Packed, a triangle is left of each matrix.
+    can_be_kept = mixture.factors.size // 2 <= _MOST_KEPT
+    if n_asked <= (_FEW if can_be_kept else _FEW_OF_LARGE):
+        unpacked = plan_for_few(mixture)
+        if unpacked is not None:
+            return unpacked
+    message = _kept_or_new(mixture, owner)
+    return of_few(message, mixture) if n_asked <= _FEW_OF_POOLED else message
+
+
+def _kept_or_new(mixture: Mixture, owner: Any) -> EStep:
+    """The plan of all components, packed."""
+    kept = None if owner is None else _kept.get(owner)
+    if kept is not None and kept.is_of(mixture):
+        return kept.message
+    message = plan([mixture])
+    if owner is not None and sum(map(np.size, message.plan)) <= _MOST_KEPT:
+        copies = tuple(numbers.copy() for numbers in _numbers(mixture))
+        _kept[owner] = _Kept(message, mixture.shape, copies)
+    return message
+
+
+def answer_into(question: Question, x: NDArray[Any], out: NDArray[Any]) -> None:
+    """Answer for a block of rows, (n, d), float32 or float64, into `out`."""
+    wanted = out if out.dtype in (np.float64, np.int64) else np.empty(out.shape)
+    message, outputs = question.message, {str(question.kind): wanted}
+    passes.evaluate(message.compiled_plan, as_rows(x), message.scratch(), outputs)
+    if wanted is not out:
+        out[:] = wanted
+
+
+def _answer_rows(
+    question: Question,
+    x: NDArray[Any],
+    out: NDArray[Any],
+    index: int = 0,
+    cut: tuple[int, int] | None = None,
+) -> None:
+    """Answer for a block of real numbers of any dtype, (n, d), into `out`.
+
+    Raises
+    ------
+    DataError
+        Naming the place of a NaN, if such rows are not skipped, or infinity.
+    """
+    n_features, nan = question.message.n_features, question.nan
+    block = as_block(index, x, n_features, nan=nan, cut=cut)
+    check_finite(block)
+    if block.numbers is None:
+        answer_into(question, block.x, out)
+        return
+    some = np.empty(question.shape(len(block.x)), dtype=out.dtype)
+    answer_into(question, block.x, some)
+    out[:] = question.nothing
+    out[block.numbers] = some
+
+
+def answer(question: Question, x: NDArray[Any]) -> NDArray[Any]:
+    """Answer for rows in memory, on this process's threads.
+
+    Errors as of `answer_block`.
+    """
+    out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
+    size = block_rows(*x.shape)
+    if len(x) * question.message.n_factors > _FOR_THREADS:
+        size = min(size, -(-len(x) // CPU_COUNT))
+    starts = range(0, len(x), size)
+    coming = iter(starts)
+
+    def work() -> None:
+        for start in coming:
+            rows = slice(start, start + size)
+            _answer_rows(question, x[rows], out[rows], cut=(start, 0))
+
+    n_others = min(CPU_COUNT, len(starts)) - 1
+    if n_others < 1:
+        work()
+        return _masked_like(x, out)
+    with ThreadPoolExecutor(n_others) as pool:
+        others = [pool.submit(work) for _ in range(n_others)]
+        work()  # this thread has its scratch memory at hand
+        for other in others:
+            other.result()
+    return _masked_like(x, out)
+
+
+def _masked_like(x: NDArray[Any], answers: NDArray[Any]) -> NDArray[Any]:
+    """Answers for rows, of which those are masked that have a masked number."""
+    if not isinstance(x, np.ma.MaskedArray):
+        return answers
+    mask = np.ma.getmaskarray(x).any(axis=1)
+    wide = mask.reshape(-1, *(1 for _ in answers.shape[1:]))
+    masked = np.ma.MaskedArray(answers, np.broadcast_to(wide, answers.shape))
+    return masked
+
+
+def answer_block(question: Question, x: Any, index: int = 0) -> NDArray[Any]:
+    """Answer for one block inside a task.
+
+    Raises
+    ------
+    DataError
+        Naming the block, row and column of a NaN or infinity.
+    """
+    if not (isinstance(x, np.ndarray) and x.ndim == 2):
+        as_block(index, x, question.message.n_features)  # says what is wrong
+    out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
+    _answer_rows(question, x, out, index)
+    return _masked_like(x, out)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Sum of the log densities of some rows, by weight: a monoid under ``+``."""
+
+    log_prob: float
+    weight: float
+
+    def __add__(self, other: Self) -> Score:
+        return Score(self.log_prob + other.log_prob, self.weight + other.weight)
+
+    @property
+    def mean(self) -> float:
+        """Mean log density of a row."""
+        return self.log_prob / self.weight
+
+    def aic(self, n_parameters: int) -> float:
+        """Akaike's information criterion of a mixture with so many parameters."""
+        return -2.0 * self.log_prob + 2.0 * n_parameters
+
+    def bic(self, n_parameters: int) -> float:
+        """Bayesian information criterion of a mixture with so many parameters."""
+        return -2.0 * self.log_prob + n_parameters * math.log(self.weight)
+
+
+def score_block(
+    question: Question, x: NDArray[Any], weights: NDArray[np.float64] | None
+) -> Score:
+    """The same as `score` of rows in memory that make one block."""
+    block = as_block(0, x, question.message.n_features, weights, question.nan, (0, 0))
+    check_finite(block)
+    return _score_of(answer(question, block.x), block.weights)
+
+
+def score(question: Question, shards: Shards) -> Score:
+    """Log density of all rows, in one pass, by a question for "log_prob"."""
+    result: Score = shards.reduce(_score_leaf, question)
+    return result
+
+
+def _score_leaf(question: Question, blocks: Iterator[Block]) -> Score:
+    total = Score(0.0, 0.0)
+    for block in blocks:
+        check_finite(block)
+        log_prob = np.empty(len(block.x), dtype=question.dtype(block.x.dtype))
+        answer_into(question, block.x, log_prob)
+        total += _score_of(log_prob, block.weights)
+    return total
+
+
+def _score_of(log_prob: NDArray[Any], weights: NDArray[np.float64] | None) -> Score:
+    if weights is None:
+        # In the rows' own dtype, as scikit-learn's mean is.
+        return Score(float(log_prob.sum()), float(len(log_prob)))
+    # A row without weight is absent, whatever its density.
+    counted = weights > 0
+    return Score(float(weights[counted] @ log_prob[counted]), float(weights.sum()))

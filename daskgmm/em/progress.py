@@ -1,0 +1,66 @@
+"""What `verbose` prints, in scikit-learn's words."""
+
+from __future__ import annotations
+
+from typing import final
+
+from daskgmm.em.fit import Progress
+from daskgmm.em.loop import Status
+
+
+@final
+class Reporter:
+    """Prints the progress of a fit.
+
+    Parameters
+    ----------
+    verbose : int
+        0 prints nothing, 1 iterations and ends, 2 also times and bounds.
+    interval : int
+        Iterations between two prints.
+    """
+
+    def __init__(self, verbose: int, interval: int) -> None:
+        self._verbose = verbose
+        self._interval = interval
+        self._ended: set[int] = set()
+        self._seconds = 0.0
+        self._since = 0.0
+
+    def report(self, progress: Progress) -> None:
+        """Print what there is to say after a pass."""
+        if not self._verbose:
+            return
+        if progress.n_pass == 1:
+            for i in range(progress.n_runs):
+                print(f"Initialization {i}")
+        self._seconds += progress.seconds
+        if progress.n_pass % self._interval == 0:
+            self._report_iteration(progress)
+        for i, run in enumerate(progress.runs):
+            if run.status is not Status.TRAINING and i not in self._ended:
+                self._ended.add(i)
+                self._report_end(progress, i)
+
+    def _report_iteration(self, progress: Progress) -> None:
+        line = f"  Iteration {progress.n_pass}"
+        if progress.n_runs > 1:
+            line += f" ({progress.n_live} of {progress.n_runs} initializations go on)"
+        if self._verbose >= 2:
+            lapse = self._seconds - self._since
+            line += f"\t time lapse {lapse:.5f}s\t ll change {progress.change:.5f}"
+            self._since = self._seconds
+        print(line)
+
+    def _report_end(self, progress: Progress, i: int) -> None:
+        run = progress.runs[i]
+        how = {
+            Status.CONVERGED: "converged",
+            Status.EXHAUSTED: "did not converge",
+            Status.FAILED: f"failed: {run.error}",
+        }[run.status]
+        which = "Initialization" if progress.n_runs == 1 else f"Initialization {i}"
+        line = f"{which} {how}."
+        if self._verbose >= 2:
+            line += f" time lapse {self._seconds:.5f}s\t lower bound {run.bound:.5f}."
+        print(line)

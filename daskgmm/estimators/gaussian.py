@@ -1,0 +1,836 @@
+"""The scikit-learn estimator: it validates, calls down and sets attributes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from numbers import Integral
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
+from sklearn import mixture as sklearn_mixture
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
+
+from daskgmm.data.columns import float_dtype
+from daskgmm.data.gaps import Gaps, Nan
+from daskgmm.data.inputs import Rows, is_plain_frame, open_rows
+from daskgmm.data.sources import (
+    Source,
+    as_floats,
+    block_rows,
+    is_lazy,
+    open_source,
+    place_of,
+    weights_of_rows_in_memory,
+)
+from daskgmm.em.checkpoint import Keeper, describe, parse_interval
+from daskgmm.em.fit import Observer, Outcome, Settings, train
+from daskgmm.em.initialization import Start
+from daskgmm.em.loop import Run, Status, Stopping
+from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
+from daskgmm.em.progress import Reporter
+from daskgmm.errors import DataError, ModelFileError, SkippedRowsWarning
+from daskgmm.execution.threads import single_threaded_blas
+from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.storage import models
+from daskgmm.storage.urls import check_apart
+from daskgmm.storage.zarr_store import Missing
+
+_FLOATS = [np.float64, np.float32]
+_PARAMETERS = ("weights_", "means_", "covariances_", "precisions_cholesky_")
+_FITTED = (
+    *_PARAMETERS,
+    "precisions_",
+    "converged_",
+    "n_iter_",
+    "lower_bound_",
+    "lower_bounds_",
+    "n_features_in_",
+)
+_OURS = ("init_size", "missing_chunks", "nan")
+
+
+@final
+class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """Gaussian mixture for data of any size: scikit-learn's, on Dask.
+
+    The parameters, attributes and numbers are those of
+    :class:`sklearn.mixture.GaussianMixture`. Each iteration of
+    expectation-maximisation reads the data once, block by block, and holds no array
+    with a row for each sample; all `n_init` restarts train in the same passes.
+
+    Parameters
+    ----------
+    n_components : int, default=1
+        Number of components, K.
+    covariance_type : {'full', 'tied', 'diag', 'spherical'}, default='full'
+        Shape of the covariances: a matrix for each component, one matrix for all, a
+        diagonal for each, or one variance for each.
+    tol : float, default=1e-3
+        Training ends when the mean log likelihood of a row gains less than this.
+    reg_covar : float, default=1e-6
+        Added to the diagonal of each covariance.
+    max_iter : int, default=100
+        Most EM iterations of a run. With 0, the starting parameters are kept.
+    n_init : int, default=1
+        Number of restarts; the best one is kept, and of those that tie (to 1e-10,
+        relative) the earliest.
+    init_params : {'kmeans', 'k-means++', 'random', 'random_from_data'}, \
+default='kmeans'
+        How starting parameters are found.
+    weights_init : array-like of shape (K,), default=None
+        Starting weights.
+    means_init : array-like of shape (K, d), default=None
+        Starting means.
+    precisions_init : array-like, default=None
+        Starting precisions: (K, d, d), (d, d), (K, d) or (K,) by `covariance_type`.
+    random_state : int, RandomState instance or None, default=None
+        Seed for the starts, and for `sample`.
+    warm_start : bool, default=False
+        Whether another `fit` goes on from where the last one ended.
+    verbose : int, default=0
+        1 prints iterations, 2 also the time and the change of the bound.
+    verbose_interval : int, default=10
+        Iterations between two prints.
+    init_size : int, default=100_000
+        Starts are found from this many rows, drawn uniformly: from all rows if there
+        are no more. The draw depends on the number of rows and `random_state`, not on
+        how the data are chunked.
+    missing_chunks : {'error', 'fill'}, default='error'
+        What a chunk that is not in its Zarr store is: an error, or, as for Zarr, full
+        of the array's fill value.
+    nan : {'error', 'skip'}, default='error'
+        What is done about rows with NaN, null or masked numbers: an error names the
+        first one; or they are left out of a fit, of `score`, `aic` and `bic`, and get
+        -1 as their label, and NaN as all else. Rows of weight 0 may hold anything.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (K,)
+    means_ : ndarray of shape (K, d)
+    covariances_, precisions_, precisions_cholesky_ : ndarray
+        (K, d, d), (d, d), (K, d) or (K,) by `covariance_type`.
+    converged_ : bool
+        Whether the best run gained less than `tol` in its last iteration.
+    n_iter_ : int
+        Iterations of the best run.
+    lower_bound_ : float
+        Mean log likelihood of a row under the parameters before the last M-step.
+    lower_bounds_ : list of float
+        The same after each iteration.
+    n_passes_ : int
+        Passes of EM over the data, for all runs together. Passes in which covariances
+        close to singular are looked at once more are not counted.
+    n_rows_skipped_ : int
+        Rows that were left out of the fit, as they have NaN.
+    n_features_in_ : int
+        Number of features, d.
+    feature_names_in_ : ndarray of shape (d,)
+        Names of the features, where X has columns, variables or labels that are all
+        strings.
+
+    Notes
+    -----
+    Wherever rows are given as `X`, answers come back in their kind:
+
+    - array-like, memory map or pandas DataFrame: NumPy arrays, and the work is done on
+      this process's threads;
+    - Dask array, `zarr.Array`, or the path or URL of a Zarr array or Parquet files:
+      lazy Dask arrays chunked like X, and the work is done by Dask's scheduler, as for
+      all that is lazy;
+    - Dask DataFrame: lazy Series, or a DataFrame with columns 0, …, K - 1, with X's
+      index and divisions;
+    - xarray Dataset, whose variables are the features; DataArray of two dimensions,
+      samples and features; or either by way of `from_xarray`, which says where the
+      features are: DataArrays with the dimensions and coordinates of the samples, and
+      "component" for responsibilities, lazy if X is on Dask.
+
+    Columns must be numbers, and the model knows their names, as in scikit-learn.
+    Nullable and Arrow's dtypes are taken where there is no null. Sample weights may be
+    of any of these kinds; labelled ones are laid beside an xarray's samples by name,
+    all others by place.
+
+    float32 stays float32 in attributes and results; the arithmetic is float64, and so
+    are attributes that float32 cannot hold, as a covariance is too close to singular.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from daskgmm import GaussianMixture
+    >>> x = da.random.RandomState(0).normal(size=(10_000, 2), chunks=(1_000, 2))
+    >>> gm = GaussianMixture(2, random_state=0).fit(da.concatenate([x, x + 10]))
+    >>> gm.means_.round(0) + 0.0
+    array([[10., 10.],
+           [ 0.,  0.]])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **sklearn_mixture.GaussianMixture._parameter_constraints,
+        "init_size": [Interval(Integral, 1, None, closed="left")],
+        "missing_chunks": [StrOptions({"error", "fill"})],
+        "nan": [StrOptions({"error", "skip"})],
+    }
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int = 1,
+        init_params: str = "kmeans",
+        weights_init: ArrayLike | None = None,
+        means_init: ArrayLike | None = None,
+        precisions_init: ArrayLike | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 10,
+        init_size: int = 100_000,
+        missing_chunks: Missing = "error",
+        nan: Nan = "error",
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.init_size = init_size
+        self.missing_chunks = missing_chunks
+        self.nan = nan
+
+    def fit(
+        self,
+        X: Any,
+        y: None = None,
+        sample_weight: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int | str = "1 minute",
+    ) -> Self:
+        """Fit the mixture.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+            See the class's notes.
+        y : ignored
+        sample_weight : array-like of shape (n,), default=None
+            Of X's kind. A row of weight 2 counts as two rows, one of weight 0 is
+            absent. A constant factor changes nothing.
+        checkpoint : str or path, default=None
+            Where to keep the state of all runs: a folder, or any URL that fsspec
+            knows. If the state of the same fit to the same data is there, the fit goes
+            on from it, and ends with the same bits as one that was never broken off.
+        checkpoint_interval : int or str, default='1 minute'
+            How often: after so many passes over the data, or after a time such as
+            '30s'. The starts and the end are kept in any case.
+
+        Returns
+        -------
+        GaussianMixture
+            The estimator itself.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is of other data, parameters or another version.
+        DataError
+            If the data cannot be used; the message names the block and row.
+        IllDefinedCovarianceError
+            If a covariance is not positive definite, in all runs; the message names a
+            `reg_covar` that would do.
+        StoreError
+            If there is no Zarr array at a path or URL.
+        """
+        self._fit(
+            X,
+            sample_weight,
+            checkpoint=checkpoint,
+            checkpoint_interval=checkpoint_interval,
+        )
+        return self
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """Fit the mixture and return the most probable component of each row.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+
+        Returns
+        -------
+        array of int64, shape (n,)
+        """
+        return self.fit(X, y, sample_weight).predict(X)
+
+    def _fit(
+        self,
+        X: Any,
+        sample_weight: Any = None,
+        observer: Observer | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int | str = "1 minute",
+    ) -> Outcome:
+        """Fit, telling an observer of each pass."""
+        self._validate_params()
+        self._check_array_api()
+        interval = parse_interval(checkpoint_interval)
+        read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
+        check_apart({"checkpoint": checkpoint}, read)
+        with self._restored_on_error(), single_threaded_blas():
+            rows, weights = self._taken(X, sample_weight, reset=True)
+            source = open_source(rows, weights, self._gaps)
+            settings = self._settings(source.n_features)
+            reporter = Reporter(self.verbose, self.verbose_interval)
+
+            def observe(progress: Any) -> None:
+                reporter.report(progress)
+                if observer is not None:
+                    observer(progress)
+
+            warm = self._warm_run(source.n_features)
+            keeper = (
+                None
+                if checkpoint is None
+                else Keeper(
+                    checkpoint,
+                    interval,
+                    settings.start.shape,
+                    self._what_is_fitted(source, warm),
+                )
+            )
+            random_state = check_random_state(self.random_state)
+            outcome = train(source, settings, random_state, warm, observe, keeper)
+            self._set_attributes(outcome, source.dtype)
+        if not self.converged_ and self.max_iter > 0:
+            warnings.warn(
+                "Best performing initialization did not converge. "
+                "Try different init parameters, or increase max_iter, "
+                "tol, or check for degenerate data.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        if self.n_rows_skipped_:
+            warnings.warn(
+                f"{self.n_rows_skipped_} rows with NaN were left out of the fit.",
+                SkippedRowsWarning,
+                stacklevel=3,
+            )
+        return outcome
+
+    def _check_array_api(self) -> None:
+        """Refuse what scikit-learn refuses where array API dispatch is enabled."""
+        allowed = ["random", "random_from_data"]
+        needs_k_means = self.n_components > 1 and self.init_params not in allowed
+        if get_config()["array_api_dispatch"] and needs_k_means:
+            raise NotImplementedError(
+                f"Allowed `init_params` are {allowed} if 'array_api_dispatch' is "
+                f"enabled. You passed init_params={self.init_params!r}, which are not "
+                "implemented to work with 'array_api_dispatch' enabled. Please disable "
+                f"'array_api_dispatch' to use init_params={self.init_params!r}."
+            )
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        """Leave the estimator as it was if anything, an interrupt too, breaks a fit."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _taken(
+        self, X: Any, sample_weight: Any, *, reset: bool
+    ) -> tuple[Any, NDArray[np.float64] | Any]:
+        """Rows and weights, of whatever kind, validated."""
+        given = open_rows(X, self._gaps)
+        rows = self._validated(given, reset=reset)
+        if isinstance(sample_weight, np.ma.MaskedArray):
+            name = "sample_weight"
+            sample_weight = as_floats(sample_weight, name, keep_single=False)
+        weights = given.weights(sample_weight)
+        if weights is not None and not is_lazy(rows):
+            weights = _check_sample_weight(
+                weights_of_rows_in_memory(weights, self._gaps),
+                rows,
+                dtype=np.float64,
+                ensure_non_negative=True,
+            )
+        return rows, weights
+
+    @property
+    def _gaps(self) -> Gaps:
+        return Gaps(self.missing_chunks, self.nan)
+
+    def _validated(self, given: Rows, *, reset: bool) -> Any:
+        """Check names and number of features, and make an array of rows in memory."""
+        rows = given.rows
+        if is_lazy(rows):
+            names = given.names
+            validate_data(self, names, reset=reset, skip_check_array=True)
+            n_features = names.shape[1]
+        else:
+            if reset or not self._is_plain(rows):
+                rows = self._validated_in_memory(rows, reset=reset)
+            n_features = rows.shape[1]
+        if not reset:
+            self._check_n_features(n_features)
+        return rows
+
+    def _validated_in_memory(self, rows: Any, *, reset: bool) -> Any:
+        if _is_table_of_floats(rows) and len(rows) > 1:
+            # Taken as they are: to find that out takes longer than a pass over few.
+            return validate_data(self, rows, reset=reset, skip_check_array=True)
+        # Blocks are converted one by one, and looked through for NaN: what is more than
+        # numbers, such as text, scikit-learn converts.
+        is_plain = is_plain_frame(rows) or (
+            isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub"
+        )
+        checked: NDArray[Any] = validate_data(
+            self,
+            np.ma.getdata(rows) if isinstance(rows, np.ma.MaskedArray) else rows,
+            reset=reset,
+            dtype=None if is_plain else _FLOATS,
+            ensure_all_finite=False,
+            ensure_min_samples=2 if reset else 1,
+        )
+        if isinstance(rows, np.ma.MaskedArray):
+            return np.ma.MaskedArray(checked, np.ma.getmaskarray(rows), copy=False)
+        return checked
+
+    def _is_plain(self, rows: Any) -> bool:
+        """Whether scikit-learn would take rows as they are, and say nothing.
+
+        It takes longer to find out than to answer for a few rows.
+        """
+        return bool(
+            _is_table_of_floats(rows)
+            and not hasattr(self, "feature_names_in_")
+            and rows.shape[1] == getattr(self, "n_features_in_", rows.shape[1])
+        )
+
+    def _check_n_features(self, n_features: int, why: str = "") -> None:
+        """Refuse rows of another number of features than the means have."""
+        _, expected = self._shape_of_means()
+        if n_features != expected:
+            # scikit-learn's words where it knows the number from a fit.
+            raise ValueError(
+                f"X has {n_features} features, but {type(self).__name__} is expecting "
+                f"{expected} features as input.{why}"
+            )
+
+    def _settings(self, n_features: int) -> Settings:
+        shape = SHAPES[self.covariance_type]
+        k = self.n_components
+        precisions = _given(
+            self.precisions_init,
+            f"{shape.name} precision",
+            shape.stored(k, n_features),
+        )
+        if precisions is not None:
+            shape.factors_of_precisions(precisions)
+        start = Start(
+            n_components=k,
+            shape=shape,
+            method=self.init_params,
+            weights=_given_weights(self.weights_init, k),
+            means=_given(self.means_init, "means", (k, n_features)),
+            precisions=precisions,
+        )
+        stopping = Stopping(self.tol, self.max_iter)
+        return Settings(start, stopping, self.reg_covar, self.n_init, self.init_size)
+
+    def _what_is_fitted(self, source: Source, warm: Run | None) -> dict[str, Any]:
+        """What a checkpoint must agree in, by name."""
+        silent = ("verbose", "verbose_interval")
+        parameters = {
+            name: value
+            for name, value in self.get_params(deep=False).items()
+            if name not in silent
+        }
+        kinds = {"number of features": source.n_features, "dtype": str(source.dtype)}
+        if warm is not None:
+            kinds["parameters to go on from"] = describe(
+                np.concatenate([np.ravel(getattr(self, name)) for name in _PARAMETERS])
+            )
+        return {**parameters, **kinds}
+
+    def _warm_run(self, n_features: int) -> Run | None:
+        if not (self.warm_start and hasattr(self, "converged_")):
+            return None
+        mixture = self._mixture()
+        self._check_n_features(
+            n_features,
+            " With warm_start=True a fit goes on from the parameters of the last one: "
+            "to begin anew, set it to False.",
+        )
+        return Run(mixture, previous=self.lower_bound_)
+
+    def _mixture(self) -> Mixture:
+        """The fitted mixture, from the attributes.
+
+        Raises
+        ------
+        ValueError
+            If their shapes do not fit each other, or `covariance_type`.
+        """
+        shape = SHAPES[self.covariance_type]
+        parameters = {
+            name: np.asarray(getattr(self, name), dtype=np.float64)
+            for name in _PARAMETERS
+            if hasattr(self, name) or name != "covariances_"
+        }
+        self._check_shapes(parameters)
+        factors = parameters["precisions_cholesky_"]
+        # To predict, scikit-learn does without.
+        if "covariances_" not in parameters:
+            parameters["covariances_"] = shape.covariances_of_factors(factors)
+        weights, means, covariances, _ = (parameters[name] for name in _PARAMETERS)
+        return Mixture(shape, weights, means, covariances, factors)
+
+    def _check_shapes(self, parameters: Mapping[str, NDArray[np.float64]]) -> None:
+        means = self._shape_of_means()
+        stored = SHAPES[self.covariance_type].stored(*means)
+        for name, parameter in parameters.items():
+            expected = {"weights_": means[:1], "means_": means}.get(name, stored)
+            if parameter.shape != expected:
+                raise ValueError(
+                    f"{name} has the shape {parameter.shape}, and must have {expected} "
+                    f"where means_ has {means} and covariance_type is "
+                    f"{self.covariance_type!r}: attributes or parameters were set that "
+                    "do not fit each other. Set them all, or fit again."
+                )
+
+    def _shape_of_means(self) -> tuple[int, int]:
+        means = np.shape(self.means_)
+        if len(means) != 2 or 0 in means:
+            raise ValueError(f"means_ must have the shape (K, d), and has {means}.")
+        return means
+
+    def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
+        mixture, run = outcome.mixture, outcome.run
+        if dtype == np.float32 and not mixture.fits_in_single:
+            dtype = np.dtype(np.float64)
+        precisions = mixture.shape.precisions(mixture.factors)
+        found = mixture.weights, mixture.means, mixture.covariances, mixture.factors
+        for name, numbers in zip(
+            (*_PARAMETERS, "precisions_"), (*found, precisions), strict=True
+        ):
+            setattr(self, name, np.require(numbers, dtype, ["C", "W"]))
+        self.converged_ = run.status is Status.CONVERGED
+        self.n_iter_ = run.n_iter
+        self.lower_bound_ = run.bound
+        self.lower_bounds_ = list(run.bounds)
+        self.n_passes_ = outcome.n_passes
+        self.n_rows_skipped_ = outcome.n_skipped
+
+    def predict(self, X: Any) -> Any:
+        """Most probable component of each row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+
+        Returns
+        -------
+        array of int64, shape (n,)
+        """
+        return self._answer(X, "labels")
+
+    def predict_proba(self, X: Any) -> Any:
+        """Responsibility of each component for each row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+
+        Returns
+        -------
+        array of shape (n, K)
+        """
+        return self._answer(X, "responsibilities")
+
+    def score_samples(self, X: Any) -> Any:
+        """Log density of each row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+
+        Returns
+        -------
+        array of shape (n,)
+        """
+        return self._answer(X, "log_prob")
+
+    def _answer(self, X: Any, kind: Kind) -> Any:
+        check_is_fitted(self)
+        given = open_rows(X, self._gaps)
+        rows = self._validated(given, reset=False)
+        question = self._question(kind, rows)
+        return given.map(question, rows)
+
+    def _question(self, kind: Kind, rows: Any) -> Question:
+        """A question about validated rows."""
+        n_rows = None if is_lazy(rows) else len(rows)
+        return ask(self._mixture(), kind, n_rows=n_rows, owner=self, nan=self.nan)
+
+    def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
+        """Mean log density of a row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        y : ignored
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        float
+        """
+        found, dtype = self._score(X, sample_weight)
+        return float(dtype.type(found.mean))
+
+    def _score(self, X: Any, sample_weight: Any) -> tuple[Score, np.dtype[Any]]:
+        """Sum of the rows' log densities, and the dtype that results have."""
+        check_is_fitted(self)
+        rows, weights = self._taken(X, sample_weight, reset=False)
+        question = self._question("log_prob", rows)
+        if not is_lazy(rows) and len(rows) <= block_rows(*rows.shape):
+            found, dtype = score_block(question, rows, weights), float_dtype(rows.dtype)
+        else:
+            source = open_source(rows, weights, self._gaps)
+            found, dtype = score(question, source.shards()), source.dtype
+            source.check_unchanged()
+        if not found.weight > 0:
+            raise DataError(
+                "There are no rows to score: X has none, or all have weight 0, or NaN "
+                "and are skipped."
+            )
+        return found, dtype
+
+    def aic(self, X: Any, sample_weight: Any = None) -> float:
+        """Akaike's information criterion: the lower, the better.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        float
+        """
+        found, _ = self._score(X, sample_weight)
+        return found.aic(self._n_parameters())
+
+    def bic(self, X: Any, sample_weight: Any = None) -> float:
+        """Bayesian information criterion: the lower, the better.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+            The number of rows is their sum.
+
+        Returns
+        -------
+        float
+        """
+        found, _ = self._score(X, sample_weight)
+        return found.bic(self._n_parameters())
+
+    def _n_parameters(self) -> int:
+        """Free parameters of the model."""
+        return self._mixture().n_parameters
+
+    def sample(
+        self, n_samples: int = 1
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Draw rows from the fitted mixture.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, d)
+        y : ndarray of shape (n_samples,)
+            The component of each.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral):
+            raise TypeError(f"n_samples must be an integer, got {n_samples!r}.")
+        if n_samples < 1:
+            raise ValueError(
+                f"Invalid value for 'n_samples': {n_samples}. The sampling requires at "
+                "least one sample."
+            )
+        random_state = check_random_state(self.random_state)
+        try:
+            return self._mixture().sample(int(n_samples), random_state)
+        except (MemoryError, OverflowError) as error:
+            raise ValueError(
+                f"{n_samples} rows do not fit into memory: draw fewer, or let the "
+                "command `daskgmm sample` write them part by part."
+            ) from error
+
+    def to_sklearn(self) -> sklearn_mixture.GaussianMixture:
+        """The same model as scikit-learn's estimator, fitted if this one is."""
+        parameters = self.get_params(deep=False)
+        for name in _OURS:
+            del parameters[name]
+        theirs = sklearn_mixture.GaussianMixture(**parameters)
+        _copy_fitted(self, theirs)
+        return theirs
+
+    @classmethod
+    def from_sklearn(cls, model: sklearn_mixture.GaussianMixture) -> Self:
+        """A scikit-learn model as this estimator, fitted if that one is."""
+        ours = cls(**model.get_params(deep=False))
+        _copy_fitted(model, ours)
+        return ours
+
+    def save(self, url: str, *, overwrite: bool = False) -> None:
+        """Write the fitted model to a Zarr group.
+
+        Parameters
+        ----------
+        url : str or path
+            A folder, or any URL that Zarr can write to.
+        overwrite : bool, default=False
+            Whether a model that is there already is replaced.
+
+        Raises
+        ------
+        PlaceError
+            If something is there and `overwrite` is false.
+        """
+        check_is_fitted(self)
+        fitted = {n: getattr(self, n) for n in _fitted_names(self)}
+        models.save(
+            url,
+            models.Model(type(self).__name__, self.get_params(deep=False), fitted),
+            overwrite=overwrite,
+        )
+
+
+def _is_table_of_floats(rows: Any) -> bool:
+    """Whether rows are a plain array such as scikit-learn does not convert."""
+    return bool(
+        type(rows) is np.ndarray
+        and rows.ndim == 2
+        and rows.dtype in _FLOATS
+        and rows.size > 0
+    )
+
+
+def load(url: str) -> GaussianMixture:
+    """Read a model that `GaussianMixture.save` wrote.
+
+    Parameters
+    ----------
+    url : str or path
+
+    Returns
+    -------
+    GaussianMixture
+        With the same parameters and, bit for bit, the same fitted attributes.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no model, or it is damaged, or of a newer version.
+    """
+    saved = models.load(url)
+    if saved.kind != GaussianMixture.__name__:
+        raise ModelFileError(f"{url} holds a {saved.kind}, not a GaussianMixture.")
+    model = GaussianMixture(**saved.parameters)
+    for name, value in saved.fitted.items():
+        setattr(model, name, value)
+    return model
+
+
+def _fitted_names(model: BaseEstimator) -> list[str]:
+    names = [*_FITTED, "n_passes_", "n_rows_skipped_", "feature_names_in_"]
+    return [name for name in names if hasattr(model, name)]
+
+
+def _copy_fitted(source: BaseEstimator, target: BaseEstimator) -> None:
+    for name in _fitted_names(source):
+        setattr(target, name, copy(getattr(source, name)))
+
+
+def _given(
+    parameter: ArrayLike | None, name: str, shape: tuple[int, ...]
+) -> NDArray[np.float64] | None:
+    """A user's starting parameter, checked."""
+    if parameter is None:
+        return None
+    if np.ma.is_masked(parameter):
+        raise ValueError(f"The parameter '{name}' has masked entries: fill them.")
+    array = check_array(
+        parameter,
+        dtype=np.float64,
+        ensure_2d=False,
+        allow_nd=True,
+        input_name=f"parameter '{name}'",
+    )
+    if array.shape != shape:
+        raise ValueError(
+            f"The parameter '{name}' should have the shape of {shape}, "
+            f"but got {array.shape}"
+        )
+    # What is made of it is the user's to write to.
+    return np.array(array, dtype=np.float64)
+
+
+def _given_weights(
+    parameter: ArrayLike | None, n_components: int
+) -> NDArray[np.float64] | None:
+    weights = _given(parameter, "weights", (n_components,))
+    if weights is None:
+        return None
+    if (weights < 0.0).any() or (weights > 1.0).any():
+        # scikit-learn's words to the letter: the two values stand swapped in them.
+        raise ValueError(
+            "The parameter 'weights' should be in the range [0, 1], but got max value "
+            f"{weights.min():.5f}, min value {weights.max():.5f}"
+        )
+    is_single = np.asarray(parameter).dtype == np.float32
+    if abs(1.0 - weights.sum()) > (1e-6 if is_single else 1e-8):
+        raise ValueError(
+            "The parameter 'weights' should be normalized, but got sum(weights) = "
+            f"{weights.sum():.5f}"
+        )
+    return weights

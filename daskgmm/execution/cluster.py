@@ -1,0 +1,476 @@
+"""Work on a cluster that ends in bounded time, with a result or with a clear error.
+
+Some limits only the scheduler can be told (``no-workers-timeout``, ``worker-ttl``),
+and the cluster may not be the user's own: so the client watches for itself.
+
+It may be that of a worker, inside a task: then this thread leaves the worker's pool
+while it waits, as Dask's own waiting does, or there would be none to do the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import monotonic, sleep
+from typing import Any, Final, final
+
+import dask
+from dask.base import compute as compute_here
+from dask.base import get_scheduler
+from dask.base import persist as persist_here
+from dask.delayed import Delayed
+from dask.system import CPU_COUNT
+from distributed import (
+    Client,
+    KilledWorker,
+    as_completed,
+    futures_of,
+    rejoin,
+    secede,
+    utils,
+)
+from distributed.comm.core import CommClosedError
+
+from daskgmm import config
+from daskgmm.errors import ClusterError
+from daskgmm.execution.forking import after_fork
+
+_POLL: Final = 0.5
+"""Seconds between two looks at whether the work is done, while it is not."""
+_SHORT_POLL: Final = 0.05
+"""The same, where each of many works is looked for."""
+_ASYNCHRONOUS: Final = (
+    "Fits wait for their work: let another thread wait, as in "
+    "await asyncio.to_thread(model.fit, X), and instead of coroutines use tasks that "
+    "are functions."
+)
+_NO_CLIENT: Final = (
+    "Connect a Client to the cluster, also in a process that was forked off another "
+    "one, whose Clients do nothing there."
+)
+_NO_ANSWER: Final = (OSError, TimeoutError, RuntimeError, AttributeError)
+"""What asking a scheduler raises that is gone."""
+_MUCH: Final = 1e7
+"""Bytes of sums that are worth a word."""
+_LOOKS: Final = 4.0
+"""Looks at the workers within the shortest time limit."""
+
+
+Scheduler = Callable[..., Any]
+"""What Dask runs graphs by: a client's `get`, or that of threads or of processes."""
+
+_chosen: Final[ContextVar[Scheduler | None]] = ContextVar("chosen", default=None)
+
+
+def current_scheduler() -> Scheduler:
+    """What Dask runs work by, as it is set in this thread now.
+
+    Raises
+    ------
+    ClusterError
+        If it is a cluster that cannot be waited for here.
+    """
+    try:
+        scheduler: Scheduler = get_scheduler(cls=Delayed)
+    except RuntimeError as error:
+        remedy = _ASYNCHRONOUS if "asynchronous" in str(error) else _NO_CLIENT
+        raise ClusterError(f"{str(error).rstrip('.')}. {remedy}") from error
+    _client_of(scheduler)
+    return scheduler
+
+
+@contextmanager
+def by_scheduler(scheduler: Scheduler) -> Iterator[None]:
+    """Keep to a scheduler, whichever becomes the current one meanwhile."""
+    token = _chosen.set(scheduler)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def chosen_scheduler() -> Scheduler:
+    """The scheduler that is kept to, or else the current one."""
+    return _chosen.get() or current_scheduler()
+
+
+def active_client() -> Client | None:
+    """The client of the cluster that Dask will run work on, if it will.
+
+    Raises
+    ------
+    ClusterError
+        If it is closed, or as `current_scheduler`.
+    """
+    return _client_of(chosen_scheduler())
+
+
+def _client_of(scheduler: Scheduler) -> Client | None:
+    owner = getattr(scheduler, "__self__", None)
+    client = owner if isinstance(owner, Client) else None
+    if client is not None and client.status == "closed":
+        raise ClusterError(f"Dask's Client is closed. {_NO_CLIENT}")
+    return client
+
+
+def _leave_clients() -> None:
+    """Close what a process that was forked off has of its parent's clients.
+
+    Their threads are not here, so whoever asks them for something would wait for ever.
+    """
+    for client in list(Client._instances):
+        client.status = "closed"
+    utils._offload_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Offload")
+
+
+after_fork(_leave_clients)
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Leave a worker's threads to its work while a task of its own waits for it."""
+    try:
+        secede()
+        has_left = True
+    except Exception:
+        has_left = False  # in no task, or in one that left before
+    try:
+        yield
+    finally:
+        if has_left:
+            rejoin()
+
+
+def compute(work: Delayed) -> Any:
+    """The result of some work, wherever Dask runs it.
+
+    Raises
+    ------
+    ClusterError
+        If the workers, or the scheduler, are gone for longer than the time limits.
+    KilledWorker
+        If the workers of a task died again and again.
+    """
+    client = active_client()
+    if client is None:
+        return work.compute(scheduler=chosen_scheduler())
+    with _large_graphs:
+        future: Any = client.compute(work)
+    try:
+        with _waiting():
+            return _wait(client, future)
+    finally:
+        # Also after an interrupt: what has not begun need not.
+        if not future.done() and client.status == "running":
+            future.cancel()
+
+
+def each(works: Sequence[Delayed]) -> Iterator[None]:
+    """Run some works for what they do, wherever Dask runs them; tell as each ends.
+
+    A cluster is told of all works at once; it begins only as many as it has threads.
+
+    Raises
+    ------
+    ClusterError, KilledWorker
+        As `compute`.
+    """
+    client = active_client()
+    if client is None:
+        step = 2 * CPU_COUNT
+        for first in range(0, len(works), step):
+            batch = works[first : first + step]
+            compute_here(*batch, scheduler=chosen_scheduler())
+            yield from (None for _ in batch)
+        return
+    with _large_graphs:
+        futures: Any = client.compute(list(works))
+    try:
+        with _waiting():
+            yield from _as_they_end(client, futures)
+    finally:
+        drop(futures)
+
+
+def _as_they_end(client: Client, futures: Sequence[Any]) -> Iterator[None]:
+    watch = _Watch(client)
+    coming: Any = as_completed(futures, loop=client.loop)
+    while not coming.is_empty():
+        for future in coming.next_batch(block=False):
+            if future.status != "finished":
+                _raise_its_error(client, future)
+            # What is done must not be done again when its worker leaves.
+            future.release()
+            yield
+        if not coming.is_empty() and not coming.has_ready():
+            sleep(_SHORT_POLL)
+            watch.look()
+
+
+def _raise_its_error(client: Client, future: Any) -> None:
+    try:
+        future.result()
+    except (CancelledError, CommClosedError) as error:
+        raise _cancelled(client) from error
+
+
+@final
+class _LargeGraphs:
+    """Dask warns of large graphs, but many or wide components make a message large.
+
+    Its configuration is that of all threads: the first one in sets it, the last one out
+    sets it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_users = 0
+        self._setting: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_users == 0:
+                threshold = "distributed.admin.large-graph-warning-threshold"
+                self._setting = dask.config.set({threshold: "1TB"})
+            self._n_users += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            self._n_users -= 1
+            if self._n_users == 0:
+                self._setting.__exit__(None, None, None)
+
+
+_large_graphs: Final = _LargeGraphs()
+after_fork(_large_graphs.__init__)
+
+
+def _wait(client: Client, future: Any) -> Any:
+    # Not `future.result(timeout=...)`: it breaks off what is being sent, so that what
+    # takes longer would never come, and leaves the client's next gathering cancelled.
+    watch = _Watch(client)
+    loop: Any = client.loop
+    coming = asyncio.run_coroutine_threadsafe(
+        client.gather(future, asynchronous=True), loop.asyncio_loop
+    )
+    while not wait_for([coming], timeout=_POLL).done:
+        watch.look()
+    try:
+        return coming.result()
+    except (CancelledError, CommClosedError) as error:
+        raise _cancelled(client) from error
+
+
+def _cancelled(client: Client) -> ClusterError:
+    """Why nothing will come of work: it was cancelled, or nobody is there to do it."""
+    if client.status != "running":
+        return _lost(client)
+    try:
+        _ask(client, "identity")
+    except _NO_ANSWER:
+        return _lost(client)
+    return ClusterError(
+        f"What a fit had on the cluster at {_address(client)} was cancelled, as by "
+        "client.restart(). Fit again: with the same checkpoint the fit goes on where "
+        "it was."
+    )
+
+
+def _lost(client: Client) -> ClusterError:
+    return ClusterError(
+        f"The connection to the scheduler at {_address(client)} is lost, and with it "
+        "what the workers held. Start the cluster again and fit again: with the same "
+        "checkpoint the fit goes on where it was."
+    )
+
+
+def _address(client: Client) -> str:
+    return str(getattr(client.scheduler, "address", "an unknown address"))
+
+
+@final
+class _Watch:
+    """What is known of a cluster's workers, by this process's clock.
+
+    Clocks of other machines may differ: a worker is alive when the time of its last
+    sign of life changes.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._limits = {
+            name: config.seconds(f"{name}-timeout")
+            for name in ("no-workers", "worker", "scheduler")
+        }
+        self._pause = min(self._limits.values()) / _LOOKS
+        self._looked = self._answered = self._had_workers = monotonic()
+        self._signs: dict[str, tuple[float, float]] = {}
+        self._stuck: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Look at the workers if it is time to."""
+        if monotonic() - self._looked < self._pause:
+            return
+        self._looked = monotonic()
+        try:
+            workers = self._workers()
+            self._remove_silent(workers)
+            is_lacking = self._remove_stuck(workers)
+        except _NO_ANSWER:
+            if monotonic() - self._answered > self._limits["scheduler"]:
+                raise _lost(self._client) from None
+            return
+        self._answered = monotonic()
+        if not is_lacking:
+            self._had_workers = monotonic()
+        elif monotonic() - self._had_workers > self._limits["no-workers"]:
+            raise self._without_workers(workers)
+
+    def _without_workers(self, workers: Mapping[str, Any]) -> ClusterError:
+        seconds = f"{self._limits['no-workers']:.0f} s"
+        what = f"has had no workers for {seconds}. Start some"
+        if workers:
+            what = (
+                f"has had only workers that Dask paused for want of memory for "
+                f"{seconds}. Give them more memory, or fewer threads each,"
+            )
+        return ClusterError(
+            f"The cluster at {_address(self._client)} {what} and fit again: with the "
+            "same checkpoint the fit goes on where it was. How long a fit waits is "
+            "daskgmm.no-workers-timeout in Dask's configuration."
+        )
+
+    def _workers(self) -> Mapping[str, Any]:
+        """All workers by address."""
+        try:
+            info = _ask(self._client, "identity", n_workers=-1)
+        except TypeError:  # older schedulers tell of all workers, unasked
+            info = _ask(self._client, "identity")
+        workers: Mapping[str, Any] = info["workers"]
+        return workers
+
+    def _remove_silent(self, workers: Mapping[str, Any]) -> None:
+        now = monotonic()
+        for address, worker in workers.items():
+            sign, since = self._signs.get(address, (None, now))
+            if worker["last_seen"] != sign:
+                self._signs[address] = (worker["last_seen"], now)
+            elif now - since > self._limits["worker"]:
+                del self._signs[address]
+                self._remove(address)
+
+    def _remove_stuck(self, workers: Mapping[str, Any]) -> bool:
+        """Whether no worker can begin a task; if some can, they get what others cannot.
+
+        Dask steals from paused workers only while they have more tasks than threads.
+        """
+        now = monotonic()
+        stuck = [address for address in workers if _is_stuck(workers[address])]
+        self._stuck = {address: self._stuck.get(address, now) for address in stuck}
+        if len(stuck) == len(workers):
+            return True
+        for address, since in self._stuck.items():
+            if now - since > self._limits["worker"] and self._has_tasks(address):
+                self._remove(address)
+        return False
+
+    def _has_tasks(self, address: str) -> bool:
+        """Whether a worker was given tasks that it has not done."""
+        return bool(_ask(self._client, "processing").get(address))
+
+    def _remove(self, address: str) -> None:
+        """Take a worker off the cluster, so that others do its work."""
+        what = f"daskgmm-removes-{address}-{monotonic()}"
+        _ask(self._client, "unregister", address=address, stimulus_id=what)
+
+
+def _is_stuck(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker begins no task, for want of memory, and is at none."""
+    tasks = worker["metrics"].get("task_counts", {})
+    at_work = tasks.get("executing") or tasks.get("long-running")
+    return worker["status"] == "paused" and not at_work
+
+
+def _ask(client: Client, question: str, **about: Any) -> Any:
+    """Call one of the scheduler's handlers."""
+    handler = getattr(client.scheduler, question)
+    limit = config.seconds("scheduler-timeout")
+    return client.sync(handler, callback_timeout=limit, **about)
+
+
+def count_threads() -> int | None:
+    """Threads of the cluster's workers; None if there is no cluster, or no answer."""
+    client = active_client()
+    if client is None:
+        return None
+    try:
+        return int(sum(_ask(client, "ncores").values()))
+    except _NO_ANSWER:
+        return None  # work that is sent there will say what is wrong
+
+
+def hold(works: Sequence[Delayed]) -> Sequence[Delayed]:
+    """Begin some works on the cluster, which keeps their results; else do nothing."""
+    return works if active_client() is None else keep(works)
+
+
+def keep(works: Sequence[Delayed]) -> Sequence[Delayed]:
+    """The same, but where there is no cluster the results are made, and kept, here."""
+    with _large_graphs:
+        kept: Sequence[Delayed] = persist_here(*works, scheduler=chosen_scheduler())
+    return kept
+
+
+def is_finished(work: Delayed) -> bool:
+    """Whether the cluster holds the result of a held work."""
+    return all(future.status == "finished" for future in futures_of(work))
+
+
+def drop(works: Sequence[Delayed]) -> None:
+    """Let what is not done of held works be; an error's traceback would keep it.
+
+    Not by cancelling: the scheduler breaks the connection of a client that cancels what
+    others, which nobody wants any more, depend on (`assert ts.who_wants`).
+    """
+    for future in futures_of(works):
+        if not future.done():
+            future.release()
+
+
+def revive(collections: Sequence[Any]) -> None:
+    """Let what failed of persisted collections be computed again."""
+    client = active_client()
+    if client is not None:
+        failed = [f for f in futures_of(collections) if f.status == "error"]
+        client.retry(failed)
+
+
+def explain(
+    error: KilledWorker, block_bytes: float | None, sums_bytes: float = 0.0
+) -> ClusterError:
+    """Say what most likely killed the workers of a task."""
+    worker = error.last_worker
+    limit = getattr(worker, "memory_limit", 0)
+    of_block = (
+        ""
+        if block_bytes is None
+        else f" Its largest block takes {block_bytes / 1e6:.0f} MB, and two are held "
+        "for each thread."
+    )
+    of_sums = (
+        f" The sums of all runs take {sums_bytes / 1e6:.0f} MB for each thread."
+        if sums_bytes > _MUCH
+        else ""
+    )
+    has = f"; it may take {limit / 1e6:.0f} MB" if limit else ""
+    return ClusterError(
+        f"Workers died again and again at the same piece of work, the last one at "
+        f"{worker.address}{has}.{of_block}{of_sums} Most likely they ran out of "
+        "memory: give them more, let each have fewer threads, or cut the data into "
+        "smaller blocks."
+    )

@@ -1,0 +1,110 @@
+"""One thread for BLAS and OpenMP while this package's own threads do the work."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import scipy.linalg  # noqa: F401  loads SciPy's BLAS, which compiled kernels call
+from threadpoolctl import ThreadpoolController
+
+from daskgmm.execution.forking import after_fork
+
+
+@functools.cache
+def _controller(user_api: str) -> Any:
+    # Finding the loaded libraries takes milliseconds, limiting them microseconds.
+    return ThreadpoolController().select(user_api=user_api)
+
+
+def _set_n_threads(library: Any, n_threads: int) -> None:
+    """Set a BLAS library's threads, for the whole process, from whichever thread.
+
+    Since threadpoolctl 3.7 only the thread that limited OpenBLAS first is heard, and
+    the last user to leave need not be the first that came.
+    """
+    if library.user_api == "blas" and hasattr(library, "_real_set_num_threads"):
+        library._real_set_num_threads(n_threads)
+    else:
+        library.set_num_threads(n_threads)
+
+
+class _BlasLimit:
+    """A limit shared by overlapping users: the first sets it, the last lifts it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_users = 0
+        self._of_thread = threading.local()
+        self._before: list[tuple[Any, int]] = []
+
+    def acquire(self) -> None:
+        with self._lock:
+            if self._n_users == 0:
+                libraries = _controller("blas").lib_controllers
+                self._before = [(lib, lib.get_num_threads()) for lib in libraries]
+                for library in libraries:
+                    _set_n_threads(library, 1)
+            self._n_users += 1
+        self._of_thread.n_users = self._n_users_here + 1
+
+    def release(self) -> None:
+        self._of_thread.n_users = self._n_users_here - 1
+        with self._lock:
+            self._n_users -= 1
+            if self._n_users == 0:
+                self._lift()
+
+    def forget_others(self) -> None:
+        """Keep this thread's uses only, in a process where there are no others."""
+        self._lock = threading.Lock()  # another one may have held it
+        was_used, self._n_users = self._n_users > 0, self._n_users_here
+        if was_used and self._n_users == 0:
+            self._lift()
+
+    @property
+    def _n_users_here(self) -> int:
+        """Uses by this thread."""
+        return int(getattr(self._of_thread, "n_users", 0))
+
+    def _lift(self) -> None:
+        for library, n_threads in self._before:
+            _set_n_threads(library, n_threads)
+
+
+_limit = _BlasLimit()
+after_fork(_limit.forget_others)
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Hold BLAS to one thread; safe to nest and to enter concurrently.
+
+    Sums are then the same bits on any number of cores, and threads that each run
+    a block do not fight over the cores.
+    """
+    _limit.acquire()
+    try:
+        yield
+    finally:
+        _limit.release()
+
+
+@contextmanager
+def single_threaded_openmp() -> Iterator[None]:
+    """Hold OpenMP to one thread for loops that the calling thread starts.
+
+    scikit-learn's k-means adds up its threads' sums in the order in which they end.
+    """
+    libraries = _controller("openmp").lib_controllers
+    before = [(library, library.get_num_threads()) for library in libraries]
+    for library in libraries:
+        library.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for library, n_threads in before:
+            library.set_num_threads(n_threads)

@@ -1,0 +1,1 @@
+"""Compiled code: what is done to each row of a block."""

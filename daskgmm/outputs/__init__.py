@@ -1,0 +1,1 @@
+"""Answers written to Zarr and Parquet, and resumed."""
