@@ -7,7 +7,7 @@ def main() -> None:
     It is imported here: a new process of a local cluster runs the script that started
     the first one, up to its main guard, and would load all that commands need.
     """
-    from daskgmm.cli.commands import main as run
+    from daskgmm.cli.main import main as run
 
     run()
 

@@ -23,8 +23,8 @@ from sklearn.mixture import GaussianMixture as Theirs
 from test_reading import CHUNK, KINDS, as_given, chunk_file, create, model
 
 from daskgmm import DataError, GaussianMixture, StoreError, open_rows
-from daskgmm.cli.commands import main
-from daskgmm.data.sources import Block
+from daskgmm.cli.main import main
+from daskgmm.data.block import Block
 from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan
 from daskgmm.mixtures.totals import Totals
 

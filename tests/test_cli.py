@@ -24,7 +24,7 @@ from distributed import LocalCluster
 
 from daskgmm import DataError, GaussianMixture, StoreError, load, open_rows
 from daskgmm.cli import options
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import COMMANDS, main
 from daskgmm.execution.tree import most_sums
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.sufficient_statistics import sums_bytes
@@ -986,3 +986,28 @@ def test_a_chunk_that_was_repaired_is_predicted_anew(run, model, tmp_path, rows)
     assert result.exit_code == 0, result.output
     labels = zarr.open_array(str(out), mode="r")[:]
     assert np.array_equal(labels, load(model).predict(broken))
+
+
+def test_the_list_of_commands_says_what_they_say():
+    """It is written down, so that it costs no import; and is what click would make."""
+    for name, (load_command, says) in COMMANDS.items():
+        command = load_command()
+        assert command.name == name
+        assert command.get_short_help_str(limit=200) == says
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_loads_neither_arrays_nor_scikit_learn(option):
+    code = (
+        "import sys\n"
+        "from daskgmm.__main__ import main\n"
+        f"sys.argv = ['daskgmm', {option!r}]\n"
+        "try:\n    main()\n"
+        "finally:\n"
+        "    heavy = {'dask.array', 'distributed', 'numpy', 'sklearn', 'zarr'}\n"
+        "    print(sorted(heavy & set(sys.modules)))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "[]"

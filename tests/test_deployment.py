@@ -16,7 +16,7 @@ from conftest import blobs, create_zarr
 from distributed import get_client
 
 from daskgmm import GaussianMixture, load
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 from daskgmm.errors import ClusterError
 from daskgmm.execution import deploy
 
@@ -273,7 +273,7 @@ def test_fit_and_predict_on_a_cluster_of_a_file(store, tmp_path):
 
 AFTER = """
 import logging, sys
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 main(sys.argv[1:], standalone_mode=False)
 logging.getLogger("distributed.batched").info("a connection is closed")
 logging.getLogger("distributed.scheduler").warning("a worker is removed")

@@ -22,6 +22,7 @@ from daskgmm import (
     IllDefinedCovarianceError,
     StoreError,
 )
+from daskgmm.em import fit as training
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
 

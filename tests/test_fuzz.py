@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import daskgmm
 from daskgmm import DaskGMMError, GaussianMixture, from_xarray, load, open_rows
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 
 OURS = (DaskGMMError, ValueError, TypeError)
 BARE = (UnicodeError,)

@@ -25,7 +25,7 @@ from daskgmm import (
     from_xarray,
     load,
 )
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import LONG, log_joint, log_sum_exp, responsibilities
 
-from daskgmm.data.sources import Block
+from daskgmm.data.block import Block
 from daskgmm.kernel import layout, passes, tile
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan

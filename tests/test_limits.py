@@ -24,7 +24,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture
 from daskgmm.cli.estimate import forecast_fit
-from daskgmm.data.sources import ArraySource, open_source
+from daskgmm.data.in_memory import ArraySource
+from daskgmm.data.sources import open_source
 from daskgmm.execution import tree
 from daskgmm.execution.cluster import explain
 from daskgmm.mixtures.covariance import SHAPES
@@ -136,7 +137,7 @@ from daskgmm.execution import tree
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.cli.estimate import forecast_fit
 from daskgmm.mixtures.sufficient_statistics import sums_bytes
-from daskgmm.data.sources import ArraySource
+from daskgmm.data.in_memory import ArraySource
 
 warnings.simplefilter("ignore")
 

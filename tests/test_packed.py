@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from conftest import blobs, create_zarr
 
 from daskgmm import DataError, GaussianMixture, load, open_rows
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 from daskgmm.data.packed import decoded, packing
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

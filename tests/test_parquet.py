@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from daskgmm import GaussianMixture
 from daskgmm.data import parquet, parquet_reader
+from daskgmm.data.dask_array import as_dask
 from daskgmm.data.parquet import open_parquet
-from daskgmm.data.sources import _bounds_at, as_dask, open_source
+from daskgmm.data.partition import _bounds_at
+from daskgmm.data.sources import open_source
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
 from daskgmm.execution.tree import leaf_bounds, shard_bounds

@@ -17,7 +17,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
 from daskgmm import GaussianMixture, from_xarray
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 from daskgmm.data import zarr_reader
 from daskgmm.data.zarr_reader import careful, has_checksum
 from daskgmm.errors import StoreError

@@ -22,9 +22,9 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from daskgmm import GaussianMixture, load, open_rows
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 from daskgmm.errors import StoreError
-from daskgmm.outputs import writing
+from daskgmm.outputs import base, inspect, parquet_output, zarr_output
 from daskgmm.storage import models
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -278,16 +278,16 @@ def test_every_request_for_an_output_is_made_again(s3, place, monkeypatch):
     values = np.arange(2000)
     answer = da.from_array(values, chunks=50)
     urls = [f"s3://{place}/out.{kind}" for kind in ("zarr", "parquet")]
-    work = writing.Work({"kind": "labels"}, overwrite=True)
+    work = base.Work({"kind": "labels"}, overwrite=True)
     with (
         dask.config.set({"daskgmm.storage-retries": 6}),
         s3.relay.failing(10, ways=("refuse",)) as relay,
     ):
         for _ in range(2):
-            writing.write_zarr(answer, urls[0], work)
-            writing.write_parquet(answer, urls[1], work, names=["label"])
+            zarr_output.write_zarr(answer, urls[0], work)
+            parquet_output.write_parquet(answer, urls[1], work, names=["label"])
         for url in urls:
-            told = writing.standing(url)
+            told = inspect.standing(url)
             assert told.complete and told.n_missing == 0
             done = run("info", url)
             assert done.exit_code == 0, done.output

@@ -19,9 +19,11 @@ from distributed import Client, LocalCluster, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm.data import sources
-from daskgmm.data.dask_graph import Graph, cut
-from daskgmm.data.sources import as_block, as_dask, block_rows, open_source
+from daskgmm.data import partition
+from daskgmm.data.block import as_block, block_rows
+from daskgmm.data.dask_array import as_dask
+from daskgmm.data.dask_graph import Graph, Recipes, cut
+from daskgmm.data.sources import open_source
 from daskgmm.em.scan import survey
 from daskgmm.errors import DataError, StoreError
 
@@ -331,11 +333,11 @@ def test_reading_runs_ahead_of_the_work():
     with dask.config.set(scheduler="synchronous"):
         shards = open_source(lazy).shards()
         # Both blocks in one shard, for the sake of the test.
-        recipes = sources.Recipes(
+        recipes = Recipes(
             Graph(dict(lazy.dask)), [(k[0],) for k in lazy.__dask_keys__()], set()
         )
-        plan = sources._ShardPlan(2, None, False, "error", recipes, 0, [0, 1, 2])
-        for _, blocks in sources._DaskShard(plan, {}).leaves():
+        plan = partition._ShardPlan(2, None, False, "error", recipes, 0, [0, 1, 2])
+        for _, blocks in partition._DaskShard(plan, {}).leaves():
             work(None, blocks)
         del shards
     assert overlapped == [True]
@@ -372,8 +374,8 @@ def test_building_takes_linear_time():
         graph.dependencies = dependencies
         keys = [(row[0],) for row in lazy.__dask_keys__()]
         cuts = cut(graph, keys)
-        plan = partial(sources._ShardPlan, 2, None, False, "error")
-        sources._build(graph, keys, plan, 2)
+        plan = partial(partition._ShardPlan, 2, None, False, "error")
+        partition._build(graph, keys, plan, 2)
         assert 1 <= len(cuts) <= 3
         return asked["n"]
 
@@ -580,10 +582,10 @@ def test_urls_that_cannot_be_opened(place):
 def test_a_resident_shard_tells_its_size():
     persisted = da.ones((4000, 4), chunks=(100, 4)).persist()
     graph = Graph(dict(persisted.dask))
-    recipes = sources.Recipes(graph, [(k,) for k in graph.nodes], set(graph.nodes))
-    plan = sources._ShardPlan(4, None, False, "error", recipes, 0, [0, 40])
+    recipes = Recipes(graph, [(k,) for k in graph.nodes], set(graph.nodes))
+    plan = partition._ShardPlan(4, None, False, "error", recipes, 0, [0, 40])
     arrays = [graph.nodes[key]({}) for key in recipes.inputs]
-    assert sizeof(sources._make_shard(plan, *arrays)) >= persisted.nbytes
+    assert sizeof(partition._make_shard(plan, *arrays)) >= persisted.nbytes
 
 
 def test_chunks_put_together_and_cut_up_again_are_not_kept():

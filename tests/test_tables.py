@@ -33,7 +33,7 @@ from daskgmm import (
     from_xarray,
     open_rows,
 )
-from daskgmm.cli.commands import main
+from daskgmm.cli.main import main
 from daskgmm.data.parquet import open_parquet
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

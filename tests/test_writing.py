@@ -22,7 +22,7 @@ from services import program, store_server
 
 from daskgmm import GaussianMixture, StoreError, load, open_rows
 from daskgmm.errors import ClusterError
-from daskgmm.outputs import writing
+from daskgmm.outputs import base, inspect, parquet_output, zarr_output
 
 IDENTITY = {"kind": "labels", "model": "m", "shape": (5, 2)}
 
@@ -34,16 +34,16 @@ def answers(n=1000, rows=100, width=None, dtype=np.int64):
 
 
 def work(*, overwrite=False, identity=IDENTITY, **options):
-    return writing.Work(identity, overwrite, **options)
+    return base.Work(identity, overwrite, **options)
 
 
 def write_zarr(answer, url, **options):
-    return writing.write_zarr(answer, str(url), work(**options))
+    return zarr_output.write_zarr(answer, str(url), work(**options))
 
 
 def write_parquet(answer, url, *, names=("a",), keys=(), keyed=None, **options):
     columns = {"names": names, "keys": keys, "keyed": keyed}
-    return writing.write_parquet(answer, str(url), work(**options), **columns)
+    return parquet_output.write_parquet(answer, str(url), work(**options), **columns)
 
 
 WRITERS = {"out.zarr": write_zarr, "out.parquet": write_parquet}
@@ -197,7 +197,7 @@ def test_a_broken_write_goes_on(out, write, tmp_path):
     # Without a cluster, parts are written a few at a time.
     before = {path: path.stat().st_mtime_ns for path in parts(out)}
     assert 3 <= len(before) < 10
-    standing = writing.standing(str(out))
+    standing = inspect.standing(str(out))
     assert not standing.complete
     assert (standing.n_parts, standing.n_missing) == (10, 10 - len(before))
     written = write(answer, out)
@@ -206,7 +206,7 @@ def test_a_broken_write_goes_on(out, write, tmp_path):
     undisturbed = tmp_path / "undisturbed" / out.name
     write(answer, undisturbed)
     assert contents(out) == contents(undisturbed)
-    assert writing.standing(str(out)) == writing.Standing(10, 0, True)
+    assert inspect.standing(str(out)) == base.Standing(10, 0, True)
 
 
 def test_a_broken_write_of_shards_goes_on(tmp_path):
@@ -256,7 +256,7 @@ def test_an_unfinished_output_of_another_command_is_refused(out, write):
     with pytest.raises(FileExistsError, match=said):
         write(answer, out, **other)
     with pytest.raises(FileExistsError, match=said):
-        writing.check(str(out), work(**other))
+        inspect.check(str(out), work(**other))
     with pytest.raises(FileExistsError, match="unfinished .* (chunks|files) was"):
         write(answer.rechunk(50), out)
     assert contents(out) == before
@@ -278,7 +278,7 @@ def test_a_complete_output_is_replaced_only_when_told(out, write):
 
 
 def check(out):
-    writing.check(str(out), work())
+    inspect.check(str(out), work())
 
 
 def test_overwriting_goes_on_with_its_own(out, write):
@@ -309,10 +309,10 @@ def test_a_dead_command_does_not_write_into_a_new_output(out, write):
     write(answer, out)
     with pytest.raises(StoreError, match="Another command writes"):
         if out.suffix != ".parquet":
-            writing._write_chunk(str(out), "run", 0, [np.zeros(5)], slice(0, 5))
+            zarr_output._write_chunk(str(out), "run", 0, [np.zeros(5)], slice(0, 5))
         else:
             name = "part-00000.parquet"
-            writing._write_file(str(out), "run", name, np.zeros(5), ("a",), None)
+            parquet_output._write_file(str(out), "run", name, np.zeros(5), ("a",), None)
 
 
 @pytest.fixture(scope="module")
@@ -341,11 +341,11 @@ def test_on_an_object_store(s3, name):
     expected, answer = answers()
     write, out = WRITERS[name], f"s3://bucket/{name}"
     interrupt(write, answer, out)
-    assert 3 <= 10 - writing.standing(out).n_missing < 10
+    assert 3 <= 10 - inspect.standing(out).n_missing < 10
     with pytest.raises(FileExistsError, match="unfinished"):
         write(answer, out, identity={"kind": "proba"})
     assert write(answer, out).n_found >= 3
-    assert writing.standing(out) == writing.Standing(10, 0, True)
+    assert inspect.standing(out) == base.Standing(10, 0, True)
     if name.endswith("zarr"):
         found = zarr.open_array(out, mode="r")[:]
     else:
@@ -354,7 +354,7 @@ def test_on_an_object_store(s3, name):
     with pytest.raises(FileExistsError, match="exists: pass --overwrite"):
         write(answer, out)
     assert write(answer[:250], out, overwrite=True).n_parts == 3
-    assert writing.standing(out) == writing.Standing(3, 0, True)
+    assert inspect.standing(out) == base.Standing(3, 0, True)
     # Nothing is left of the old one, nor of temporary names.
     kept = "zarr.json" if name.endswith("zarr") else "_daskgmm.json"
     assert len(s3.find(f"bucket/{name}")) == 4
@@ -599,9 +599,9 @@ def test_a_replacement_in_a_store_of_objects_that_breaks_off(write, out, n_copie
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(MemoryFileSystem, "cp_file", break_off)
         write(answer[:950] + 1, place, **again)
-    assert not writing.standing(place).complete
+    assert not inspect.standing(place).complete
     assert write(answer[:950] + 1, place, **again).n_found == 10
-    assert writing.standing(place) == writing.Standing(10, 0, True)
+    assert inspect.standing(place) == base.Standing(10, 0, True)
     files = fsspec.filesystem("memory")
     if out.suffix == ".parquet":
         found = pq.read_table(f"/{folder}/{out.name}", filesystem=files)["a"]

@@ -15,8 +15,8 @@ from dask.utils import format_time
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import config
+from daskgmm.data.dask_array import as_dask
 from daskgmm.data.gaps import Gaps
-from daskgmm.data.sources import as_dask
 from daskgmm.em.fit import Progress
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.execution.tree import leaf_bounds, most_sums

@@ -14,13 +14,13 @@ from typing import Any, Final, Protocol, final
 
 from dask._task_spec import (
     Alias,
-    DataNode,
     Dict,
     GraphNode,
-    Task,
-    TaskRef,
     convert_legacy_graph,
 )
+from dask._task_spec import DataNode as DataNode
+from dask._task_spec import Task as Task
+from dask._task_spec import TaskRef as TaskRef
 from dask.utils import ensure_dict
 from distributed import Future
 

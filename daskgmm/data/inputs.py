@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, final
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import Task, TaskRef
+from dask.array.utils import meta_from_array
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
@@ -28,9 +28,10 @@ from daskgmm.data.columns import (
     first_with_lists,
     may_be_lists,
 )
+from daskgmm.data.dask_array import as_dask, is_lazy, opened, with_care
+from daskgmm.data.dask_graph import Task, TaskRef
 from daskgmm.data.gaps import Gaps
 from daskgmm.data.packed import check_not_packed
-from daskgmm.data.sources import as_dask, is_lazy, opened, with_care
 from daskgmm.errors import DataError
 
 _VARIABLES: Final = "daskgmm: variables of a Dataset"
@@ -229,7 +230,9 @@ def _map_chunks(function: RowFunction, x: da.Array) -> da.Array:
     """Values for a Dask array of rows in one column of chunks: a Dask array like it."""
     dtype = function.dtype(x.dtype)
     _, *wide = function.shape(1)
-    empty = np.ma.empty if isinstance(x._meta, np.ma.MaskedArray) else np.empty
+    empty = (
+        np.ma.empty if isinstance(meta_from_array(x), np.ma.MaskedArray) else np.empty
+    )
     values: da.Array = da.map_blocks(
         _table_of_chunk,
         x,
@@ -614,7 +617,9 @@ def _flat(blocks: da.Array, n_left: int) -> da.Array:
     lengths = tuple(map(math.prod, product(*blocks.chunks[:n_axes])))
     below: Any = [blocks]
     graph = HighLevelGraph.from_collections(name, layer, dependencies=below)
-    return da.Array(graph, name, (lengths, *blocks.chunks[n_axes:]), meta=blocks._meta)
+    return da.Array(
+        graph, name, (lengths, *blocks.chunks[n_axes:]), meta=meta_from_array(blocks)
+    )
 
 
 def _flatten(block: NDArray[Any], n_axes: int) -> NDArray[Any]:

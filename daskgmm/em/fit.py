@@ -8,8 +8,9 @@ from time import perf_counter
 from typing import Protocol, final
 
 import numpy as np
+from sklearn.utils import check_random_state
 
-from daskgmm.data.sources import Source
+from daskgmm.data.source import Source
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.loop import Run, Status, Stopping, best, em
 from daskgmm.em.scan import Survey, draw, survey
@@ -174,8 +175,8 @@ def train(
         runs = [warm] if warm else _starts(shards, found, settings, random_state)
         state = State(tuple(runs), 0, random_state)
         _keep(keeper, state, at_once=True)
-    elif random_state is not np.random.mtrand._rand:
-        # The user's own goes on from where the starts left it, too.
+    elif random_state is not check_random_state(None):
+        # The user's own, not the global one, goes on from where the starts left it.
         random_state.set_state(state.random_state.get_state())
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.

@@ -13,9 +13,9 @@ import numpy as np
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
+from daskgmm.data.block import Block, as_block, block_rows
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
-from daskgmm.data.sources import Block, as_block, block_rows
 from daskgmm.em.scan import check_finite
 from daskgmm.execution.tree import Shards
 from daskgmm.kernel import passes

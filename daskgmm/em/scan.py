@@ -10,7 +10,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from daskgmm.data.sources import Block
+from daskgmm.data.block import Block
 from daskgmm.errors import DataError
 from daskgmm.execution.tree import Shards
 from daskgmm.kernel import passes

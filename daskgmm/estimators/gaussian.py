@@ -24,18 +24,14 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from daskgmm.data.block import as_floats, block_rows
 from daskgmm.data.columns import float_dtype
+from daskgmm.data.dask_array import is_lazy, place_of
 from daskgmm.data.gaps import Gaps, Nan
 from daskgmm.data.inputs import Rows, is_plain_frame, open_rows
-from daskgmm.data.sources import (
-    Source,
-    as_floats,
-    block_rows,
-    is_lazy,
-    open_source,
-    place_of,
-    weights_of_rows_in_memory,
-)
+from daskgmm.data.source import Source
+from daskgmm.data.sources import open_source
+from daskgmm.data.weights import weights_of_rows_in_memory
 from daskgmm.em.checkpoint import Keeper, describe, parse_interval
 from daskgmm.em.fit import Observer, Outcome, Settings, train
 from daskgmm.em.initialization import Start

@@ -13,9 +13,7 @@ from typing import Any, Final, TypeVar
 
 import fsspec
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 from zarr.storage import WrapperStore
-from zarr.storage._common import make_store_path
 
 from daskgmm import config
 from daskgmm.errors import DaskGMMError, PlaceError, StoreError
@@ -26,6 +24,7 @@ from daskgmm.storage.urls import (
     folders_above,
     nearest_folder,
 )
+from daskgmm.storage.zarr_internals import make_store_path, sync
 
 _T = TypeVar("_T")
 OURS: Final = "daskgmm"

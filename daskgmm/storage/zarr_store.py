@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
 import numpy as np
 import zarr
 from dask.base import tokenize
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import (
     BytesCodec,
@@ -21,8 +22,6 @@ from zarr.codecs import (
     ShardingCodec,
     ShardingCodecIndexLocation,
 )
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore, ZipStore
 
 from daskgmm.errors import StoreError
@@ -32,6 +31,7 @@ from daskgmm.storage.facts import (
     facts_of_folder,
     facts_of_path,
 )
+from daskgmm.storage.zarr_internals import sync
 
 if TYPE_CHECKING:
     ZarrArray = zarr.Array[Any]

@@ -1,0 +1,49 @@
+"""``daskgmm demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from daskgmm.cli.options import (
+    json_option,
+)
+from daskgmm.cli.report import Report
+from daskgmm.demo import run as demonstration
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    default="demo-output",
+    show_default=True,
+    help="Where to write.",
+)
+@click.option(
+    "--size",
+    "gigabytes",
+    type=click.FloatRange(min=demonstration.BUDGET / 1000),
+    default=demonstration.GIGABYTES,
+    show_default=True,
+    help="Size of the data in GB, more than a process may take.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--keep", is_flag=True, help="Keep the data when done.")
+@json_option
+def demo(folder: Path, gigabytes: float, seed: int, keep: bool, as_json: bool) -> None:
+    """Fit data in less memory than they take, and show what was found.
+
+    Writes rows of a known mixture to a Zarr array, fits a mixture on a local cluster
+    whose processes are kept from taking the memory to hold them, compares it with the
+    known one, and draws it. Fails unless they agree and the memory was kept to.
+
+    \b
+      daskgmm demo
+      daskgmm demo --size 0.5 --folder /tmp/demo
+    """  # noqa: D301
+    report = Report(as_json=as_json)
+    if not demonstration.run(folder, gigabytes, seed, keep, report.console):
+        raise click.ClickException("The demo did not go as it should have.")
+    report.end(folder=str(folder), gigabytes=gigabytes, seed=seed, passed=True)

@@ -1,0 +1,158 @@
+"""The command ``daskgmm``: it loads only the one that is asked for."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, Final, final
+
+import click
+
+from daskgmm.errors import DaskGMMError
+
+
+def _fit() -> click.Command:
+    from daskgmm.cli.fit import fit
+
+    return fit
+
+
+def _predict() -> click.Command:
+    from daskgmm.cli.predict import predict
+
+    return predict
+
+
+def _score() -> click.Command:
+    from daskgmm.cli.score import score
+
+    return score
+
+
+def _sample() -> click.Command:
+    from daskgmm.cli.sample import sample
+
+    return sample
+
+
+def _info() -> click.Command:
+    from daskgmm.cli.info import info
+
+    return info
+
+
+def _demo() -> click.Command:
+    from daskgmm.cli.demo import demo
+
+    return demo
+
+
+COMMANDS: Final[dict[str, tuple[Callable[[], click.Command], str]]] = {
+    "fit": (_fit, "Fit a mixture to the rows in STORE, and save it as MODEL."),
+    "predict": (
+        _predict,
+        "Label the rows in STORE by MODEL, and write the labels to OUT.",
+    ),
+    "score": (
+        _score,
+        "Print how well MODEL describes the rows in STORE, from one pass over them.",
+    ),
+    "sample": (
+        _sample,
+        "Draw rows from MODEL, in random order, and write them to OUT.",
+    ),
+    "info": (_info, "Describe a model, data, or an output: whether it is complete."),
+    "demo": (_demo, "Fit data in less memory than they take, and show what was found."),
+}
+"""What loads a command, and what it says of itself: to ask it would take seconds."""
+
+
+@final
+class _Commands(click.Group):
+    """Loads commands when they are asked for, and says what went wrong.
+
+    Errors that a user can do something about become one line and status 1.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        return COMMANDS[cmd_name][0]() if cmd_name in COMMANDS else None
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """List the commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn  # type: ignore[assignment]
+                return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click ends quietly when nobody reads on
+        except MemoryError as error:
+            raise _in_one_line(
+                error,
+                "Out of memory: give each process more with --memory-limit, start "
+                "fewer, or store smaller chunks.",
+            ) from error
+        except (DaskGMMError, ValueError, OSError, ImportError) as error:
+            raise _in_one_line(error, str(error)) from error
+        except Exception as error:
+            if not _is_killed(error):
+                raise
+            raise _in_one_line(
+                error,
+                "A worker process died again and again, most likely for want of "
+                "memory: give it more with --memory-limit, or store smaller chunks.",
+            ) from error
+
+
+def _is_killed(error: Exception) -> bool:
+    """Whether Dask gave up, as workers died: only who used it has loaded it."""
+    distributed = sys.modules.get("distributed")
+    return distributed is not None and isinstance(error, distributed.KilledWorker)
+
+
+def _warn(message: Warning | str, *_where: Any) -> None:
+    """Show a warning as errors are shown: users do not know this program's lines."""
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+
+
+def _in_one_line(error: Exception, message: str) -> click.ClickException:
+    """A message, and what was noted where the error passed by."""
+    notes = getattr(error, "__notes__", ())
+    return click.ClickException(" ".join(" ".join([message, *notes]).split()))
+
+
+# Dask calls its commands what they call themselves: `dask gmm`.
+@click.group(
+    "gmm",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="daskgmm")
+def main() -> None:
+    """Gaussian mixtures for data larger than memory.
+
+    Data are Zarr arrays with one row for each sample, or Parquet files, on a disk or at
+    a URL:
+
+    \b
+      daskgmm fit rows.zarr model.zarr -k 8
+      daskgmm predict model.zarr rows.zarr labels.zarr
+      daskgmm score model.zarr rows.zarr
+      daskgmm sample model.zarr drawn.zarr -n 1000000
+
+    They work on a cluster of local processes unless told --scheduler, to join a cluster
+    that is running, or --cluster, to start one that a file describes. A command that
+    fails ends with status 1 and a line on stderr, one that is mistyped with status 2.
+    """  # noqa: D301  \b is a backspace: click leaves the lines that follow alone

@@ -1,0 +1,190 @@
+"""``daskgmm predict``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, Final
+
+import click
+import dask.array as da
+import numpy as np
+
+from daskgmm.cli.common import (
+    check_arguments_apart,
+    digest,
+    tell_forecast,
+    tell_written,
+)
+from daskgmm.cli.estimate import forecast_answer
+from daskgmm.cli.options import (
+    Cluster,
+    Data,
+    cluster_options,
+    data_options,
+    dry_run_option,
+    json_option,
+    missing_option,
+    nan_option,
+)
+from daskgmm.cli.report import Report
+from daskgmm.data.dask_array import as_dask
+from daskgmm.data.opening import Opened
+from daskgmm.data.parquet import ParquetRows
+from daskgmm.data.table_files import has_suffix
+from daskgmm.data.versions import versions_of
+from daskgmm.estimators.gaussian import load
+from daskgmm.outputs import inspect
+from daskgmm.outputs.base import Work
+from daskgmm.outputs.parquet_output import write_parquet
+from daskgmm.outputs.zarr_output import write_zarr
+from daskgmm.storage.urls import absolute as place
+
+_METHODS: Final = {
+    "labels": "predict",
+    "proba": "predict_proba",
+    "log-density": "score_samples",
+}
+
+
+@click.command()
+@click.argument("model", type=place)
+@click.argument("store", type=place)
+@click.argument("out", type=place)
+@click.option(
+    "--kind",
+    type=click.Choice(list(_METHODS)),
+    default="labels",
+    show_default=True,
+    help="The most probable component of each row, the probability of each component, "
+    "or the log density of the mixture.",
+)
+@click.option(
+    "--key",
+    "keys",
+    metavar="COLUMN",
+    multiple=True,
+    help="Column of STORE to carry along, if STORE and OUT are Parquet; may be given "
+    "several times.",
+)
+@data_options
+@missing_option
+@nan_option
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace another output that is there. The unfinished one of this very "
+    "command is gone on with: to begin anew, remove it.",
+)
+@dry_run_option
+@json_option
+@cluster_options
+def predict(
+    model: str,
+    store: str,
+    out: str,
+    kind: str,
+    keys: tuple[str, ...],
+    missing_chunks: str,
+    nan: str,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    data: Data,
+    cluster: Cluster,
+) -> None:
+    """Label the rows in STORE by MODEL, and write the labels to OUT.
+
+    OUT is a Zarr array with a row for each of STORE, in chunks of as many rows, with
+    checksums; small chunks are put into shards. If its name ends in .parquet, it is a
+    folder of Parquet files, one for each block of STORE, with the columns "component",
+    or "probability_0" and so on, or "log_density".
+
+    \b
+      daskgmm predict model.zarr rows.zarr labels.zarr
+      daskgmm predict model.zarr rows.zarr proba.zarr --kind proba
+      daskgmm predict model.zarr cells.parquet labels.parquet --key id
+
+    A command that was broken off, by an error or in any other way, goes on when it is
+    given again; what is done is kept. OUT says of itself whether it is complete, and so
+    does "daskgmm info OUT".
+    """  # noqa: D301
+    check_arguments_apart({"OUT": out}, {"MODEL": model, "STORE": store})
+    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
+    report = Report(as_json=as_json)
+    rows = data.open(store, getattr(mixture, "feature_names_in_", None))
+    keyed = _keyed(rows, out, keys)
+    work = Work(
+        {
+            "kind": kind,
+            "model": digest(mixture),
+            "keys": keys,
+            "nan": nan,
+            **_identity(rows, data, store),
+        },
+        overwrite,
+        versions_of(rows).of_rows,
+    )
+    inspect.check(out, work)
+    if dry_run:
+        tell_forecast(forecast_answer(mixture, rows, *cluster.threads()), report)
+        return
+    began = perf_counter()
+    with cluster.connect(), report.counting("parts") as observe:
+        answer = getattr(mixture, _METHODS[kind])(rows)
+        work = replace(work, observer=observe)
+        if has_suffix(out):
+            written = write_parquet(
+                answer,
+                out,
+                work,
+                names=_columns(kind, mixture.n_components),
+                keys=keys,
+                keyed=keyed,
+            )
+        else:
+            written = write_zarr(_with_lengths(answer, rows), out, work)
+    tell_written(written, out, perf_counter() - began, report)
+
+
+def _keyed(rows: Opened, out: str, keys: tuple[str, ...]) -> ParquetRows | None:
+    """What has the key columns."""
+    if not keys:
+        return None
+    if not (isinstance(rows, ParquetRows) and has_suffix(out)):
+        raise click.UsageError("--key is for STORE and OUT that are Parquet.")
+    # Blocks are cut by what a row takes: more columns to read would cut them anew.
+    return rows
+
+
+def _columns(kind: str, n_components: int) -> list[str]:
+    if kind == "proba":
+        return [f"probability_{k}" for k in range(n_components)]
+    return ["component" if kind == "labels" else "log_density"]
+
+
+def _with_lengths(answer: da.Array, rows: Opened) -> da.Array:
+    """An answer whose blocks' lengths are known, if need be by counting rows."""
+    if np.isnan(answer.shape[0]):
+        # To count rows costs less than to count answers.
+        counted: Any = as_dask(rows).compute_chunk_sizes()
+        answer._chunks = (counted.chunks[0], *answer.chunks[1:])
+    return answer
+
+
+def _identity(rows: Opened, data: Data, store: str) -> dict[str, Any]:
+    """The data, as far as they are known before they are read."""
+    if isinstance(rows, ParquetRows):
+        return {
+            "data": rows.url,
+            "columns": rows.columns,
+            "filters": [[name, op, str(value)] for name, op, value in data.filters],
+            "blocks": rows.n_blocks,
+            "rows": None if np.isnan(rows.n_rows) else int(rows.n_rows),
+        }
+    return {
+        "data": store if data.array is None else f"{store}, array {data.array}",
+        "decode_cf": data.decode_cf,
+        "shape": rows.shape,
+        "dtype": str(rows.dtype),
+    }

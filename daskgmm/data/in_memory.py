@@ -1,0 +1,82 @@
+"""Rows in this process's memory, as shards for its threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Final, final
+
+import numpy as np
+from dask.system import CPU_COUNT
+from numpy.typing import NDArray
+
+from daskgmm.data.block import Block, as_block, block_rows
+from daskgmm.data.columns import float_dtype
+from daskgmm.data.gaps import Nan
+from daskgmm.data.source import Source
+from daskgmm.execution.tree import (
+    Shards,
+    ThreadShards,
+    shard_bounds,
+)
+
+_TASKS_PER_THREAD: Final = 16
+
+
+@final
+class ArraySource(Source):
+    """Rows in this process's memory, worked on by its own threads."""
+
+    def __init__(
+        self,
+        x: NDArray[Any],
+        weights: NDArray[np.float64] | None,
+        nan: Nan = "error",
+    ) -> None:
+        self._x, self._weights, self._nan = x, weights, nan
+        self.n_features = x.shape[1]
+        self.dtype = float_dtype(x.dtype)
+
+    def check_unchanged(self) -> None:
+        """See `Source.check_unchanged`; of memory, nothing tells."""
+
+    def shards(self) -> Shards:
+        """See `Source.shards`."""
+        n_leaves = -(-len(self._x) // block_rows(*self._x.shape))
+        bounds = shard_bounds(n_leaves, _TASKS_PER_THREAD * CPU_COUNT)
+        return ThreadShards(
+            [
+                _ArrayShard(self._x, self._weights, self._nan, first, last)
+                for first, last in pairwise(bounds)
+            ],
+            CPU_COUNT,
+        )
+
+
+@final
+class _ArrayShard:
+    """A run of rows of an array: each leaf is one block, converted if it need be."""
+
+    def __init__(
+        self,
+        x: NDArray[Any],
+        weights: NDArray[np.float64] | None,
+        nan: Nan,
+        first: int,
+        last: int,
+    ) -> None:
+        self._x, self._weights, self._nan = x, weights, nan
+        self._leaves = range(first, last)
+
+    def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
+        """See `reduction.Shard`."""
+        n_rows, d = self._x.shape
+        size = block_rows(n_rows, d)
+        for leaf in self._leaves:
+            rows = slice(leaf * size, (leaf + 1) * size)
+            weights = None if self._weights is None else self._weights[rows]
+            cut = leaf * size, 0
+            yield (
+                leaf,
+                iter([as_block(leaf, self._x[rows], d, weights, self._nan, cut)]),
+            )

@@ -1,0 +1,45 @@
+"""What a fit reads: a data set that can be cut into shards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import numpy as np
+
+from daskgmm.execution.tree import (
+    Shards,
+)
+
+
+class Unchanging(Protocol):
+    """What must not change while it is read."""
+
+    def check_unchanged(self) -> None:
+        """Raise StoreError if it has changed, as far as its store tells."""
+
+
+class Source(ABC):
+    """A data set of rows.
+
+    Attributes
+    ----------
+    n_features : int
+        Number of features, d.
+    dtype : dtype
+        float32 if the rows are, else float64: what results have.
+    """
+
+    n_features: int
+    dtype: np.dtype[Any]
+
+    @abstractmethod
+    def shards(self) -> Shards:
+        """Cut the data set into shards; what is shared is computed here."""
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Raise StoreError if a store tells that the data are not as they were.
+
+        To be called once all reads are done.
+        """
