@@ -4,17 +4,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+NEWEST ?= python3.13
+# What a change of Python, Dask, Zarr or scikit-learn would break first.
+CORE := $(addprefix tests/,test_em.py test_dask.py test_store.py test_sources.py \
+	test_parquet.py)
+OF_CORE := pytest pytest-timeout pytest-xdist hypothesis
 # Tests run in as many processes as there are processors; -n0 runs them in one.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster lint format bench clean
+.PHONY: help setup demo test test-slow test-cluster test-lowest test-newest
+.PHONY: lint format bench clean
 
 help:
 	@echo "make demo          fit a data set larger than its memory, and draw the result"
 	@echo "make test          the tests, less the slow ones and those that need services"
 	@echo "make test-slow     the slow tests"
 	@echo "make test-cluster  the tests that need SLURM, sshd and the like"
+	@echo "make test-lowest   the core tests on the lowest versions that are allowed"
+	@echo "make test-newest   the core tests on another Python: NEWEST=python3.13"
 	@echo "make lint          ruff and mypy"
 	@echo "make format        let ruff lay out the code"
 	@echo "make bench         measure speed and memory"
@@ -48,6 +56,21 @@ test-cluster: $(READY)
 	npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3
 	$(BIN)/python -m pytest -m cluster
 
+# Python's newest has the newest of all packages, and the lowest versions Python's lowest.
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint .ci/lowest.txt \
+		--editable '.[parquet,plot,xarray]' $(OF_CORE)
+	.venv-lowest/bin/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster" \
+		$(CORE)
+
+test-newest:
+	test -x .venv-newest/bin/python || $(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet \
+		--editable '.[parquet,plot,xarray]' $(OF_CORE)
+	.venv-newest/bin/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster" \
+		$(CORE)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,6 +85,6 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-newest build dist demo-output .pytest_cache .mypy_cache .ruff_cache
 	rm -rf .hypothesis dask-worker-space
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

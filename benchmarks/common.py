@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from daskgmm import GaussianMixture
-from daskgmm.em.fit import Progress
+from daskgmm.em.progress import Progress
 
 N_CORES = 2
 
@@ -43,7 +43,7 @@ class Case:
     def operations(self) -> int:
         """Additions and multiplications of a row in one iteration, at the least.
 
-        An exponential counts as 40. For the products see `daskgmm/kernel/tile.py`.
+        An exponential counts as 40. For the products see `daskgmm/kernel/products.py`.
         """
         d, k = self.n_features, self.n_components
         if self.covariance_type == "full":
@@ -194,7 +194,7 @@ def median_pass(x: object, parameters: dict, n_passes: int = 15) -> float:
     def observe(progress: Progress) -> None:
         seconds.append(progress.seconds)
 
-    GaussianMixture(max_iter=n_passes, **parameters)._fit(x, observer=observe)
+    GaussianMixture(max_iter=n_passes, **parameters).fit(x, callback=observe)
     return float(np.median(seconds))
 
 

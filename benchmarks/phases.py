@@ -9,8 +9,12 @@ import numpy as np
 from numba import njit
 
 from benchmarks.common import Case, best_of, make_rows
-from daskgmm.kernel import tile
+from daskgmm.kernel.dense import add_dense
+from daskgmm.kernel.diagonal import add_diagonal
+from daskgmm.kernel.joint import add_log_prob, log_joint, normalise, share
 from daskgmm.kernel.layout import as_rows
+from daskgmm.kernel.pooled import add_pooled
+from daskgmm.kernel.tile import cut_sums, cut_tile, load_tile
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.sufficient_statistics import plan
@@ -29,42 +33,42 @@ _JIT: dict[str, Any] = {"nogil": True, "_nrt": False}
 @njit(**_JIT)
 def _load(n, plan, rows, tile, sums):
     for _ in range(n):
-        tile.load_tile(rows, plan.means.shape[1], 0, _ROWS, tile.rows)
+        load_tile(rows, plan.means.shape[1], 0, _ROWS, tile.rows)
 
 
 @njit(**_JIT)
 def _joint(n, plan, rows, tile, sums):
     for _ in range(n):
-        tile.log_joint(plan, tile, _ROWS)
+        log_joint(plan, tile, _ROWS)
 
 
 @njit(**_JIT)
 def _normalise(n, plan, rows, tile, sums):
     for _ in range(n):
-        tile.normalise(tile, 0, plan.means.shape[0], _ROWS)
+        normalise(tile, 0, plan.means.shape[0], _ROWS)
 
 
 @njit(**_JIT)
 def _share(n, plan, rows, tile, sums):
     for _ in range(n):
-        tile.add_log_prob(tile, _ROWS, sums.log_prob, 0)
-        tile.share(plan, tile, 0, plan.means.shape[0], _ROWS)
+        add_log_prob(tile, _ROWS, sums.log_prob, 0)
+        share(plan, tile, 0, plan.means.shape[0], _ROWS)
 
 
 @njit(**_JIT)
 def _add(n, plan, rows, tile, sums):
     for _ in range(n):
         if plan.dense.shape[0] > 0:
-            tile.add_dense(plan, tile, _ROWS, sums)
+            add_dense(plan, tile, _ROWS, sums)
         elif plan.pooled.shape[0] > 0:
-            tile.add_pooled(plan, tile, _ROWS, sums)
+            add_pooled(plan, tile, _ROWS, sums)
         else:
-            tile.add_diagonal(plan, tile, _ROWS, sums)
+            add_diagonal(plan, tile, _ROWS, sums)
 
 
 @njit(**_JIT)
 def _cut(plan, scratch, sums):
-    return tile.cut_tile(plan, scratch), tile.cut_sums(plan, sums)
+    return cut_tile(plan, scratch), cut_sums(plan, sums)
 
 
 STEPS: dict[str, Callable[..., None]] = {

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.common import N_CORES, environment, peak_mb
 from daskgmm import GaussianMixture
-from daskgmm.em.fit import Progress
+from daskgmm.em.progress import Progress
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 MEANS = np.array([[-2.0, 0.0], [2.0, 1.0], [0.0, 4.0]])
@@ -55,7 +55,7 @@ def main() -> None:
     print(environment())
     model.fit(x[: 2 * options.block_rows])  # compiles, outside the clock
     with dask.config.set(scheduler="threads", num_workers=N_CORES):
-        peak = peak_mb(lambda: model._fit(x, None, observe))
+        peak = peak_mb(lambda: model.fit(x, sample_weight=None, callback=observe))
     order = np.argsort(model.means_[:, 0])
     print(f"{x.shape[0]:,} rows x 2, K=3: {np.median(seconds):.1f} s a pass (median)")
     print(f"peak memory on top of the process with its libraries: {peak:.0f} MB")

@@ -21,6 +21,7 @@ from daskgmm.errors import (
 if TYPE_CHECKING:
     from daskgmm.data.inputs import from_xarray
     from daskgmm.data.opening import open_rows
+    from daskgmm.em.progress import Progress
     from daskgmm.estimators.gaussian import GaussianMixture, load
 
 __version__ = version("daskgmm")
@@ -36,6 +37,7 @@ __all__ = [
     "ModelFileError",
     "NewerFormatError",
     "PlaceError",
+    "Progress",
     "SkippedRowsWarning",
     "StoreError",
     "from_xarray",
@@ -49,9 +51,10 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from daskgmm.data import inputs, opening
+    from daskgmm.em import progress
     from daskgmm.estimators import gaussian
 
-    homes = {"from_xarray": inputs, "open_rows": opening}
+    homes = {"from_xarray": inputs, "open_rows": opening, "Progress": progress}
     return getattr(homes.get(name, gaussian), name)
 
 

@@ -187,7 +187,7 @@ def fit_while(rows, change, **parameters):
             change()
 
     fitted = model(**parameters).set_params(tol=0, max_iter=5)
-    fitted._fit(rows, observer=observe)
+    fitted.fit(rows, callback=observe)
     return fitted
 
 
@@ -258,10 +258,10 @@ def test_weights_that_are_written_anew(tmp_path, x):
     place = tmp_path / "w"
     fitted = model().set_params(tol=0, max_iter=3)
     with pytest.raises(StoreError, match=r"/w has been changed"):
-        fitted._fit(
+        fitted.fit(
             tmp_path / "x",
-            place,
-            observer=lambda progress: weights.__setitem__(0, 1 + 1e-9),
+            sample_weight=place,
+            callback=lambda progress: weights.__setitem__(0, 1 + 1e-9),
         )
 
 

@@ -55,7 +55,13 @@ def break_off(model, X, place, after, interval=1, sample_weight=None):
             raise Broken
 
     with pytest.raises(Broken):
-        model._fit(X, sample_weight, observe, place, interval)
+        model.fit(
+            X,
+            sample_weight=sample_weight,
+            callback=observe,
+            checkpoint=place,
+            checkpoint_interval=interval,
+        )
 
 
 def model(covariance_type="full", **parameters):
@@ -76,7 +82,13 @@ def test_a_fit_goes_on_with_the_same_bits(tmp_path, covariance_type, after, lazy
     break_off(model(covariance_type), rows, tmp_path, after, sample_weight=weights)
     resumed = model(covariance_type)
     passes = []
-    resumed._fit(rows, weights, lambda p: passes.append(p.n_pass), tmp_path, 1)
+    resumed.fit(
+        rows,
+        sample_weight=weights,
+        callback=lambda p: passes.append(p.n_pass),
+        checkpoint=tmp_path,
+        checkpoint_interval=1,
+    )
     assert passes[0] == after + 1
     assert_same(resumed, expected)
 
@@ -85,7 +97,7 @@ def test_what_was_ended_is_not_done_again(tmp_path):
     x = blobs(1, 2000, 2, 3)
     first = model().fit(x, checkpoint=tmp_path)
     again, passes = model(), []
-    again._fit(x, None, passes.append, tmp_path)
+    again.fit(x, sample_weight=None, callback=passes.append, checkpoint=tmp_path)
     assert passes == []
     assert_same(again, first)
 
@@ -95,7 +107,13 @@ def test_passes_since_the_last_state_are_done_again(tmp_path):
     expected = model().fit(x)
     break_off(model(), x, tmp_path, after=5, interval=3)
     resumed, passes = model(), []
-    resumed._fit(x, None, lambda p: passes.append(p.n_pass), tmp_path, 3)
+    resumed.fit(
+        x,
+        sample_weight=None,
+        callback=lambda p: passes.append(p.n_pass),
+        checkpoint=tmp_path,
+        checkpoint_interval=3,
+    )
     assert passes[0] == 4
     assert_same(resumed, expected)
 
@@ -228,7 +246,13 @@ def assert_goes_on(x, place, after, expected):
     copy = place.with_name(f"{place.name}-copy")
     shutil.copytree(place, copy)
     resumed, passes = short(), []
-    resumed._fit(x, None, lambda p: passes.append(p.n_pass), copy, 1000)
+    resumed.fit(
+        x,
+        sample_weight=None,
+        callback=lambda p: passes.append(p.n_pass),
+        checkpoint=copy,
+        checkpoint_interval=1000,
+    )
     shutil.rmtree(copy)
     assert passes[0] == after + 1
     assert_same(resumed, expected)
@@ -263,7 +287,13 @@ def test_any_fsspec_url():
     break_off(model(), x, place, after=3)
     assert fsspec.filesystem("memory").ls("/checkpoints/one")
     resumed, passes = model(), []
-    resumed._fit(x, None, lambda p: passes.append(p.n_pass), place, 1)
+    resumed.fit(
+        x,
+        sample_weight=None,
+        callback=lambda p: passes.append(p.n_pass),
+        checkpoint=place,
+        checkpoint_interval=1,
+    )
     assert passes[0] == 4
     assert_same(resumed, expected)
 

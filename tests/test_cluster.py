@@ -293,17 +293,23 @@ def test_all_workers_are_gone_and_a_rerun_goes_on(tmp_path, expected, how):
 
         began = time.monotonic()
         with pytest.raises(ClusterError, match="has had no workers for 4 s"):
-            model()._fit(slow_rows(), None, stop_all, tmp_path / "checkpoint", 1)
+            model().fit(
+                slow_rows(),
+                sample_weight=None,
+                callback=stop_all,
+                checkpoint=tmp_path / "checkpoint",
+                checkpoint_interval=1,
+            )
         assert time.monotonic() - began < 60
         assert passes == [1, 2]
         running.add_worker()
         resumed, passes = model(), []
-        resumed._fit(
+        resumed.fit(
             slow_rows(),
-            None,
-            lambda p: passes.append(p.n_pass),
-            tmp_path / "checkpoint",
-            1,
+            sample_weight=None,
+            callback=lambda p: passes.append(p.n_pass),
+            checkpoint=tmp_path / "checkpoint",
+            checkpoint_interval=1,
         )
         assert passes == [3, 4, 5]
         assert_same(resumed, expected)
@@ -363,7 +369,7 @@ def test_a_cluster_that_grows_gets_more_pieces(tmp_path, expected):
             at_work.append(sum("shard-" in str(keys) for keys in held.values()))
 
         grown = model()
-        grown._fit(slow_rows(), None, observe)
+        grown.fit(slow_rows(), sample_weight=None, callback=observe)
         assert at_work[0] == 1
         assert at_work[-1] > 4  # as many pieces as there were at first
         assert_same(grown, expected)
@@ -397,12 +403,24 @@ def test_the_scheduler_is_gone_and_a_rerun_goes_on(tmp_path, expected, how):
                 stopped.append(time.monotonic())
 
         with pytest.raises(ClusterError, match="connection to the scheduler at tcp://"):
-            model()._fit(slow_rows(), None, stop, place, 1)
+            model().fit(
+                slow_rows(),
+                sample_weight=None,
+                callback=stop,
+                checkpoint=place,
+                checkpoint_interval=1,
+            )
         assert time.monotonic() - stopped[0] < 30
         running.send(running.scheduler, signal.SIGKILL)
     with cluster(second, 2):
         resumed, passes = model(), []
-        resumed._fit(slow_rows(), None, lambda p: passes.append(p.n_pass), place, 1)
+        resumed.fit(
+            slow_rows(),
+            sample_weight=None,
+            callback=lambda p: passes.append(p.n_pass),
+            checkpoint=place,
+            checkpoint_interval=1,
+        )
         assert passes == [3, 4, 5]
         assert_same(resumed, expected)
 

@@ -498,7 +498,7 @@ def test_adaptive_workers_come_and_go_during_a_fit(store, expected):
                 wait_until(lambda: watch.look() == 1, "workers leave")
 
         mixture = GaussianMixture(K, random_state=0, tol=0, max_iter=ITERATIONS)
-        mixture._fit(str(store), None, observer=observe)
+        mixture.fit(str(store), sample_weight=None, callback=observe)
         assert max(numbers) >= 3, numbers
         assert len(watch.worked) > 1, "the new workers got no work"
     for name in ("weights_", "means_", "covariances_", "lower_bounds_", "n_iter_"):

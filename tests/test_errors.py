@@ -296,8 +296,8 @@ def test_an_interrupted_fit_leaves_the_estimator_as_it_was(error, fitted, lazy):
 
     other = blobs(10, 100, 4, 2)
     with pytest.raises(error):
-        model._fit(
-            da.from_array(other, chunks=30) if lazy else other, observer=interrupt
+        model.fit(
+            da.from_array(other, chunks=30) if lazy else other, callback=interrupt
         )
     after = vars(model)
     assert after.keys() == before.keys()
@@ -322,7 +322,7 @@ def observe(progress):
         os.system(f"(sleep 0.3; kill -INT {os.getpid()}) &")
 
 try:
-    model._fit(rows, observer=observe)
+    model.fit(rows, callback=observe)
 except KeyboardInterrupt:
     print("interrupted", vars(model) == before, flush=True)
 """

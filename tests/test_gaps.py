@@ -274,7 +274,7 @@ def test_checkpoints_know_what_was_skipped(tmp_path, gappy, bad):
             raise Break
 
     with pytest.raises(Break):
-        first._fit(lazy, observer=observe, checkpoint=tmp_path, checkpoint_interval=1)
+        first.fit(lazy, callback=observe, checkpoint=tmp_path, checkpoint_interval=1)
     again = model(nan="skip", tol=0).fit(lazy, checkpoint=tmp_path)
     np.testing.assert_array_equal(again.means_, whole.means_)
     assert again.n_rows_skipped_ == bad.sum()

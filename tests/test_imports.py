@@ -193,7 +193,7 @@ def _of_self(node):
 
 _CORES = {"numba", "zarr"}
 """Packages whose `core` is not for others."""
-OURS = {"_fit", "_n_parameters", "_score", "_find", "_facts"}
+OURS = {"_n_parameters", "_score", "_find", "_facts"}
 """Private names of this package that another of its modules uses."""
 
 

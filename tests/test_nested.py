@@ -206,7 +206,7 @@ def test_a_fit_stays_where_it_began(had_client, tmp_path, expected):
 
         fitted = model(tol=0, max_iter=4)
         with pytest.warns(match="did not converge"):
-            fitted._fit(rows(), observer=observe)
+            fitted.fit(rows(), callback=observe)
         assert _n_transitions(other) == n_before
         for client in reversed(opened):  # each restores what was before it
             client.close()
@@ -222,7 +222,7 @@ def test_a_client_that_is_closed_meanwhile_is_named(tmp_path):
                 client.close()
 
         with pytest.raises(ClusterError, match=r"closed\. Connect a Client"):
-            model(tol=0)._fit(rows(), observer=observe)
+            model(tol=0).fit(rows(), callback=observe)
 
 
 def test_dasks_configuration_is_what_it_was_after_works_that_overlapped(tmp_path):

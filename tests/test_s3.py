@@ -215,13 +215,25 @@ def break_off(rows, place, after):
             raise Broken
 
     with pytest.raises(Broken):
-        model()._fit(rows, None, observe, place, 1)
+        model().fit(
+            rows,
+            sample_weight=None,
+            callback=observe,
+            checkpoint=place,
+            checkpoint_interval=1,
+        )
 
 
 def resume(rows, place, interval=1):
     """The fit that goes on, and the first pass that it does."""
     resumed, passes = model(), []
-    resumed._fit(rows, None, lambda p: passes.append(p.n_pass), place, interval)
+    resumed.fit(
+        rows,
+        sample_weight=None,
+        callback=lambda p: passes.append(p.n_pass),
+        checkpoint=place,
+        checkpoint_interval=interval,
+    )
     return resumed, passes[0]
 
 

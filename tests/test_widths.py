@@ -209,7 +209,7 @@ def fit_with_checkpoint(case, url, passes):
             raise _Broken
 
     try:
-        model._fit(x, observer=observe, checkpoint=url, checkpoint_interval=1)
+        model.fit(x, callback=observe, checkpoint=url, checkpoint_interval=1)
     except _Broken:
         return None
     return what_is_found(model, x)

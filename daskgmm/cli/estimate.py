@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from daskgmm import config
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.gaps import Gaps
-from daskgmm.em.fit import Progress
+from daskgmm.em.progress import Progress
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.execution.tree import leaf_bounds, most_sums
 from daskgmm.mixtures.covariance import SHAPES
@@ -217,7 +217,7 @@ def _pass_seconds(model: GaussianMixture, block: Any) -> float:
 
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         enough = np.resize(block, (n_rows, block.shape[1]))
-        trial._fit(_as_one_block(enough), observer=observe)
+        trial.fit(_as_one_block(enough), callback=observe)
     return min(seconds)
 
 

@@ -188,10 +188,10 @@ def fit(
     ):
         for told_below in (ConvergenceWarning, SkippedRowsWarning):
             warnings.simplefilter("ignore", told_below)
-        mixture._fit(
+        mixture.fit(
             rows,
-            weights,
-            observer=observe,
+            sample_weight=weights,
+            callback=observe,
             checkpoint=checkpoint,
             checkpoint_interval=checkpoint_interval,
         )

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from daskgmm.demo import run as demo
-from daskgmm.em.fit import Progress as Pass
+from daskgmm.em.progress import Progress as Pass
 
 _PAUSE: Final = 10.0
 """Seconds between two lines of progress where no bar can be drawn."""

@@ -34,7 +34,7 @@ from daskgmm.demo.data import (
     write,
 )
 from daskgmm.demo.memory import HeldWorker, held, is_refused, peak_memory
-from daskgmm.em.fit import Progress
+from daskgmm.em.progress import Progress
 from daskgmm.errors import MissingLibraryError, PlaceError, StoreError
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.plotting import plot_mixture
@@ -270,7 +270,7 @@ def _fit_aloud(
         N_COMPONENTS, tol=_TOL, max_iter=_MAX_ITER, n_init=_N_INIT, random_state=seed
     )
     began = perf_counter()
-    model._fit(store, observer=lambda progress: _say(console, progress_line(progress)))
+    model.fit(store, callback=lambda progress: _say(console, progress_line(progress)))
     _say(
         console,
         f"Fitted in {model.n_passes_} passes, {perf_counter() - began:.1f} s in all",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, final
@@ -13,6 +12,7 @@ from sklearn.utils import check_random_state
 from daskgmm.data.source import Source
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.loop import Run, Status, Stopping, best, em
+from daskgmm.em.progress import Callback, Progress
 from daskgmm.em.scan import Survey, draw, survey
 from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.execution.tree import Shards
@@ -30,56 +30,6 @@ class Settings:
     reg_covar: float
     n_init: int
     init_size: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a fit stands after a pass over the data.
-
-    Attributes
-    ----------
-    n_pass : int
-        Passes so far, from 1.
-    runs : sequence of Run
-        All restarts.
-    n_rows : int
-        Rows read in the pass.
-    seconds : float
-        Time the pass took.
-    """
-
-    n_pass: int
-    runs: Sequence[Run]
-    n_rows: int
-    seconds: float
-
-    @property
-    def n_runs(self) -> int:
-        """Number of restarts."""
-        return len(self.runs)
-
-    @property
-    def n_live(self) -> int:
-        """Restarts that go on."""
-        return sum(map(_is_live, self.runs))
-
-    @property
-    def _leader(self) -> Run:
-        return max(self.runs, key=lambda run: run.bound)
-
-    @property
-    def bound(self) -> float:
-        """The best lower bound so far."""
-        return self._leader.bound
-
-    @property
-    def change(self) -> float:
-        """The last change of that run's bound."""
-        return self._leader.change
-
-
-Observer = Callable[[Progress], None]
 
 
 @final
@@ -139,7 +89,7 @@ def train(
     settings: Settings,
     random_state: np.random.RandomState,
     warm: Run | None,
-    observer: Observer,
+    callback: Callback,
     keeper: Keeper | None = None,
 ) -> Outcome:
     """Fit a mixture to a source.
@@ -153,7 +103,7 @@ def train(
         then for each restart in turn.
     warm : Run or None
         Where to go on from, instead of new starts.
-    observer : callable
+    callback : callable
         Called with a `Progress` after each pass.
     keeper : Keeper or None
         Where to go on from what was kept, and to keep states.
@@ -188,7 +138,7 @@ def train(
         state = State(tuple(runs), state.n_passes + 1, random_state)
         _keep(keeper, state, at_once=not any(_is_live(run) for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
-        observer(Progress(state.n_passes, runs, found.n_rows, seconds))
+        callback(Progress(state.n_passes, runs, found.n_rows, seconds))
     source.check_unchanged()
     return _outcome(state.runs[best(state.runs)], state.n_passes, found)
 

@@ -1,11 +1,63 @@
-"""What `verbose` prints, in scikit-learn's words."""
+"""Where a fit stands, for callbacks, and what `verbose` prints of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
-from daskgmm.em.fit import Progress
-from daskgmm.em.loop import Status
+from daskgmm.em.loop import Run, Status
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a fit stands after a pass over the data.
+
+    Attributes
+    ----------
+    n_pass : int
+        Passes so far, from 1.
+    runs : sequence of Run
+        All restarts.
+    n_rows : int
+        Rows read in the pass.
+    seconds : float
+        Time the pass took.
+    """
+
+    n_pass: int
+    runs: Sequence[Run]
+    n_rows: int
+    seconds: float
+
+    @property
+    def n_runs(self) -> int:
+        """Number of restarts."""
+        return len(self.runs)
+
+    @property
+    def n_live(self) -> int:
+        """Restarts that go on."""
+        return sum(run.status is Status.TRAINING for run in self.runs)
+
+    @property
+    def _leader(self) -> Run:
+        return max(self.runs, key=lambda run: run.bound)
+
+    @property
+    def bound(self) -> float:
+        """The best lower bound so far."""
+        return self._leader.bound
+
+    @property
+    def change(self) -> float:
+        """The last change of that run's bound."""
+        return self._leader.change
+
+
+Callback = Callable[[Progress], object]
+"""Called after each pass; what it returns is not looked at."""
 
 
 @final

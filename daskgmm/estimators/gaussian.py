@@ -33,11 +33,11 @@ from daskgmm.data.source import Source
 from daskgmm.data.sources import open_source
 from daskgmm.data.weights import weights_of_rows_in_memory
 from daskgmm.em.checkpoint import Keeper, describe, parse_interval
-from daskgmm.em.fit import Observer, Outcome, Settings, train
+from daskgmm.em.fit import Outcome, Settings, train
 from daskgmm.em.initialization import Start
 from daskgmm.em.loop import Run, Status, Stopping
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
-from daskgmm.em.progress import Reporter
+from daskgmm.em.progress import Callback, Progress, Reporter
 from daskgmm.errors import DataError, ModelFileError, SkippedRowsWarning
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.covariance import SHAPES
@@ -226,6 +226,7 @@ default='kmeans'
         y: None = None,
         sample_weight: Any = None,
         *,
+        callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_interval: int | str = "1 minute",
     ) -> Self:
@@ -239,6 +240,10 @@ default='kmeans'
         sample_weight : array-like of shape (n,), default=None
             Of X's kind. A row of weight 2 counts as two rows, one of weight 0 is
             absent. A constant factor changes nothing.
+        callback : callable, default=None
+            Called with a `Progress` after each pass over the data: the number of the
+            pass, the best bound and its change, rows and seconds. If it raises, the fit
+            ends with that error, and the estimator is as it was before.
         checkpoint : str or path, default=None
             Where to keep the state of all runs: a folder, or any URL that fsspec
             knows. If the state of the same fit to the same data is there, the fit goes
@@ -264,39 +269,12 @@ default='kmeans'
         StoreError
             If there is no Zarr array at a path or URL.
         """
-        self._fit(
-            X,
-            sample_weight,
-            checkpoint=checkpoint,
-            checkpoint_interval=checkpoint_interval,
-        )
-        return self
-
-    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """Fit the mixture and return the most probable component of each row.
-
-        Parameters
-        ----------
-        X, y, sample_weight
-            As in `fit`.
-
-        Returns
-        -------
-        array of int64, shape (n,)
-        """
-        return self.fit(X, y, sample_weight).predict(X)
-
-    def _fit(
-        self,
-        X: Any,
-        sample_weight: Any = None,
-        observer: Observer | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_interval: int | str = "1 minute",
-    ) -> Outcome:
-        """Fit, telling an observer of each pass."""
         self._validate_params()
         self._check_array_api()
+        if callback is not None and not callable(callback):
+            raise TypeError(
+                f"callback must be callable with a Progress, got {callback!r}."
+            )
         interval = parse_interval(checkpoint_interval)
         read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
         check_apart({"checkpoint": checkpoint}, read)
@@ -306,10 +284,10 @@ default='kmeans'
             settings = self._settings(source.n_features)
             reporter = Reporter(self.verbose, self.verbose_interval)
 
-            def observe(progress: Any) -> None:
+            def observe(progress: Progress) -> None:
                 reporter.report(progress)
-                if observer is not None:
-                    observer(progress)
+                if callback is not None:
+                    callback(progress)
 
             warm = self._warm_run(source.n_features)
             keeper = (
@@ -331,15 +309,29 @@ default='kmeans'
                 "Try different init parameters, or increase max_iter, "
                 "tol, or check for degenerate data.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
         if self.n_rows_skipped_:
             warnings.warn(
                 f"{self.n_rows_skipped_} rows with NaN were left out of the fit.",
                 SkippedRowsWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
-        return outcome
+        return self
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """Fit the mixture and return the most probable component of each row.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+
+        Returns
+        -------
+        array of int64, shape (n,)
+        """
+        return self.fit(X, y, sample_weight).predict(X)
 
     def _check_array_api(self) -> None:
         """Refuse what scikit-learn refuses where array API dispatch is enabled."""

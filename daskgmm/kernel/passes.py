@@ -14,6 +14,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from daskgmm.kernel.compiling import ASK, Compiled, sources, stamp_of
+from daskgmm.kernel.dense import add_dense
+from daskgmm.kernel.diagonal import add_diagonal
+from daskgmm.kernel.joint import (
+    add_log_prob,
+    find_most_probable,
+    log_joint,
+    normalise,
+    share,
+)
 from daskgmm.kernel.layout import (
     Array,
     Plan,
@@ -25,29 +34,22 @@ from daskgmm.kernel.layout import (
     sums_ends,
     triangle,
 )
+from daskgmm.kernel.pooled import add_pooled
 from daskgmm.kernel.simd import COLUMNS, TARGET, VECTOR_BITS
 from daskgmm.kernel.tile import (
     JIT,
     LINE,
     MIN_UPPER,
     ZERO,
-    add_dense,
-    add_diagonal,
-    add_log_prob,
-    add_pooled,
     cut_sums,
     cut_tile,
-    find_most_probable,
     load_tile,
-    log_joint,
-    normalise,
     scratch_size,
     set_weights,
-    share,
     tile_rows,
-    upper_joint,
     whole_width,
 )
+from daskgmm.kernel.upper import upper_joint
 
 _COPIED_COLUMNS: Final = 8
 """Columns of a matrix that are copied together: a line of the cache."""

@@ -1,0 +1,109 @@
+"""The diagonal form: factors are diagonal."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from numba import njit
+
+from daskgmm.kernel.layout import BAND
+from daskgmm.kernel.simd import (
+    COLUMNS,
+    LANES,
+    add,
+    add_lane_sums,
+    add_scaled_squares,
+    add_to_rows,
+    constant,
+    load,
+    multiply,
+    multiply_add,
+    row_sums,
+    splat,
+    store,
+    subtract,
+    zeros,
+)
+from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH
+
+
+def _make_diagonal_joint(n: int) -> Any:
+    n_vectors = n * COLUMNS
+
+    @njit(**INLINE)
+    def diagonal_joint(plan: Any, lines: Any, k: int, t: int, joint: Any) -> None:
+        """Log joint of n components from k on, from lines less their centres."""
+        d = plan.means.shape[1]
+        centres, scales = plan.centres.reshape(-1), plan.scales.reshape(-1)
+        tile = zeros(n_vectors)
+        for i in range(d):
+            line = load(lines, i * LINE + t, 0, 1, COLUMNS)
+            of_centres = splat(centres, k * d + i, d, n)
+            of_scales = splat(scales, k * d + i, d, n)
+            tile = add_scaled_squares(line, of_centres, of_scales, tile)
+        tile = multiply(tile, constant(-0.5))
+        tile = add_to_rows(splat(plan.offsets, k, 1, n), tile)
+        store(tile, joint, k * LINE + t, LINE, COLUMNS)
+
+    return diagonal_joint
+
+
+_band_joint: Final = _make_diagonal_joint(BAND)
+_row_joint: Final = _make_diagonal_joint(1)
+
+
+@njit(**JIT)
+def diagonal_log_joint(
+    plan: Any, lines: Any, first: int, last: int, width: int, joint: Any
+) -> None:
+    """Log joint of the components from first to last."""
+    whole = last - (last - first) % BAND
+    for t in range(0, width, WIDTH):
+        for k in range(first, whole, BAND):
+            _band_joint(plan, lines, k, t, joint)
+        for k in range(whole, last):
+            _row_joint(plan, lines, k, t, joint)
+
+
+def _make_diagonal_sums(n: int, n_columns: int) -> Any:
+    n_vectors, step = n * n_columns, n_columns * LANES
+
+    @njit(**INLINE)
+    def diagonal_sums(
+        tile: Any, k: int, width: int, means: Any, d: int, sums: Any
+    ) -> None:
+        """Add 1, e and e² of n components from k on."""
+        mass = zeros(n_vectors)
+        for t in range(0, width, step):
+            shares = load(tile.joint, k * LINE + t, LINE, n, n_columns)
+            mass = add(mass, shares)
+        add_lane_sums(row_sums(mass, n), sums.mass, k, 1, 1)
+        for i in range(d):
+            centres = splat(means, k * d + i, d, n)
+            drift, spread = zeros(n_vectors), zeros(n_vectors)
+            for t in range(0, width, step):
+                line = load(tile.rows, i * LINE + t, 0, 1, n_columns)
+                deviation = subtract(line, centres)
+                shares = load(tile.joint, k * LINE + t, LINE, n, n_columns)
+                part = multiply(shares, deviation)
+                drift = add(drift, part)
+                spread = multiply_add(part, deviation, spread)
+            add_lane_sums(row_sums(drift, n), sums.drift, k * d + i, d, 1)
+            add_lane_sums(row_sums(spread, n), sums.diagonal, k * d + i, d, 1)
+
+    return diagonal_sums
+
+
+_band_sums: Final = _make_diagonal_sums(BAND, 1)
+_row_sums: Final = _make_diagonal_sums(1, COLUMNS)
+
+
+@njit(**JIT)
+def add_diagonal(plan: Any, tile: Any, width: int, sums: Any) -> None:
+    """Add 1, e and e² of every component."""
+    n_components, d = plan.means.shape
+    means, whole = plan.means.reshape(-1), n_components - n_components % BAND
+    for k in range(0, whole, BAND):
+        _band_sums(tile, k, width, means, d, sums)
+    for k in range(whole, n_components):
+        _row_sums(tile, k, width, means, d, sums)

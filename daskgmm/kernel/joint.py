@@ -1,0 +1,125 @@
+"""Log joint densities of a tile, and what follows from them in any form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from daskgmm.kernel.dense import dense_log_joint
+from daskgmm.kernel.diagonal import diagonal_log_joint
+from daskgmm.kernel.products import multiply_lines
+from daskgmm.kernel.simd import (
+    COLUMNS,
+    add,
+    add_lane_sums,
+    constant,
+    divide,
+    exp,
+    load,
+    log,
+    maximum,
+    multiply,
+    multiply_add,
+    root,
+    store,
+    subtract,
+    where_above,
+    zeros,
+)
+from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH, ZERO
+
+
+@njit(**JIT)
+def log_joint(plan: Any, tile: Any, width: int) -> None:
+    """Log of weight times density, components × rows."""
+    n_components, d = plan.means.shape
+    n_pooled = plan.pooled.shape[0]
+    if plan.dense.shape[0] > 0:
+        dense_log_joint(plan, tile, width)
+        return
+    pooled, origins = plan.pooled.reshape(-1), plan.origins.reshape(-1)
+    # Without pooled factors there is one round, of all components.
+    for run in range(max(1, n_pooled)):
+        lines, first, last = tile.rows, 0, n_components
+        if n_pooled > 0:
+            at = run * plan.pooled.shape[1]
+            multiply_lines(
+                pooled, at, d, ZERO, lines, origins, run * d, width, tile.white
+            )
+            lines, first, last = tile.white, plan.starts[run], plan.starts[run + 1]
+        diagonal_log_joint(plan, lines, first, last, width, tile.joint)
+
+
+@njit(**INLINE)
+def normalise(tile: Any, first: int, last: int, width: int) -> None:
+    """Turn one run's log joint into h = exp(½ (joint - its maximum)), row by row.
+
+    Beside it log p(x) and the scale s: a responsibility is h² s. Its root h √s is what
+    most sums are made with, and costs one square root a row.
+    """
+    for t in range(0, width, WIDTH):
+        top = load(tile.joint, first * LINE + t, 0, 1, COLUMNS)
+        for k in range(first + 1, last):
+            top = maximum(load(tile.joint, k * LINE + t, 0, 1, COLUMNS), top)
+        total = zeros(COLUMNS)
+        for k in range(first, last):
+            line = load(tile.joint, k * LINE + t, 0, 1, COLUMNS)
+            part = exp(multiply(subtract(line, top), constant(0.5)))
+            store(part, tile.joint, k * LINE + t, 0, COLUMNS)
+            total = multiply_add(part, part, total)
+        store(add(top, log(total)), tile.log_prob, t, 0, COLUMNS)
+        store(divide(constant(1.0), total), tile.scale, t, 0, COLUMNS)
+
+
+@njit(**JIT)
+def find_most_probable(tile: Any, n_components: int, width: int) -> None:
+    """Numbers of the most probable components, into the line of scales."""
+    for t in range(0, width, WIDTH):
+        top, best = load(tile.joint, t, 0, 1, COLUMNS), zeros(COLUMNS)
+        for k in range(1, n_components):
+            line = load(tile.joint, k * LINE + t, 0, 1, COLUMNS)
+            best = where_above(line, top, constant(float(k)), best)
+            top = maximum(line, top)
+        store(best, tile.scale, t, 0, COLUMNS)
+
+
+# --- sums -----------------------------------------------------------------------------
+
+
+@njit(**JIT)
+def add_log_prob(tile: Any, width: int, sums: Any, run: int) -> None:
+    """Add log p(x) by row weight."""
+    nothing, total = constant(0.0), zeros(COLUMNS)
+    for t in range(0, width, WIDTH):
+        weight = load(tile.weights, t, 0, 1, COLUMNS)
+        part = multiply(weight, load(tile.log_prob, t, 0, 1, COLUMNS))
+        # A row without weight adds nothing, whatever its density.
+        total = add(total, where_above(weight, nothing, part, nothing))
+    add_lane_sums(total, sums, run, 0, 1)
+
+
+@njit(**JIT)
+def share(plan: Any, tile: Any, first: int, last: int, width: int) -> None:
+    """Turn h into what the form's sums are made with, w the row weights.
+
+    Dense: √(w r). Pooled: √w r. Diagonal: w r.
+    """
+    nothing = constant(0.0)
+    is_dense, is_pooled = plan.dense.shape[0] > 0, plan.pooled.shape[0] > 0
+    for t in range(0, width, WIDTH):
+        weight = load(tile.weights, t, 0, 1, COLUMNS)
+        scale = load(tile.scale, t, 0, 1, COLUMNS)
+        if is_dense:
+            factor = root(multiply(scale, weight))
+        elif is_pooled:
+            factor = multiply(scale, root(weight))
+        else:
+            factor = multiply(scale, weight)
+        factor = where_above(weight, nothing, factor, nothing)
+        for k in range(first, last):
+            line = load(tile.joint, k * LINE + t, 0, 1, COLUMNS)
+            part = multiply(line, factor)
+            if not is_dense:
+                part = multiply(part, line)
+            store(part, tile.joint, k * LINE + t, 0, COLUMNS)

@@ -1,0 +1,60 @@
+"""The pooled form: all components of a run share one factor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from daskgmm.kernel.layout import stride
+from daskgmm.kernel.products import add_dots, multiply_lines
+from daskgmm.kernel.simd import (
+    COLUMNS,
+    load,
+    multiply,
+    root,
+    splat,
+    store,
+    subtract,
+)
+from daskgmm.kernel.tile import JIT, LINE, WIDTH, ZERO
+
+
+@njit(**JIT)
+def _root_rows(plan: Any, tile: Any, run: int, width: int) -> None:
+    """Set the working lines to √w [y, 1]."""
+    d, origins = plan.means.shape[1], plan.origins.reshape(-1)
+    for t in range(0, width, WIDTH):
+        rooted = root(load(tile.weights, t, 0, 1, COLUMNS))
+        for i in range(d):
+            line = load(tile.rows, i * LINE + t, 0, 1, COLUMNS)
+            y = subtract(line, splat(origins, run * d + i, 1, 1))
+            store(multiply(y, rooted), tile.work, i * LINE + t, 0, COLUMNS)
+        store(rooted, tile.work, d * LINE + t, 0, COLUMNS)
+
+
+@njit(**JIT)
+def add_pooled(plan: Any, tile: Any, width: int, sums: Any) -> None:
+    """Add [y, 1] of every component; v vᵀ and r rᵀ of every run."""
+    d, nothing = plan.means.shape[1], plan.nothing
+    raw_step, step, shared_at = stride(d + 1, COLUMNS), stride(d, COLUMNS), 0
+    for run in range(plan.pooled.shape[0]):
+        first, last = plan.starts[run], plan.starts[run + 1]
+        n = last - first
+        shares = tile.joint[first * LINE :]
+        _root_rows(plan, tile, run, width)
+        at = first * raw_step
+        add_dots(shares, n, tile.work, d + 1, width, sums.raw, at, raw_step)
+        shared_step = stride(n, COLUMNS)
+        add_dots(shares, n, shares, ZERO, width, sums.shared, shared_at, shared_step)
+        shared_at += n * shared_step
+        multiply_lines(
+            plan.mixing, first * d, d, n, shares, nothing, ZERO, width, tile.white
+        )
+        for at in range(0, d * LINE, LINE):
+            for t in range(at, at + width, WIDTH):
+                y = load(tile.work, t, 0, 1, COLUMNS)
+                v = subtract(y, load(tile.white, t, 0, 1, COLUMNS))
+                store(v, tile.white, t, 0, COLUMNS)
+        at = run * d * step
+        add_dots(tile.white, d, tile.white, ZERO, width, sums.residual, at, step)

@@ -1,0 +1,141 @@
+"""Products in register tiles: packed matrices times lines, and sums of products."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from numba import njit
+
+from daskgmm.kernel.layout import BAND
+from daskgmm.kernel.simd import (
+    COLUMNS,
+    LANES,
+    add_lane_sums,
+    add_outer,
+    add_squares,
+    load,
+    splat,
+    store,
+    subtract,
+    zeros,
+)
+from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH
+
+_BAND_VECTORS: Final = BAND * COLUMNS
+
+
+# --- products in register tiles -------------------------------------------------------
+
+
+def _make_product(n_rows: int) -> Any:
+    n_vectors = n_rows * COLUMNS
+
+    @njit(**INLINE)
+    def product(
+        packed: Any, at: int, n: int, lines: Any, t: int, means: Any, mean: int
+    ) -> Any:
+        """Some rows of a packed matrix times n lines less a mean."""
+        tile = zeros(n_vectors)
+        for j in range(n):
+            line = load(lines, j * LINE + t, 0, 1, COLUMNS)
+            line = subtract(line, splat(means, mean + j, 1, 1))
+            numbers = splat(packed, at + j * n_rows, 1, n_rows)
+            tile = add_outer(numbers, line, tile)
+        return tile
+
+    return product
+
+
+_band_product: Final = _make_product(BAND)
+_row_product: Final = _make_product(1)
+
+
+@njit(**INLINE)
+def squared_distances(
+    packed: Any, at: int, lines: Any, t: int, means: Any, mean: int, d: int
+) -> Any:
+    """Squares of a packed triangular matrix times lines less a mean, summed."""
+    sums = zeros(COLUMNS)
+    whole = d - d % BAND
+    for last in range(BAND, whole + 1, BAND):
+        tile = _band_product(packed, at, last, lines, t, means, mean)
+        sums = add_squares(tile, sums)
+        at += BAND * last
+    for last in range(whole + 1, d + 1):
+        tile = _row_product(packed, at, last, lines, t, means, mean)
+        sums = add_squares(tile, sums)
+        at += last
+    return sums
+
+
+@njit(**JIT)
+def multiply_lines(
+    packed: Any,
+    at: int,
+    n_rows: int,
+    n: int,
+    lines: Any,
+    means: Any,
+    mean: int,
+    width: int,
+    out: Any,
+) -> None:
+    """A packed matrix times n lines less a mean; a triangular matrix if n is 0."""
+    start, whole = at, n_rows - n_rows % BAND
+    for t in range(0, width, WIDTH):
+        at = start
+        for first in range(0, whole, BAND):
+            length = n if n else first + BAND
+            tile = _band_product(packed, at, length, lines, t, means, mean)
+            store(tile, out, first * LINE + t, LINE, COLUMNS)
+            at += BAND * length
+        for i in range(whole, n_rows):
+            length = n if n else i + 1
+            tile = _row_product(packed, at, length, lines, t, means, mean)
+            store(tile, out, i * LINE + t, 0, COLUMNS)
+            at += length
+
+
+def _make_dot(n_rows: int) -> Any:
+    n_vectors = n_rows * COLUMNS
+
+    @njit(**INLINE)
+    def dot(
+        left: Any, i: int, right: Any, j: int, width: int, out: Any, at: int, step: int
+    ) -> None:
+        """Add sums over rows of data of left lines from i times right ones from j."""
+        tile = zeros(n_vectors)
+        for t in range(0, width, LANES):
+            a = load(left, i * LINE + t, LINE, n_rows, 1)
+            b = load(right, j * LINE + t, LINE, COLUMNS, 1)
+            tile = add_outer(a, b, tile)
+        add_lane_sums(tile, out, at, step, COLUMNS)
+
+    return dot
+
+
+_band_dot: Final = _make_dot(BAND)
+_row_dot: Final = _make_dot(1)
+
+
+@njit(**JIT)
+def add_dots(
+    left: Any,
+    n_left: int,
+    right: Any,
+    n_right: int,
+    width: int,
+    out: Any,
+    start: int,
+    step: int,
+) -> None:
+    """Add left lines times right ones to a matrix; a lower triangle if n_right is 0."""
+    whole = n_left - n_left % BAND
+    for first in range(0, whole, BAND):
+        at = start + first * step
+        for j in range(0, n_right if n_right else first + BAND, COLUMNS):
+            _band_dot(left, first, right, j, width, out, at + j, step)
+    for i in range(whole, n_left):
+        at = start + i * step
+        for j in range(0, n_right if n_right else i + 1, COLUMNS):
+            _row_dot(left, i, right, j, width, out, at + j, step)

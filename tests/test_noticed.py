@@ -1,0 +1,171 @@
+"""What would be wrong without a word: a test for each, which only right code passes.
+
+Each was found by a change of the code that no other test noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from itertools import pairwise
+
+import dask
+import dask.array as da
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import blobs
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture as ScikitLearn
+
+import daskgmm
+from daskgmm import GaussianMixture
+from daskgmm.errors import StoreError
+from daskgmm.storage import retry
+
+FITTED = ("weights_", "means_", "covariances_")
+
+
+def assert_close(got, expected, rtol=1e-9):
+    for name in FITTED:
+        np.testing.assert_allclose(
+            getattr(got, name), getattr(expected, name), rtol=rtol, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_small_weighted_blocks_that_are_joined_keep_their_weights(covariance_type):
+    """Of thousands of them, the kernel gets some together in one call."""
+    x = blobs(0, 6000, 2, 3, spread=1.5)
+    weights = np.random.default_rng(0).uniform(0.1, 5.0, 6000)
+    start = dict(means_init=x[:3], weights_init=np.full(3, 1 / 3), max_iter=5, tol=0)
+    model = GaussianMixture(3, covariance_type=covariance_type, random_state=0, **start)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        whole = daskgmm.GaussianMixture(**model.get_params()).fit(
+            x, sample_weight=weights
+        )
+        lazy = da.from_array(x, chunks=(3, 2))
+        model.fit(lazy, sample_weight=da.from_array(weights, chunks=3))
+        unweighted = GaussianMixture(**model.get_params()).fit(x)
+    assert_close(model, whole)
+    assert np.abs(unweighted.means_ - whole.means_).max() > 1e-3
+
+
+@pytest.mark.parametrize("max_iter", [0, 4])
+@pytest.mark.parametrize("factor", [1e-13, 1e13])
+@pytest.mark.parametrize("init_params", ["kmeans", "random"])
+def test_a_constant_factor_of_the_weights_cancels(factor, max_iter, init_params):
+    """In the starts, in every M-step, and beside what is added to the counts."""
+    x = blobs(1, 300, 2, 2, spread=1.5) + 5.0
+    weights = np.random.default_rng(1).uniform(0.5, 2.0, 300)
+    parameters = dict(
+        n_components=2,
+        max_iter=max_iter,
+        tol=0,
+        random_state=0,
+        init_params=init_params,
+    )
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        one = GaussianMixture(**parameters).fit(x, sample_weight=weights)
+        other = GaussianMixture(**parameters).fit(x, sample_weight=weights * factor)
+    assert_close(other, one)
+
+
+def test_a_tolerance_of_zero_is_never_reached():
+    """Even where nothing changes any more, as in scikit-learn."""
+    x = np.array([[0.0], [0.0], [1.0], [1.0]])
+    parameters = dict(tol=0, max_iter=8, random_state=0)
+    for n_components in (1, 2):
+        models = []
+        for kind in (GaussianMixture, ScikitLearn):
+            with pytest.warns(ConvergenceWarning):
+                models.append(kind(n_components, **parameters).fit(x))
+        ours, theirs = models
+        assert ours.n_iter_ == theirs.n_iter_ == 8
+        assert not ours.converged_ and not theirs.converged_
+        assert ours.lower_bounds_[-1] == ours.lower_bounds_[-2]
+
+
+class Broken(Exception):
+    """What ends a fit before its time."""
+
+
+def test_a_checkpoint_is_written_once_its_time_is_over(tmp_path):
+    x = blobs(2, 2000, 2, 3, spread=1.5)
+    model = GaussianMixture(3, tol=0, max_iter=9, random_state=0)
+
+    def first_pass(interval, place):
+        """The first pass of a fit that goes on from one broken off after pass 4."""
+        passes = []
+
+        def stop(progress):
+            time.sleep(0.02)
+            if progress.n_pass == 4:
+                raise Broken
+
+        with pytest.raises(Broken):
+            model.fit(x, callback=stop, checkpoint=place, checkpoint_interval=interval)
+        with pytest.warns(ConvergenceWarning):
+            model.fit(x, callback=lambda p: passes.append(p.n_pass), checkpoint=place)
+        return passes[0]
+
+    assert first_pass("1ms", tmp_path / "often") == 5
+    assert first_pass("1 hour", tmp_path / "seldom") == 1
+
+
+def test_pauses_between_tries_grow(monkeypatch):
+    """A store that is overloaded is not to be asked again at once."""
+    pauses = []
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
+    with (
+        dask.config.set({"daskgmm.storage-retries": 4}),
+        pytest.raises(StoreError, match="somewhere"),
+    ):
+        retry.patiently(lambda: (_ for _ in ()).throw(TimeoutError()), "somewhere")
+    assert len(pauses) == 4
+    assert pauses[0] > 0 and all(b > a for a, b in pairwise(pauses))
+
+
+def open_files(folder):
+    """Files below a folder that this process has open."""
+    links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+    return [at for link in links if (at := os.path.realpath(link)).startswith(folder)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_a_parquet_file_that_cannot_be_read_on_is_closed(tmp_path):
+    """A reader that broke off in the middle of a batch must not go on from there."""
+    rows = np.random.default_rng(0).normal(size=(5000, 2))
+    path = tmp_path / "rows.parquet"
+    columns = {name: rows[:, j] for j, name in enumerate("ab")}
+    pq.write_table(pa.table(columns), path, row_group_size=500, use_dictionary=False)
+    page = pq.read_metadata(path).row_group(5).column(1).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[page : page + 200] = bytes(200)
+    path.write_bytes(content)
+    with (
+        dask.config.set({"scheduler": "sync", "daskgmm.storage-retries": 0}),
+        pytest.raises(StoreError, match="Row group"),
+    ):
+        GaussianMixture(2, random_state=0).fit(path)
+    assert open_files(str(tmp_path)) == []
+
+
+def test_a_callback_is_told_of_each_pass(tmp_path):
+    x = blobs(3, 1000, 2, 3)
+    told = []
+    model = GaussianMixture(3, n_init=2, random_state=0).fit(
+        da.from_array(x, chunks=(100, 2)), callback=told.append
+    )
+    assert all(isinstance(progress, daskgmm.Progress) for progress in told)
+    assert [p.n_pass for p in told] == list(range(1, model.n_passes_ + 1))
+    assert told[-1].bound == model.lower_bound_
+    assert {p.n_rows for p in told} == {1000}
+    assert told[0].n_runs == 2 and told[-1].n_live == 0
+
+
+def test_a_callback_that_cannot_be_called_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"callback must be callable .* got 'print'"):
+        GaussianMixture(2).fit(tmp_path / "nothing is there", callback="print")
