@@ -182,7 +182,6 @@ def test_shards_are_built_again_when_a_worker_is_lost():
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
-        dask.config.set(scheduler=client),
     ):
         lazy = abs(da.from_array(x, chunks=(20, 3)))
         shards = open_source(lazy).shards()
