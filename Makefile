@@ -7,7 +7,7 @@ READY := .venv/.ready
 NEWEST ?= python3.13
 # What a change of Python, Dask, Zarr or scikit-learn would break first.
 CORE := $(addprefix tests/,test_em.py test_dask.py test_store.py test_sources.py \
-	test_parquet.py)
+	test_parquet.py test_reading.py)
 OF_CORE := pytest pytest-timeout pytest-xdist hypothesis
 # Tests run in as many processes as there are processors; -n0 runs them in one.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal

@@ -20,7 +20,6 @@ from zarr.codecs import (
     BytesCodec,
     Crc32cCodec,
     ShardingCodec,
-    ShardingCodecIndexLocation,
 )
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore, ZipStore
 
@@ -278,12 +277,14 @@ class _ShardIndex:
         [codec] = [c for c in metadata.codecs if isinstance(c, ShardingCodec)]
         if [type(its) for its in codec.index_codecs] != [BytesCodec, Crc32cCodec]:
             return None  # Zarr alone can tell
+        # A string in newer versions of Zarr, a member of an enumeration before.
+        location: Any = codec.index_location
         shape: Any = array.shards
         chunks = tuple(s // c for s, c in zip(shape, array.chunks, strict=True))
         return cls(
             array,
             _ENTRY_BYTES * math.prod(chunks) + _CHECKSUM_BYTES,
-            codec.index_location is ShardingCodecIndexLocation.end,
+            getattr(location, "value", location) == "end",
             chunks,
         )
 
