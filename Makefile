@@ -13,7 +13,8 @@ OF_CORE := pytest pytest-timeout pytest-xdist hypothesis
 IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster test-lowest test-newest
+.PHONY: help setup demo test test-slow test-cluster
+.PHONY: test-expressions test-lowest test-newest
 .PHONY: lint format bench clean
 
 help:
@@ -21,6 +22,7 @@ help:
 	@echo "make test          the tests, less the slow ones and those that need services"
 	@echo "make test-slow     the slow tests"
 	@echo "make test-cluster  the tests that need SLURM, sshd and the like"
+	@echo "make test-expressions  the core tests where Dask's arrays are expressions"
 	@echo "make test-lowest   the core tests on the lowest versions that are allowed"
 	@echo "make test-newest   the core tests on another Python: NEWEST=python3.13"
 	@echo "make lint          ruff and mypy"
@@ -55,6 +57,11 @@ test-cluster: $(READY)
 		'dask-kubernetes>=2025.1'
 	npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3
 	$(BIN)/python -m pytest -m cluster
+
+# Dask's expressions cannot do yet what the other tests ask of them.
+test-expressions: $(READY)
+	DASK_ARRAY__QUERY_PLANNING=true $(BIN)/python -m pytest $(IN_PARALLEL) \
+		-m "not slow and not cluster" tests/test_dask.py tests/test_em.py
 
 # Python's newest has the newest of all packages, and the lowest versions Python's lowest.
 test-lowest:

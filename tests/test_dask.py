@@ -113,13 +113,17 @@ def test_results_are_lazy_and_chunked_like_the_rows(covariance_type):
             assert result.dtype == kind == result.compute().dtype
             assert result._meta.dtype == kind
             assert result._meta.ndim == result.ndim
-            np.testing.assert_array_equal(result, getattr(model, method)(rows))
+            expected = getattr(model, method)(rows)
+            np.testing.assert_array_equal(result.compute(), expected)
 
 
 def test_unknown_row_counts(covariance_type):
+    if dask.config.get("array.query-planning", False):
+        pytest.skip("Dask's array expressions cannot choose rows by a mask")
     x = blobs(3, 500, 2, 2)
     lazy = da.from_array(x, chunks=(120, 2))
-    some = lazy[lazy[:, 0] > np.median(x[:, 0]) - 5]
+    kept = x[:, 0] > np.median(x[:, 0]) - 5
+    some = lazy[da.from_array(kept, chunks=120)]
     assert np.isnan(some.shape[0])
     parameters = {
         "n_components": 2,

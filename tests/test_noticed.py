@@ -16,13 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import blobs
+from conftest import blobs, random_mixture
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as ScikitLearn
 
 import daskgmm
 from daskgmm import GaussianMixture
+from daskgmm.data.block import Block
+from daskgmm.em import scan
 from daskgmm.errors import StoreError
+from daskgmm.kernel import passes
+from daskgmm.kernel.layout import as_rows
+from daskgmm.mixtures.sufficient_statistics import plan
 from daskgmm.storage import retry
 
 FITTED = ("weights_", "means_", "covariances_")
@@ -151,6 +156,46 @@ def test_a_parquet_file_that_cannot_be_read_on_is_closed(tmp_path):
     ):
         GaussianMixture(2, random_state=0).fit(path)
     assert open_files(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_row_without_weight_may_be_infinitely_far(lazy):
+    """Its log density is minus infinity, which times zero is no number."""
+    x = blobs(4, 500, 2, 2)
+    model = GaussianMixture(2, random_state=0).fit(x)
+    rows, weights = np.vstack([x, [[1e200, 1e200]]]), np.append(np.ones(500), 0.0)
+    assert model.score_samples(rows)[-1] == -np.inf
+    expected = model.score(x)
+    if lazy:
+        rows, weights = (
+            da.from_array(rows, chunks=(100, 2)),
+            da.from_array(weights, 100),
+        )
+    np.testing.assert_allclose(model.score(rows, sample_weight=weights), expected)
+
+
+def test_a_point_that_rounding_puts_behind_the_last_row_is_the_last_row():
+    block = Block(0, np.arange(6.0).reshape(3, 2), np.array([0.2, 0.5, 0.3]))
+    message = scan._Draw(np.array([0.0, 1.1]), np.array([0.1, 1.05]), by_number=False)
+    rows, times = scan._take_from(message, block)
+    np.testing.assert_array_equal(rows, [[0.0, 1.0], [4.0, 5.0]])
+    np.testing.assert_array_equal(times, [1.0, 1.0])
+
+
+@pytest.mark.parametrize("n_weights", [1, 9, 11, 1000])
+def test_the_kernel_refuses_weights_of_another_number(n_weights):
+    x = blobs(5, 10, 2, 2)
+    message = plan([random_mixture(np.random.default_rng(0), "full", 2, 2)])
+    given = (message.compiled_plan, as_rows(x), np.ones(n_weights), message.padded())
+    with pytest.raises(ValueError, match="given weights of a size"):
+        passes.accumulate(*given, message.scratch())
+
+
+def test_a_copy_for_scikit_learn_shares_nothing():
+    model = GaussianMixture(2, random_state=0).fit(blobs(6, 100, 2, 2))
+    before = model.means_.copy()
+    model.to_sklearn().means_[:] = 0.0
+    np.testing.assert_array_equal(model.means_, before)
 
 
 def test_a_callback_is_told_of_each_pass(tmp_path):
