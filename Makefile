@@ -63,20 +63,20 @@ test-expressions: $(READY)
 	DASK_ARRAY__QUERY_PLANNING=true $(BIN)/python -m pytest $(IN_PARALLEL) \
 		-m "not slow and not cluster" tests/test_dask.py tests/test_em.py
 
+# The core tests in an environment of their own: its folder, its Python, pip's options.
+define test_core
+	test -x $(1)/bin/python || $(2) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet $(3) --editable '.[parquet,plot,xarray]' \
+		$(OF_CORE)
+	$(1)/bin/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster" $(CORE)
+endef
+
 # Python's newest has the newest of all packages, and the lowest versions Python's lowest.
 test-lowest:
-	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --constraint .ci/lowest.txt \
-		--editable '.[parquet,plot,xarray]' $(OF_CORE)
-	.venv-lowest/bin/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster" \
-		$(CORE)
+	$(call test_core,.venv-lowest,$(PYTHON),--constraint .ci/lowest.txt)
 
 test-newest:
-	test -x .venv-newest/bin/python || $(NEWEST) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet \
-		--editable '.[parquet,plot,xarray]' $(OF_CORE)
-	.venv-newest/bin/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster" \
-		$(CORE)
+	$(call test_core,.venv-newest,$(NEWEST))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -50,12 +50,21 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for: a worker needs no scikit-learn, which takes 70 MB."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from daskgmm.data import inputs, opening
-    from daskgmm.em import progress
+    if name == "from_xarray":
+        from daskgmm.data.inputs import from_xarray
+
+        return from_xarray
+    if name == "open_rows":
+        from daskgmm.data.opening import open_rows
+
+        return open_rows
+    if name == "Progress":
+        from daskgmm.em.progress import Progress
+
+        return Progress
     from daskgmm.estimators import gaussian
 
-    homes = {"from_xarray": inputs, "open_rows": opening, "Progress": progress}
-    return getattr(homes.get(name, gaussian), name)
+    return getattr(gaussian, name)
 
 
 def __dir__() -> list[str]:

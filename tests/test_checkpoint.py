@@ -102,6 +102,15 @@ def test_what_was_ended_is_not_done_again(tmp_path):
     assert_same(again, first)
 
 
+@pytest.mark.parametrize(("interval", "first"), [("1us", 5), ("1 hour", 1)])
+def test_a_state_is_written_once_its_time_is_over(tmp_path, interval, first):
+    x = blobs(2, 2000, 2, 3, spread=1.5)
+    break_off(model(), x, tmp_path, after=4, interval=interval)
+    passes = []
+    model().fit(x, callback=lambda p: passes.append(p.n_pass), checkpoint=tmp_path)
+    assert passes[0] == first
+
+
 def test_passes_since_the_last_state_are_done_again(tmp_path):
     x = blobs(2, 2000, 2, 3, spread=1.0)
     expected = model().fit(x)

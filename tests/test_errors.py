@@ -16,12 +16,7 @@ import zarr
 from conftest import blobs
 from sklearn.exceptions import ConvergenceWarning
 
-from daskgmm import (
-    DataError,
-    GaussianMixture,
-    IllDefinedCovarianceError,
-    StoreError,
-)
+from daskgmm import DataError, GaussianMixture, IllDefinedCovarianceError, StoreError
 from daskgmm.em import fit as training
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture

@@ -18,13 +18,7 @@ from conftest import blobs, create_zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm import (
-    DataError,
-    GaussianMixture,
-    SkippedRowsWarning,
-    from_xarray,
-    load,
-)
+from daskgmm import DataError, GaussianMixture, SkippedRowsWarning, from_xarray, load
 from daskgmm.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

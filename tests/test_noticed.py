@@ -6,7 +6,6 @@ Each was found by a change of the code that no other test noticed.
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from itertools import pairwise
 
@@ -20,7 +19,6 @@ from conftest import blobs, random_mixture
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as ScikitLearn
 
-import daskgmm
 from daskgmm import GaussianMixture
 from daskgmm.data.block import Block
 from daskgmm.em import scan
@@ -48,9 +46,7 @@ def test_small_weighted_blocks_that_are_joined_keep_their_weights(covariance_typ
     start = dict(means_init=x[:3], weights_init=np.full(3, 1 / 3), max_iter=5, tol=0)
     model = GaussianMixture(3, covariance_type=covariance_type, random_state=0, **start)
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        whole = daskgmm.GaussianMixture(**model.get_params()).fit(
-            x, sample_weight=weights
-        )
+        whole = GaussianMixture(**model.get_params()).fit(x, sample_weight=weights)
         lazy = da.from_array(x, chunks=(3, 2))
         model.fit(lazy, sample_weight=da.from_array(weights, chunks=3))
         unweighted = GaussianMixture(**model.get_params()).fit(x)
@@ -91,33 +87,6 @@ def test_a_tolerance_of_zero_is_never_reached():
         assert ours.n_iter_ == theirs.n_iter_ == 8
         assert not ours.converged_ and not theirs.converged_
         assert ours.lower_bounds_[-1] == ours.lower_bounds_[-2]
-
-
-class Broken(Exception):
-    """What ends a fit before its time."""
-
-
-def test_a_checkpoint_is_written_once_its_time_is_over(tmp_path):
-    x = blobs(2, 2000, 2, 3, spread=1.5)
-    model = GaussianMixture(3, tol=0, max_iter=9, random_state=0)
-
-    def first_pass(interval, place):
-        """The first pass of a fit that goes on from one broken off after pass 4."""
-        passes = []
-
-        def stop(progress):
-            time.sleep(0.02)
-            if progress.n_pass == 4:
-                raise Broken
-
-        with pytest.raises(Broken):
-            model.fit(x, callback=stop, checkpoint=place, checkpoint_interval=interval)
-        with pytest.warns(ConvergenceWarning):
-            model.fit(x, callback=lambda p: passes.append(p.n_pass), checkpoint=place)
-        return passes[0]
-
-    assert first_pass("1ms", tmp_path / "often") == 5
-    assert first_pass("1 hour", tmp_path / "seldom") == 1
 
 
 def test_pauses_between_tries_grow(monkeypatch):
@@ -196,21 +165,3 @@ def test_a_copy_for_scikit_learn_shares_nothing():
     before = model.means_.copy()
     model.to_sklearn().means_[:] = 0.0
     np.testing.assert_array_equal(model.means_, before)
-
-
-def test_a_callback_is_told_of_each_pass(tmp_path):
-    x = blobs(3, 1000, 2, 3)
-    told = []
-    model = GaussianMixture(3, n_init=2, random_state=0).fit(
-        da.from_array(x, chunks=(100, 2)), callback=told.append
-    )
-    assert all(isinstance(progress, daskgmm.Progress) for progress in told)
-    assert [p.n_pass for p in told] == list(range(1, model.n_passes_ + 1))
-    assert told[-1].bound == model.lower_bound_
-    assert {p.n_rows for p in told} == {1000}
-    assert told[0].n_runs == 2 and told[-1].n_live == 0
-
-
-def test_a_callback_that_cannot_be_called_is_refused(tmp_path):
-    with pytest.raises(TypeError, match=r"callback must be callable .* got 'print'"):
-        GaussianMixture(2).fit(tmp_path / "nothing is there", callback="print")

@@ -1,13 +1,15 @@
-"""What `verbose` prints."""
+"""What `verbose` prints, and what a callback is told."""
 
 from __future__ import annotations
 
 import re
 
+import dask.array as da
+import pytest
 from conftest import blobs
 from sklearn.mixture import GaussianMixture as Reference
 
-from daskgmm import GaussianMixture
+from daskgmm import GaussianMixture, Progress
 
 
 def _without_times(text):
@@ -40,3 +42,21 @@ def test_several_runs_each_begin_and_end(capsys):
         assert f"Initialization {i}\n" in out
         assert f"Initialization {i} converged." in out
     assert "(4 of 4 initializations go on)" in out
+
+
+def test_a_callback_is_told_of_each_pass():
+    x = blobs(3, 1000, 2, 3)
+    told = []
+    model = GaussianMixture(3, n_init=2, random_state=0).fit(
+        da.from_array(x, chunks=(100, 2)), callback=told.append
+    )
+    assert all(isinstance(progress, Progress) for progress in told)
+    assert [p.n_pass for p in told] == list(range(1, model.n_passes_ + 1))
+    assert told[-1].bound == model.lower_bound_
+    assert {p.n_rows for p in told} == {1000}
+    assert told[0].n_runs == 2 and told[-1].n_live == 0
+
+
+def test_a_callback_that_cannot_be_called_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"callback must be callable .* got 'print'"):
+        GaussianMixture(2).fit(tmp_path / "nothing is there", callback="print")

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import click
 
-from daskgmm.cli.options import (
-    json_option,
-)
+from daskgmm.cli.options import json_option
 from daskgmm.cli.report import Report
 from daskgmm.demo import run as demonstration
 

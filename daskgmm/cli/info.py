@@ -10,9 +10,7 @@ import zarr
 from rich import box
 from rich.table import Table
 
-from daskgmm.cli.options import (
-    json_option,
-)
+from daskgmm.cli.options import json_option
 from daskgmm.cli.report import Report
 from daskgmm.data.opening import open_node
 from daskgmm.data.parquet import summary

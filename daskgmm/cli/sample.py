@@ -13,9 +13,7 @@ from daskgmm.cli.common import (
     feature_names,
     tell_written,
 )
-from daskgmm.cli.options import (
-    json_option,
-)
+from daskgmm.cli.options import json_option
 from daskgmm.cli.report import Report
 from daskgmm.data.table_files import has_suffix
 from daskgmm.estimators.gaussian import load

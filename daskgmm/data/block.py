@@ -13,9 +13,7 @@ from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Gaps, Nan, left_out
 from daskgmm.data.parquet_reader import Stream
 from daskgmm.errors import DataError
-from daskgmm.execution.tree import (
-    MAX_LEAVES,
-)
+from daskgmm.execution.tree import MAX_LEAVES
 from daskgmm.kernel.layout import Part, as_rows
 from daskgmm.kernel.passes import first_not_finite
 

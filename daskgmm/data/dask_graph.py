@@ -12,12 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, final
 
-from dask._task_spec import (
-    Alias,
-    Dict,
-    GraphNode,
-    convert_legacy_graph,
-)
+from dask._task_spec import Alias, Dict, GraphNode, convert_legacy_graph
 from dask._task_spec import DataNode as DataNode
 from dask._task_spec import Task as Task
 from dask._task_spec import TaskRef as TaskRef

@@ -14,11 +14,7 @@ from daskgmm.data.block import Block, as_block, block_rows
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
 from daskgmm.data.source import Source
-from daskgmm.execution.tree import (
-    Shards,
-    ThreadShards,
-    shard_bounds,
-)
+from daskgmm.execution.tree import Shards, ThreadShards, shard_bounds
 
 _TASKS_PER_THREAD: Final = 16
 
@@ -69,7 +65,7 @@ class _ArrayShard:
         self._leaves = range(first, last)
 
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
-        """See `reduction.Shard`."""
+        """See `tree.Shard`."""
         n_rows, d = self._x.shape
         size = block_rows(n_rows, d)
         for leaf in self._leaves:

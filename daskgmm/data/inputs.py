@@ -204,7 +204,7 @@ class _RowsInMemory(Rows):
 @final
 @dataclass(frozen=True, eq=False)
 class _LazyRows(Rows):
-    """Whatever `sources` reads itself."""
+    """Whatever `open_source` reads itself."""
 
     given: Any
     gaps: Gaps

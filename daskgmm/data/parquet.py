@@ -31,12 +31,7 @@ from daskgmm.data.parquet_reader import (
     is_text_type,
 )
 from daskgmm.data.table_files import TableFiles, find_files
-from daskgmm.errors import (
-    DaskGMMError,
-    DataError,
-    MissingLibraryError,
-    StoreError,
-)
+from daskgmm.errors import DaskGMMError, DataError, MissingLibraryError, StoreError
 from daskgmm.storage.retry import retrying
 
 if TYPE_CHECKING:

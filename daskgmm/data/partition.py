@@ -41,12 +41,7 @@ from daskgmm.execution.cluster import (
     count_threads,
     keep,
 )
-from daskgmm.execution.tree import (
-    DaskShards,
-    Shards,
-    leaf_bounds,
-    shard_bounds,
-)
+from daskgmm.execution.tree import DaskShards, Shards, leaf_bounds, shard_bounds
 
 _SHARDS_PER_THREAD: Final = 4
 _STORES_AT_ONCE: Final = 16
@@ -241,7 +236,7 @@ class _DaskShard:
         return object.__sizeof__(self) + n_bytes
 
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
-        """See `reduction.Shard`."""
+        """See `tree.Shard`."""
         plan = self._plan
         for array in plan.arrays:
             array.look_again()  # disks and data may change from pass to pass

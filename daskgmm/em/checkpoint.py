@@ -1,6 +1,6 @@
 """Checkpoints: the state of all runs of a fit, from which the same fit goes on.
 
-There are two slots, each a group as `store` writes it, with a digest of all that is in
+There are two slots, each a group as `models` writes it, with a digest of all that is in
 it. A state goes into the slot of the older one; so whatever breaks off, at any byte,
 the younger one stays, and of two slots the valid one with more passes counts. No store
 need be able to rename.

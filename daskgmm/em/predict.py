@@ -56,8 +56,18 @@ class Question:
         return -1 if self.kind == "labels" else np.nan
 
     def __call__(self, x: Any, index: int = 0) -> NDArray[Any]:
-        """Answer for a block; errors name it by its number."""
-        return answer_block(self, x, index)
+        """Answer for one block inside a task.
+
+        Raises
+        ------
+        DataError
+            Naming the block, row and column of a NaN or infinity.
+        """
+        if not (isinstance(x, np.ndarray) and x.ndim == 2):
+            as_block(index, x, self.message.n_features)  # says what is wrong
+        out = np.empty(self.shape(len(x)), dtype=self.dtype(x.dtype))
+        _answer_rows(self, x, out, index)
+        return _masked_like(x, out)
 
     def in_memory(self, x: NDArray[Any]) -> NDArray[Any]:
         """Answer for rows in memory, on this process's threads."""
@@ -199,7 +209,7 @@ def _answer_rows(
 def answer(question: Question, x: NDArray[Any]) -> NDArray[Any]:
     """Answer for rows in memory, on this process's threads.
 
-    Errors as of `answer_block`.
+    Errors as of a question that is called.
     """
     out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
     size = block_rows(*x.shape)
@@ -233,21 +243,6 @@ def _masked_like(x: NDArray[Any], answers: NDArray[Any]) -> NDArray[Any]:
     wide = mask.reshape(-1, *(1 for _ in answers.shape[1:]))
     masked = np.ma.MaskedArray(answers, np.broadcast_to(wide, answers.shape))
     return masked
-
-
-def answer_block(question: Question, x: Any, index: int = 0) -> NDArray[Any]:
-    """Answer for one block inside a task.
-
-    Raises
-    ------
-    DataError
-        Naming the block, row and column of a NaN or infinity.
-    """
-    if not (isinstance(x, np.ndarray) and x.ndim == 2):
-        as_block(index, x, question.message.n_features)  # says what is wrong
-    out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
-    _answer_rows(question, x, out, index)
-    return _masked_like(x, out)
 
 
 @final

@@ -265,17 +265,15 @@ def _take_all(_message: None, blocks: Iterator[Block]) -> Rows:
         else:
             positive = block.weights > 0
             taken.append((block.x[positive], block.weights[positive]))
-    # Not copied: these are all that there are.
-    return _kept((np.ascontiguousarray(x), weights) for x, weights in taken)
+    return _kept(taken)
 
 
 def _take_drawn(message: _Draw, blocks: Iterator[Block]) -> Rows:
-    # Copies, so that no block stays in memory for the sake of a few rows.
-    taken = [_take_from(message, block) for block in blocks]
-    return _kept((np.array(x, order="C"), weights) for x, weights in taken)
+    return _kept(_take_from(message, block) for block in blocks)
 
 
 def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
+    """Rows by number: copies, so that no block stays in memory for a few of them."""
     start, end = message.starts[block.index : block.index + 2]
     first, last = np.searchsorted(message.targets, [start, end])
     targets = message.targets[first:last] - start
@@ -292,7 +290,7 @@ def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
 
 def _kept(taken: Iterable[tuple[NDArray[Any], Array]]) -> Rows:
     """What was taken, in C order, as sums over it depend on that; nothing left out."""
-    kept = [(x, weights) for x, weights in taken if len(x)]
+    kept = [(np.ascontiguousarray(x), weights) for x, weights in taken if len(x)]
     return Rows(tuple(x for x, _ in kept), tuple(weights for _, weights in kept))
 
 

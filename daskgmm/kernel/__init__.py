@@ -1,1 +1,21 @@
-"""Compiled code: what is done to each row of a block."""
+"""The compiled kernel: every row of a block against every component, once.
+
+It knows nothing of covariance shapes. All is measured in deviations from a
+component's own mean, so nothing cancels, and comes in one of three forms that the
+caller chooses:
+
+- *dense*: each component has a factor of its own. The squared distance of a row is the
+  sum of squares of the factor's product with the deviation e, and the scatter is the
+  lower triangle of Σ r e eᵀ: half the arithmetic of two matrix products.
+- *diagonal*: the same where factors are diagonal.
+- *pooled*: all components of a run share one dense factor. Rows are whitened once,
+  about the run's origin, and the distances are diagonal. The scatter of a row y about
+  all means m is that of its residual v = y - Σ r m and of the means about their average
+  (the law of total variance). The latter is Σ r_k r_l (m_k - m_l)(m_k - m_l)ᵀ over
+  k < l: so the products r_k r_l are added up, and nothing cancels here either.
+
+Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
+that a vector holds one feature of several rows. Products are made in register tiles of
+four rows by `COLUMNS` vectors, where a number is loaded once for many multiplications.
+One call holds the GIL at no time.
+"""

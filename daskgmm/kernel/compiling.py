@@ -45,18 +45,18 @@ def sources() -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.endswith(".py")))
 
 
-def stamp_of(sources: Sequence[str], *others: object) -> int:
+def stamp_of(names: Sequence[str], *others: object) -> int:
     """A digest of files of this folder, and of what else compiled code depends on.
 
     It is 0 where there are no such files, as in an installation without sources.
     """
+    if not names:
+        return 0
     digest = hashlib.sha256(repr(others).encode())
     try:
-        for name in sources:
+        for name in names:
             digest.update(files("daskgmm.kernel").joinpath(name).read_bytes())
     except OSError:
-        return 0
-    if not sources:
         return 0
     return int.from_bytes(digest.digest()[:_STAMP_BYTES], "big")
 

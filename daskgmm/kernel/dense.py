@@ -24,8 +24,6 @@ from daskgmm.kernel.simd import (
 )
 from daskgmm.kernel.tile import JIT, LINE, WIDTH, ZERO
 
-# --- log joint ------------------------------------------------------------------------
-
 
 @njit(**JIT)
 def dense_log_joint(plan: Any, tile: Any, width: int) -> None:

@@ -84,9 +84,6 @@ def find_most_probable(tile: Any, n_components: int, width: int) -> None:
         store(best, tile.scale, t, 0, COLUMNS)
 
 
-# --- sums -----------------------------------------------------------------------------
-
-
 @njit(**JIT)
 def add_log_prob(tile: Any, width: int, sums: Any, run: int) -> None:
     """Add log p(x) by row weight."""

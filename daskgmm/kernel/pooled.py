@@ -8,15 +8,7 @@ from numba import njit
 
 from daskgmm.kernel.layout import stride
 from daskgmm.kernel.products import add_dots, multiply_lines
-from daskgmm.kernel.simd import (
-    COLUMNS,
-    load,
-    multiply,
-    root,
-    splat,
-    store,
-    subtract,
-)
+from daskgmm.kernel.simd import COLUMNS, load, multiply, root, splat, store, subtract
 from daskgmm.kernel.tile import JIT, LINE, WIDTH, ZERO
 
 

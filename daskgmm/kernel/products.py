@@ -24,9 +24,6 @@ from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH
 _BAND_VECTORS: Final = BAND * COLUMNS
 
 
-# --- products in register tiles -------------------------------------------------------
-
-
 def _make_product(n_rows: int) -> Any:
     n_vectors = n_rows * COLUMNS
 

@@ -1,25 +1,7 @@
-"""The compiled kernel: every row of a block against every component, once.
+"""A tile of rows: its memory, its lines, and how it is loaded.
 
-It knows nothing of covariance shapes. All is measured in deviations from a
-component's own mean, so nothing cancels, and comes in one of three forms that the
-caller chooses:
-
-- *dense*: each component has a factor of its own. The squared distance of a row is the
-  sum of squares of the factor's product with the deviation e, and the scatter is the
-  lower triangle of Σ r e eᵀ: half the arithmetic of two matrix products.
-- *diagonal*: the same where factors are diagonal.
-- *pooled*: all components of a run share one dense factor. Rows are whitened once,
-  about the run's origin, and the distances are diagonal. The scatter of a row y about
-  all means m is that of its residual v = y - Σ r m and of the means about their average
-  (the law of total variance). The latter is Σ r_k r_l (m_k - m_l)(m_k - m_l)ᵀ over
-  k < l: so the products r_k r_l are added up, and nothing cancels here either.
-
-Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
-that a vector holds one feature of several rows. Products are made in register tiles of
-four rows by `COLUMNS` vectors, where a number is loaded once for many multiplications.
-One call holds the GIL at no time.
-
-What is here works on one tile and checks nothing: `passes` calls it.
+What is here, and in the files that build on it, works on one tile and checks nothing:
+`passes` calls it.
 """
 
 from __future__ import annotations
@@ -31,14 +13,7 @@ from numba import njit
 
 from daskgmm.kernel.compiling import for_both
 from daskgmm.kernel.layout import Array, Plan, sums_ends
-from daskgmm.kernel.simd import (
-    COLUMNS,
-    LANES,
-    load,
-    prefetch,
-    store,
-    transpose,
-)
+from daskgmm.kernel.simd import COLUMNS, LANES, load, prefetch, store, transpose
 
 _AHEAD: Final = 2048
 """Numbers ahead of those being read that are fetched: far enough for slow memory."""

@@ -117,7 +117,7 @@ def _memory(name: str, size: int) -> Array:
 
 
 def sums_bytes(shape: CovarianceShape, n_components: int, n_features: int) -> int:
-    """Bytes that the sums of one run take, once; see `reduction.most_sums`."""
+    """Bytes that the sums of one run take, once; see `tree.most_sums`."""
     n_numbers = n_components * (n_features + 1) + shape.n_sums(n_components, n_features)
     return 8 * n_numbers
 

@@ -16,18 +16,8 @@ from dask.delayed import Delayed
 
 from daskgmm.errors import PlaceError, StoreError
 from daskgmm.execution import cluster
-from daskgmm.storage.retry import (
-    DESCRIPTION,
-    ask_files,
-    check_free,
-    patiently,
-)
-from daskgmm.storage.urls import (
-    beside,
-    is_local,
-    remove_tree,
-    replace_folder,
-)
+from daskgmm.storage.retry import DESCRIPTION, ask_files, check_free, patiently
+from daskgmm.storage.urls import beside, is_local, remove_tree, replace_folder
 
 Identity = Mapping[str, Any]
 """What an output is, by names that the user knows: values that JSON can hold."""

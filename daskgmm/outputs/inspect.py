@@ -6,12 +6,8 @@ from daskgmm.data.table_files import has_suffix
 from daskgmm.outputs.base import Standing, Work, as_json, how_to_write
 from daskgmm.outputs.parquet_output import ParquetPlace
 from daskgmm.outputs.zarr_output import ZarrPlace
-from daskgmm.storage.retry import (
-    check_free,
-)
-from daskgmm.storage.urls import (
-    absolute,
-)
+from daskgmm.storage.retry import check_free
+from daskgmm.storage.urls import absolute
 
 
 def check(url: str, work: Work) -> None:

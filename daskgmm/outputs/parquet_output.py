@@ -14,14 +14,8 @@ from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
 from daskgmm.errors import PlaceError, StoreError
-from daskgmm.storage.retry import (
-    DESCRIPTION,
-    ask_files,
-    what_is_at,
-)
-from daskgmm.storage.urls import (
-    absolute,
-)
+from daskgmm.storage.retry import DESCRIPTION, ask_files, what_is_at
+from daskgmm.storage.urls import absolute
 
 if TYPE_CHECKING:
     import pyarrow as pa

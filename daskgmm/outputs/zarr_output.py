@@ -33,10 +33,7 @@ from daskgmm.storage.retry import (
     patient_store,
     what_is_at,
 )
-from daskgmm.storage.urls import (
-    absolute,
-    is_local,
-)
+from daskgmm.storage.urls import absolute, is_local
 from daskgmm.storage.zarr_internals import sync
 from daskgmm.storage.zarr_store import chunk_path, missing_chunks
 

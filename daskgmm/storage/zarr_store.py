@@ -16,20 +16,11 @@ import zarr
 from dask.base import tokenize
 from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.codecs import (
-    BytesCodec,
-    Crc32cCodec,
-    ShardingCodec,
-)
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore, ZipStore
 
 from daskgmm.errors import StoreError
-from daskgmm.storage.facts import (
-    Facts,
-    facts_of_files,
-    facts_of_folder,
-    facts_of_path,
-)
+from daskgmm.storage.facts import Facts, facts_of_files, facts_of_folder, facts_of_path
 from daskgmm.storage.zarr_internals import sync
 
 if TYPE_CHECKING:
