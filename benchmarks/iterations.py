@@ -134,7 +134,7 @@ def small(_machine: dict[str, float]) -> Iterator[Row]:
 
         fit(GaussianMixture)
         ours, peers, ratio = by_turns(
-            partial(fit, GaussianMixture), partial(fit, Reference)
+            partial(fit, GaussianMixture), partial(fit, Reference), turns=15
         )
         yield Row(
             "small",

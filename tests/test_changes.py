@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import shutil
@@ -324,6 +325,22 @@ def test_rows_that_are_drawn_anew_in_each_pass(x):
     )
     with pytest.raises(DataError, match="not the same in two passes .* persisted"):
         model(tol=0).fit(noisy)
+
+
+def test_memory_that_others_can_change(x, tmp_path):
+    """Arrays of NumPy's own memory are not asked whether they are the same."""
+    x.astype(np.float64).tofile(tmp_path / "rows")
+    mapped = np.memmap(tmp_path / "rows", np.float64, shape=x.shape)
+    with (tmp_path / "rows").open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        buffered = np.frombuffer(memory, np.float64).reshape(x.shape)
+
+        def change(_progress):
+            mapped[:100] += 10.0
+
+        for rows in (mapped, np.asarray(mapped)[:, ::-1], buffered):
+            with pytest.raises(DataError, match="not the same in two passes"):
+                model(tol=0).fit(rows, callback=change)
+        del buffered, rows
 
 
 def test_rows_whose_number_changes_from_pass_to_pass(x):

@@ -73,6 +73,8 @@ PRIVATE = {
     ("estimators/gaussian", "_parameter_constraints"),
     ("estimators/gaussian", "sklearn.utils._param_validation"),
     ("estimators/gaussian", "_check_sample_weight"),
+    # Called by scikit-learn for each fit, and so kept from one to the next.
+    ("estimators/gaussian", "_get_param_names"),
     # Vectors are a type of their own, and Numba's documentation has them made so.
     ("kernel/simd", "numba.core"),
     ("kernel/simd", "numba.core.datamodel"),

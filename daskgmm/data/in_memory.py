@@ -46,7 +46,17 @@ class ArraySource(Source):
                 for first, last in pairwise(bounds)
             ],
             CPU_COUNT,
+            is_fixed=_is_own(self._x) and _is_own(self._weights),
         )
+
+
+def _is_own(array: NDArray[Any] | None) -> bool:
+    """Whether NumPy itself took an array's memory: no file, no other process has it."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return False
+        array = array.base
+    return array is None
 
 
 @final

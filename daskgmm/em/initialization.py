@@ -152,9 +152,15 @@ def _group_moments(
     means = np.zeros((len(groups), sample.x.shape[1]))
     mass, drift = np.zeros(len(groups)), np.zeros_like(means)
     scatters = []
+    # One for all groups: new memory costs as much as what is done in it.
+    memory = np.empty((max(map(len, groups)), sample.x.shape[1]))
     for k, rows in enumerate(groups):
         weights = _weights_of(sample, rows)
-        x = sample.x[rows].astype(np.float64, copy=False)  # a copy in any case
+        x = memory[: len(rows)]
+        if sample.x.dtype == x.dtype:
+            np.take(sample.x, rows, axis=0, out=x, mode="clip")  # to check costs more
+        else:
+            x[...] = sample.x[rows]
         mass[k] = weights.sum()
         if len(rows):  # of no rows, the mean is zero, where scikit-learn has it
             means[k] = weights @ x / mass[k]

@@ -156,7 +156,8 @@ def em(
             message = plan(mixtures)
             sums = shards.reduce(e_step, message)
             before, of_runs = list(runs), moments(message, sums, mixtures)
-            totals = _same_rows(totals, mixtures[0], of_runs[0])
+            if not shards.is_fixed:
+                totals = _same_rows(totals, mixtures[0], of_runs[0])
             for i, its_moments in zip(turn, of_runs, strict=True):
                 runs[i] = advance(runs[i], its_moments, rule, stopping)
             _refine(shards, before, runs, rule)

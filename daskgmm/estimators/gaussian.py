@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -220,6 +221,13 @@ default='kmeans'
         self.missing_chunks = missing_chunks
         self.nan = nan
 
+    @classmethod
+    @functools.cache
+    def _get_param_names(cls) -> list[str]:
+        """Found once: to read the signature takes as long as a pass over few rows."""
+        names: list[str] = super()._get_param_names()
+        return names
+
     def fit(
         self,
         X: Any,
@@ -387,7 +395,9 @@ default='kmeans'
             validate_data(self, names, reset=reset, skip_check_array=True)
             n_features = names.shape[1]
         else:
-            if reset or not self._is_plain(rows):
+            if reset and _is_table_of_floats(rows) and len(rows) > 1:
+                self._forget_names(rows.shape[1])
+            elif reset or not self._is_plain(rows):
                 rows = self._validated_in_memory(rows, reset=reset)
             n_features = rows.shape[1]
         if not reset:
@@ -395,9 +405,6 @@ default='kmeans'
         return rows
 
     def _validated_in_memory(self, rows: Any, *, reset: bool) -> Any:
-        if _is_table_of_floats(rows) and len(rows) > 1:
-            # Taken as they are: to find that out takes longer than a pass over few.
-            return validate_data(self, rows, reset=reset, skip_check_array=True)
         # Blocks are converted one by one, and looked through for NaN: what is more than
         # numbers, such as text, scikit-learn converts.
         is_plain = is_plain_frame(rows) or (
@@ -414,6 +421,14 @@ default='kmeans'
         if isinstance(rows, np.ma.MaskedArray):
             return np.ma.MaskedArray(checked, np.ma.getmaskarray(rows), copy=False)
         return checked
+
+    def _forget_names(self, n_features: int) -> None:
+        """Learn of a plain array what scikit-learn does; that it is no table is known.
+
+        It takes longer to find that out than a pass over few rows.
+        """
+        self.n_features_in_ = n_features
+        self.__dict__.pop("feature_names_in_", None)
 
     def _is_plain(self, rows: Any) -> bool:
         """Whether scikit-learn would take rows as they are, and say nothing.

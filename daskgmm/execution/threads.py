@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import scipy.linalg  # noqa: F401  loads SciPy's BLAS, which compiled kernels call
@@ -32,7 +32,7 @@ def _set_n_threads(library: Any, n_threads: int) -> None:
         library.set_num_threads(n_threads)
 
 
-class _BlasLimit:
+class _BlasLimit(AbstractContextManager[None]):
     """A limit shared by overlapping users: the first sets it, the last lifts it."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _BlasLimit:
         self._of_thread = threading.local()
         self._before: list[tuple[Any, int]] = []
 
-    def acquire(self) -> None:
+    def __enter__(self) -> None:
         with self._lock:
             if self._n_users == 0:
                 libraries = _controller("blas").lib_controllers
@@ -51,7 +51,7 @@ class _BlasLimit:
             self._n_users += 1
         self._of_thread.n_users = self._n_users_here + 1
 
-    def release(self) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._of_thread.n_users = self._n_users_here - 1
         with self._lock:
             self._n_users -= 1
@@ -79,18 +79,13 @@ _limit = _BlasLimit()
 after_fork(_limit.forget_others)
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
+def single_threaded_blas() -> AbstractContextManager[None]:
     """Hold BLAS to one thread; safe to nest and to enter concurrently.
 
     Sums are then the same bits on any number of cores, and threads that each run
     a block do not fight over the cores.
     """
-    _limit.acquire()
-    try:
-        yield
-    finally:
-        _limit.release()
+    return _limit
 
 
 @contextmanager

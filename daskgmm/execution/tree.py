@@ -137,6 +137,11 @@ class Shards(ABC):
         neither threads nor workers, as the runs that share a pass may share bits.
         """
 
+    @property
+    @abstractmethod
+    def is_fixed(self) -> bool:
+        """Whether each pass is bound to read the same rows, so that none need ask."""
+
     @abstractmethod
     def reduce(self, kernel: Kernel, message: Any) -> Any:
         """Sum of the kernel's values over all leaves, in the fixed tree's order."""
@@ -144,16 +149,31 @@ class Shards(ABC):
 
 @final
 class ThreadShards(Shards):
-    """Shards in this process's memory, run on its own threads."""
+    """Shards in this process's memory, run on its own threads.
 
-    def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
-        self._shards = shards
+    Parameters
+    ----------
+    shards : sequence of Shard
+    n_threads : int
+    is_fixed : bool
+        Whether no other process can change the memory.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], n_threads: int, *, is_fixed: bool = False
+    ) -> None:
+        self._shards, self._is_fixed = shards, is_fixed
         self._n_threads = min(n_threads, len(shards))
 
     @property
     def sums_bytes(self) -> float:
         """See `Shards.sums_bytes`: to read memory again costs next to nothing."""
         return _SUMS_IN_MEMORY
+
+    @property
+    def is_fixed(self) -> bool:
+        """See `Shards.is_fixed`."""
+        return self._is_fixed
 
     def reduce(self, kernel: Kernel, message: Any) -> Any:
         """See `Shards.reduce`."""
@@ -211,6 +231,11 @@ class DaskShards(Shards):
     def sums_bytes(self) -> float:
         """See `Shards.sums_bytes`."""
         return config.size("sums-memory") / self._most_sums
+
+    @property
+    def is_fixed(self) -> bool:
+        """See `Shards.is_fixed`: a graph may draw its rows anew each time."""
+        return False
 
     def reduce(self, kernel: Kernel, message: Any) -> Any:
         """See `Shards.reduce`.

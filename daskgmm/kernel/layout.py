@@ -6,6 +6,7 @@ laid out without padding, so that it means the same on all of them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, final
@@ -22,6 +23,8 @@ BAND: Final = 4
 """Rows of a register tile, and of a band of a packed matrix."""
 _FOUR: Final = np.dtype((np.void, BAND * 8))
 """The numbers of a column of a band."""
+_AT_ONCE: Final = 2**12
+"""Numbers of a matrix up to which to pack band by band costs more than the moves."""
 
 
 class Plan(NamedTuple):
@@ -203,6 +206,26 @@ def pack_triangular(matrices: Array) -> Array:
 
 
 def _pack(matrices: Array, *, triangular: bool) -> Array:
+    n, n_rows, n_columns = matrices.shape
+    if n_rows * n_columns > _AT_ONCE:
+        return _pack_by_bands(matrices, triangular=triangular)
+    places = _places_when_packed(n_rows, n_columns, triangular)
+    # To clip costs nothing, to check does.
+    return matrices.reshape(n, -1).take(places, axis=1, mode="clip")
+
+
+@functools.lru_cache(maxsize=16)
+def _places_when_packed(
+    n_rows: int, n_columns: int, triangular: bool
+) -> NDArray[np.intp]:
+    """Where in a matrix the packed numbers stand."""
+    places = np.arange(n_rows * n_columns, dtype=np.float64)
+    matrix = places.reshape(1, n_rows, n_columns)
+    packed: Array = _pack_by_bands(matrix, triangular=triangular)[0]
+    return packed.astype(np.intp)
+
+
+def _pack_by_bands(matrices: Array, *, triangular: bool) -> Array:
     n, n_rows, n_columns = matrices.shape
     whole = n_rows - n_rows % BAND
     ends = [*range(0, whole, BAND), *range(whole, n_rows + 1)]

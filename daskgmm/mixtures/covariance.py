@@ -38,6 +38,8 @@ _LIFTS: Final = 10.0 ** np.arange(8)
 """How often the rounding of a matrix is added to its diagonal until it has a factor."""
 _AT_MOST: Final = 100.0
 """Times its usual rounding by which a sum is off at most, where there are many rows."""
+_AT_ONCE: Final = 2**15
+"""Numbers of small matrices that are made in one call, which costs as much as they."""
 _ILL_DEFINED: Final = (
     "Fitting the mixture model failed because some components have "
     "ill-defined empirical covariance (for instance caused by singleton "
@@ -104,6 +106,7 @@ def _factor(covariance: Array, sizes: Array, out: Array) -> bool:
     """
     try:
         _upper_factor(covariance, out)
+        # Not so either if something in U is not finite.
         if _EPS * np.einsum("i,ij,ij->", sizes, out, out) <= _DOUBTFUL:
             return False
     except np.linalg.LinAlgError:
@@ -117,7 +120,8 @@ def _factor(covariance: Array, sizes: Array, out: Array) -> bool:
             _upper_factor(covariance + np.diag(lift * rounding), out)
         except np.linalg.LinAlgError:
             continue
-        return True
+        if np.isfinite(out).all():
+            return True
     raise np.linalg.LinAlgError
 
 
@@ -130,7 +134,7 @@ def _upper_factor(covariance: Array, out: Array) -> None:
     _, failed = dpotrf(lower, lower=True, overwrite_a=True, clean=True)
     if not failed:
         _, failed = dtrtri(lower, lower=True, overwrite_c=True)
-    if failed or not np.isfinite(out).all():
+    if failed:
         raise np.linalg.LinAlgError
 
 
@@ -355,9 +359,13 @@ class _MatrixShape(CovarianceShape):
         if self.pooled:
             products = a.T @ b
             return _pack((0.5 * (products + products.T))[np.newaxis])
-        packed = np.empty((len(a), _triangle(a.shape[1])))
-        for k in range(len(a)):
-            packed[k] = _pack(0.5 * np.stack([a[k], b[k]], 1) @ np.stack([b[k], a[k]]))
+        n, d = a.shape
+        packed = np.empty((n, _triangle(d)))
+        at_once = max(1, _AT_ONCE // d**2)
+        for first in range(0, n, at_once):
+            some = slice(first, first + at_once)
+            columns = 0.5 * np.stack([a[some], b[some]], axis=2)
+            packed[some] = _pack(columns @ np.stack([b[some], a[some]], axis=1))
         return packed
 
     def scatter(self, deviations: Array, weights: Array) -> Array:
