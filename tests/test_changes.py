@@ -26,7 +26,7 @@ from test_reading import CHUNK, KINDS, as_given, chunk_file, create, model
 from daskgmm import DataError, GaussianMixture, StoreError, open_rows
 from daskgmm.cli.main import main
 from daskgmm.data.block import Block
-from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan
+from daskgmm.mixtures.e_step import e_step, message, moments
 from daskgmm.mixtures.totals import Totals
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -375,9 +375,9 @@ def test_totals_are_of_the_rows_alone(
     def totals(rows, spread, centre=None):
         mixture = random_mixture(rng, covariance_type, 3, d, scale=10**log_scale)
         mixture.means[:] = rows[rng.integers(0, n, 3)] + spread * mixture.means
-        message = plan([mixture])
-        sums = e_step(message, iter([Block(0, rows, weights)]))
-        return Totals.of(mixture, moments(message, sums, [mixture])[0], centre)
+        sent = message([mixture])
+        sums = e_step(sent, iter([Block(0, rows, weights)]))
+        return Totals.of(mixture, moments(sent, sums, [mixture])[0], centre)
 
     before = totals(x, 0.0)
     exact = (x - before.centre).astype(np.longdouble)

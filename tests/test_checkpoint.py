@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import dask.array as da
 import fsspec
@@ -17,11 +18,10 @@ from services import kill_until_done
 from daskgmm import GaussianMixture, load
 from daskgmm.data.sources import open_source
 from daskgmm.em.checkpoint import Interval, Keeper, parse_interval
-from daskgmm.em.fit import State
-from daskgmm.em.loop import Run, Status
 from daskgmm.em.scan import survey
+from daskgmm.em.state import Run, State, Status
 from daskgmm.errors import CheckpointError, ModelFileError
-from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.storage import models
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -148,8 +148,7 @@ def test_every_kind_of_run_is_kept(tmp_path, covariance_type):
     found = survey(open_source(blobs(0, 50, 2, 3)).shards(), digest=True)
 
     def keeper():
-        shape = SHAPES[covariance_type]
-        return Keeper(tmp_path, Interval(1, None), shape, {"n_components": 3})
+        return Keeper(tmp_path, Interval(1, None), {"n_components": 3})
 
     first = keeper()
     assert first.recall(found) is None
@@ -161,12 +160,63 @@ def test_every_kind_of_run_is_kept(tmp_path, covariance_type):
         assert (run.status, run.error) == (expected.status, expected.error)
         assert run.previous == expected.previous
         np.testing.assert_array_equal(run.bounds, expected.bounds)
-        assert (run.mixture is None) == (expected.mixture is None)
+        assert (run.parameters is None) == (expected.parameters is None)
         for name in ("weights", "means", "covariances", "factors"):
-            if run.mixture is not None:
+            if run.parameters is not None:
                 np.testing.assert_array_equal(
-                    getattr(run.mixture, name), getattr(mixture, name)
+                    getattr(run.parameters, name), getattr(mixture, name)
                 )
+
+
+def _keeper(tmp_path):
+    return Keeper(tmp_path, Interval(1, None), {"tol": 0.0})
+
+
+def test_runs_of_any_shape_and_memory_are_kept(tmp_path):
+    rng = np.random.default_rng(4)
+    kinds = (("full", 3), ("tied", 2), ("diag", 5), ("spherical", 1))
+    mixtures = [random_mixture(rng, name, k, 2) for name, k in kinds]
+    memory = {"path.of.means": rng.normal(size=(2, 3)), "labels": np.arange(4)}
+    runs = (
+        *map(Run, mixtures),
+        Run(None, Status.FAILED, error="ill-defined"),
+        Run(mixtures[2], bounds=(-3.0,), memory=memory),
+    )
+    found = survey(open_source(blobs(0, 50, 2, 3)).shards(), digest=True)
+    first = _keeper(tmp_path)
+    assert first.recall(found) is None
+    first.keep(State(runs, 1, np.random.RandomState(3)), at_once=True)
+    got = _keeper(tmp_path).recall(found).runs
+    assert [len(run.memory) for run in got] == [0, 0, 0, 0, 0, 2]
+    for name, kept in memory.items():
+        np.testing.assert_array_equal(got[5].memory[name], kept)
+    assert got[4].parameters is None
+    for run, mixture in zip(got[:4], mixtures, strict=True):
+        assert run.parameters.shape is mixture.shape
+        for name in ("weights", "means", "covariances", "factors"):
+            np.testing.assert_array_equal(
+                getattr(run.parameters, name), getattr(mixture, name)
+            )
+
+
+@pytest.mark.parametrize("theirs", [None, 3])
+def test_another_format_is_refused_by_name(tmp_path, theirs):
+    """The first one did not say which it was; nothing is written over."""
+    x = blobs(3, 1000, 2, 3)
+    break_off(model(), x, tmp_path, after=2)
+    passes = []
+    for slot in (0, 1):
+        place = tmp_path / f"slot-{slot}"
+        kept = models.load(place)
+        fitted = {k: v for k, v in kept.fitted.items() if k != "format"}
+        if theirs is not None:
+            fitted["format"] = theirs
+        models.write(place, replace(kept, fitted=fitted))
+        passes.append(fitted["n_passes"])
+    with pytest.raises(CheckpointError, match=f"has format {theirs or 1}, and this"):
+        model().fit(x, checkpoint=tmp_path)
+    kept = [models.load(tmp_path / f"slot-{slot}").fitted for slot in (0, 1)]
+    assert [fitted["n_passes"] for fitted in kept] == passes
 
 
 @pytest.mark.parametrize(

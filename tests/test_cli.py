@@ -27,7 +27,7 @@ from daskgmm.cli import options
 from daskgmm.cli.main import COMMANDS, main
 from daskgmm.execution.tree import most_sums
 from daskgmm.mixtures.covariance import SHAPES
-from daskgmm.mixtures.sufficient_statistics import sums_bytes
+from daskgmm.mixtures.e_step import sums_bytes
 
 N, D, K = 3000, 2, 3
 PASS = re.compile(r"^pass +\d+  bound -?\d+\.\d+  change \S+  [\d,]+ rows/s", re.M)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from itertools import pairwise
@@ -18,7 +19,7 @@ from oracle import LONG, log_joint, log_sum_exp, responsibilities
 from daskgmm.data.block import Block
 from daskgmm.kernel import layout, passes, tile
 from daskgmm.kernel.layout import as_rows
-from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan
+from daskgmm.mixtures.e_step import e_step, message, moments, plan
 
 
 def _moments_by_oracle(mixture, x, weights, covariance_type):
@@ -66,8 +67,8 @@ def test_moments_are_the_oracles(
     x = rng.normal(size=(n, d)) * (1 + spread)
     x = x.astype(np.float32 if single else np.float64)
     weights = rng.choice([0.0, 0.5, 1.0, 3.0], size=n) if weighted else None
-    message = plan(mixtures)
-    found = moments(message, e_step(message, iter([Block(0, x, weights)])), mixtures)
+    sent = message(mixtures)
+    found = moments(sent, e_step(sent, iter([Block(0, x, weights)])), mixtures)
     for mixture, got in zip(mixtures, found, strict=True):
         w = np.ones(n) if weights is None else weights
         mass, drift, scatter, log_prob = _moments_by_oracle(
@@ -87,8 +88,8 @@ def test_moments_are_the_oracles(
 
 
 def _check_moments(mixtures, x):
-    message = plan(mixtures)
-    found = moments(message, e_step(message, iter([Block(0, x, None)])), mixtures)
+    sent = message(mixtures)
+    found = moments(sent, e_step(sent, iter([Block(0, x, None)])), mixtures)
     size = np.abs(x).max()
     for mixture, got in zip(mixtures, found, strict=True):
         name, d = mixture.shape.name, mixture.n_features
@@ -103,7 +104,81 @@ def _check_moments(mixtures, x):
         )
         np.testing.assert_allclose(got.scatter, expected, rtol=0, atol=1e-9 * largest)
         assert got.log_prob == pytest.approx(float(log_prob), rel=1e-10)
-    return message.plan
+    return sent.e_steps[0].plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(
+        st.tuples(
+            st.sampled_from(["full", "tied", "diag", "spherical"]), st.integers(1, 5)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    d=st.integers(1, 9),
+    weighted=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_mixtures_of_any_shape_share_a_pass(kinds, d, weighted, seed):
+    """Each has the bits that it has alone, but for those that share a plan."""
+    rng = np.random.default_rng(seed)
+    mixtures = [random_mixture(rng, name, k, d) for name, k in kinds]
+    x = rng.normal(size=(60, d))
+    weights = rng.random(60) if weighted else None
+
+    def found(some):
+        sent = pickle.loads(pickle.dumps(message(some)))
+        halves = [
+            e_step(sent, iter([Block(i, x[i::2], w)]))
+            for i, w in enumerate(
+                (None, None) if weights is None else (weights[::2], weights[1::2])
+            )
+        ]
+        return moments(sent, halves[0] + halves[1], some)
+
+    for mixture, got in zip(mixtures, found(mixtures), strict=True):
+        [expected] = found([mixture])
+        assert got.about is mixture.means
+        for name in ("mass", "drift", "scatter", "log_prob", "weight"):
+            np.testing.assert_allclose(
+                getattr(got, name), getattr(expected, name), rtol=1e-12, atol=1e-12
+            )
+
+
+def test_sums_of_another_message_are_refused():
+    rng = np.random.default_rng(0)
+    full, diag = (random_mixture(rng, name, 2, 3) for name in ("full", "diag"))
+    block = Block(0, rng.normal(size=(20, 3)), None)
+    for theirs, ours in (
+        ([full], [full, diag]),
+        ([full, diag], [diag]),
+        ([full], [diag]),
+    ):
+        sums = e_step(message(theirs), iter([block]))
+        with pytest.raises(ValueError, match="must have the same version"):
+            moments(message(ours), sums, ours)
+
+
+def test_moments_of_rows_are_those_of_their_parts(covariance_type):
+    rng = np.random.default_rng(1)
+    mixture, other = (random_mixture(rng, covariance_type, 3, 2) for _ in range(2))
+    x, weights = rng.normal(size=(50, 2)), rng.random(50)
+
+    def found(its, rows):
+        sent = message([its])
+        return moments(
+            sent, e_step(sent, iter([Block(0, x[rows], weights[rows])])), [its]
+        )[0]
+
+    added = found(mixture, slice(20)) + found(mixture, slice(20, None))
+    expected = found(mixture, slice(None))
+    for name in ("about", "mass", "drift", "scatter", "log_prob", "weight"):
+        np.testing.assert_allclose(
+            getattr(added, name), getattr(expected, name), rtol=1e-12, atol=1e-12
+        )
+    with pytest.raises(ValueError, match="about different points"):
+        added + found(other, slice(20))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
@@ -128,7 +203,7 @@ def test_a_shared_covariance_is_whitened_once_where_that_is_exact_and_less_work(
     """Else each component is measured from its own mean."""
     rng = np.random.default_rng(7)
     near = random_mixture(rng, "tied", 3, 4)
-    assert len(plan([near]).plan.pooled) == 1
+    assert len(plan(near).plan.pooled) == 1
     many = random_mixture(rng, "tied", 7, 2)
     far = random_mixture(rng, "tied", 3, 4, scale=1e-6, spread=3.0)
     for mixture in (many, far):
@@ -216,13 +291,13 @@ def test_columns_in_parts_give_the_same_bits(n, d, single, seed):
     np.testing.assert_array_equal(columns.array(), x)
     size = tile.tile_rows(d)
     cuts = size * np.unique(rng.integers(0, n // size + 1, size=3))
-    message = plan([random_mixture(rng, "diag", 2, d)])
+    its = plan(random_mixture(rng, "diag", 2, d))
 
     def sums(parts):
-        added, scratch = message.padded(), message.scratch()
+        added, scratch = np.zeros(its.padded_size), its.scratch()
         for part in parts:
             rows = as_rows(part)
-            passes.accumulate(message.compiled_plan, rows, None, added, scratch)
+            passes.accumulate(its.compiled_plan, rows, None, added, scratch)
         return added
 
     ends = [0, *cuts, n]
@@ -248,10 +323,10 @@ def test_blocks_of_any_layout_give_the_same_sums(covariance_type):
     rng = np.random.default_rng(2)
     mixture = random_mixture(rng, covariance_type, 3, 5)
     x = rng.normal(size=(500, 5))
-    message = plan([mixture])
+    sent = message([mixture])
 
     def sums(rows):
-        return e_step(message, iter([Block(0, rows, None)])).buffer
+        return e_step(sent, iter([Block(0, rows, None)])).buffer
 
     expected = sums(x)
     frozen = x.copy()
@@ -262,8 +337,8 @@ def test_blocks_of_any_layout_give_the_same_sums(covariance_type):
 
 def test_an_empty_block_adds_nothing(covariance_type):
     mixture = random_mixture(np.random.default_rng(3), covariance_type, 2, 3)
-    message = plan([mixture])
-    sums = e_step(message, iter([Block(0, np.empty((0, 3)), None)]))
+    sent = message([mixture])
+    sums = e_step(sent, iter([Block(0, np.empty((0, 3)), None)]))
     assert (sums.buffer == 0).all()
 
 
@@ -271,16 +346,17 @@ def test_one_signature_is_compiled():
     """Neither dtype, layout nor writability makes another."""
     rng = np.random.default_rng(4)
     mixture = random_mixture(rng, "full", 2, 3)
-    message = plan([mixture])
+    sent = message([mixture])
     x = rng.normal(size=(10, 3))
     frozen = x.copy()
     frozen.flags.writeable = False
     for rows in (x, frozen, x[::2], np.asfortranarray(x), x.astype(np.float32)):
         for weights in (None, np.ones(len(rows))):
-            e_step(message, iter([Block(0, rows, weights)]))
-    added, scratch = message.padded(), message.scratch()
+            e_step(sent, iter([Block(0, rows, weights)]))
+    its = plan(mixture)
+    added, scratch = np.zeros(its.padded_size), its.scratch()
     for held in (x, columns_apart(x, rng)):
-        passes.accumulate(message.compiled_plan, as_rows(held), None, added, scratch)
+        passes.accumulate(its.compiled_plan, as_rows(held), None, added, scratch)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -29,7 +29,7 @@ from daskgmm.data.sources import open_source
 from daskgmm.execution import tree
 from daskgmm.execution.cluster import explain
 from daskgmm.mixtures.covariance import SHAPES
-from daskgmm.mixtures.sufficient_statistics import sums_bytes
+from daskgmm.mixtures.e_step import sums_bytes
 
 
 class Reader:
@@ -136,7 +136,7 @@ from daskgmm import GaussianMixture
 from daskgmm.execution import tree
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.cli.estimate import forecast_fit
-from daskgmm.mixtures.sufficient_statistics import sums_bytes
+from daskgmm.mixtures.e_step import sums_bytes
 from daskgmm.data.in_memory import ArraySource
 
 warnings.simplefilter("ignore")

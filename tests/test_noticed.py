@@ -25,7 +25,7 @@ from daskgmm.em import scan
 from daskgmm.errors import StoreError
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
-from daskgmm.mixtures.sufficient_statistics import plan
+from daskgmm.mixtures.e_step import plan
 from daskgmm.storage import retry
 
 FITTED = ("weights_", "means_", "covariances_")
@@ -154,8 +154,13 @@ def test_a_point_that_rounding_puts_behind_the_last_row_is_the_last_row():
 @pytest.mark.parametrize("n_weights", [1, 9, 11, 1000])
 def test_the_kernel_refuses_weights_of_another_number(n_weights):
     x = blobs(5, 10, 2, 2)
-    message = plan([random_mixture(np.random.default_rng(0), "full", 2, 2)])
-    given = (message.compiled_plan, as_rows(x), np.ones(n_weights), message.padded())
+    message = plan(random_mixture(np.random.default_rng(0), "full", 2, 2))
+    given = (
+        message.compiled_plan,
+        as_rows(x),
+        np.ones(n_weights),
+        np.zeros(message.padded_size),
+    )
     with pytest.raises(ValueError, match="given weights of a size"):
         passes.accumulate(*given, message.scratch())
 

@@ -30,7 +30,7 @@ from daskgmm.execution.tree import leaf_bounds, shard_bounds
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.kernel.tile import tile_rows
-from daskgmm.mixtures.sufficient_statistics import plan
+from daskgmm.mixtures.e_step import plan
 
 NAMES = ["b", "a", "c"]
 
@@ -203,10 +203,10 @@ def test_parts_are_the_block_and_give_the_same_bits(
     folder = tmp_path_factory.mktemp("x")
     for i, part in enumerate(np.split(x, np.cumsum(groups)[:-1])):
         write(folder / f"{i:03d}.parquet", part, row_group_size=group_rows)
-    message = plan([random_mixture(rng, "full", 2, 3)])
+    message = plan(random_mixture(rng, "full", 2, 3))
 
     def sums(parts):
-        added, scratch = message.padded(), message.scratch()
+        added, scratch = np.zeros(message.padded_size), message.scratch()
         for part in parts:
             rows = as_rows(part)
             passes.accumulate(message.compiled_plan, rows, None, added, scratch)

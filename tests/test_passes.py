@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from daskgmm.kernel import passes, tile
 from daskgmm.kernel.layout import Columns, Plan, Rows, as_rows, readonly
-from daskgmm.mixtures.sufficient_statistics import EStep, plan
+from daskgmm.mixtures.e_step import EStep, plan
+from daskgmm.mixtures.e_step import message as message_of
 
 
 def with_upper(mixture):
     """A plan to ask about few rows, however small its matrices are."""
-    packed = plan([mixture]).plan
+    packed = plan(mixture).plan
     factors = mixture.factors if packed.dense.size else mixture.factors[np.newaxis]
     nothing = np.empty((0, 0))
     return EStep(packed._replace(dense=nothing, pooled=nothing, upper=factors))
@@ -34,7 +35,7 @@ def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed
     mixtures = [random_mixture(rng, covariance_type, k, d) for k in sizes]
     if task == "evaluate":
         mixtures = mixtures[:1]
-    message = plan(mixtures)
+    message = message_of(mixtures).e_steps[0]
     has_matrices = message.plan.dense.size or message.plan.pooled.size
     if task == "evaluate" and has_matrices and d >= tile.MIN_UPPER:
         message = with_upper(mixtures[0])
@@ -59,7 +60,7 @@ def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed
         }
         wanted = [["labels"], ["log_prob"], ["responsibilities", "log_prob"]][seed % 3]
         return call | {name: outputs[name] for name in wanted}
-    call["sums"] = np.zeros(passes.padded_size(message.plan))
+    call["sums"] = np.zeros(message.padded_size)
     if task == "collect":
         size = len(passes.collect(message.compiled_plan, call["sums"]))
         return call | {"out": np.zeros(size)}
@@ -211,11 +212,11 @@ def test_rows_beyond_their_memory_are_not_looked_at(call, data):
 )
 def test_runs_follow_each_other(starts):
     rng = np.random.default_rng(0)
-    message = plan([random_mixture(rng, "full", 5, 2)])
+    message = plan(random_mixture(rng, "full", 5, 2))
     wrong = readonly(np.array(starts, dtype=np.int64))
     plan_ = message.compiled_plan._replace(starts=wrong)
     with pytest.raises(ValueError, match="plan.starts"):
-        passes.collect(plan_, message.padded())
+        passes.collect(plan_, np.zeros(message.padded_size))
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from daskgmm import GaussianMixture, IllDefinedCovarianceError
 from daskgmm.data.sources import open_source
+from daskgmm.mixtures.e_step import e_step, message, moments
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 from daskgmm.mixtures.refinement import look_again, refine
-from daskgmm.mixtures.sufficient_statistics import e_step, moments, plan
 
 DENSE = ("full", "tied")
 
@@ -276,8 +276,8 @@ def test_the_second_look_is_about_the_mean_whatever_it_was_about(covariance_type
     mixture, rough = (random_mixture(rng, covariance_type, 2, 3) for _ in range(2))
     rule = MaximumLikelihood(reg_covar=1e-3, row_weight=1.0)
     [expected_moments] = moments(
-        message := plan([mixture]),
-        open_source(x).shards().reduce(e_step, message),
+        sent := message([mixture]),
+        open_source(x).shards().reduce(e_step, sent),
         [mixture],
     )
     expected = rule.m_step(mixture, expected_moments)

@@ -21,7 +21,7 @@ from daskgmm.em.progress import Progress
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.execution.tree import leaf_bounds, most_sums
 from daskgmm.mixtures.covariance import SHAPES
-from daskgmm.mixtures.sufficient_statistics import sums_bytes
+from daskgmm.mixtures.e_step import sums_bytes
 
 _OF_A_PROCESS: Final = 400_000_000
 """Bytes that a worker takes besides its blocks, most of them for libraries."""

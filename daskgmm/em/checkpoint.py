@@ -9,6 +9,7 @@ need be able to rename.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,17 +22,19 @@ import numpy as np
 from dask.utils import parse_timedelta
 from numpy.typing import NDArray
 
-from daskgmm.em.fit import State
-from daskgmm.em.loop import Run, Status
 from daskgmm.em.scan import Survey, digest_of
+from daskgmm.em.state import Run, State, Status
 from daskgmm.errors import CheckpointError, ModelFileError, NewerFormatError
-from daskgmm.mixtures.covariance import CovarianceShape
+from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.storage import models
 from daskgmm.storage.retry import check_free
 from daskgmm.storage.urls import absolute, check_writable
 
 _KIND: Final = "checkpoint"
+FORMAT: Final = 2
+"""Version of what is written; a fit goes on from no other one."""
+_MEMORY: Final = "memory"
 _ARRAYS: Final = ("weights", "means", "covariances", "factors")
 
 
@@ -97,15 +100,12 @@ class Keeper:
     url : str or path
         Any URL that Zarr can write to.
     interval : Interval
-    shape : CovarianceShape
-        Of the mixtures.
     parameters : mapping
         What makes the fit this one and no other, by the names that the user knows.
     """
 
     url: str | os.PathLike[str]
     interval: Interval
-    shape: CovarianceShape
     parameters: Mapping[str, Any]
     _identity: dict[str, Any] = field(default_factory=dict)
     _slot: int = 0
@@ -124,7 +124,8 @@ class Keeper:
         Raises
         ------
         CheckpointError
-            If what is there belongs to another fit; the message says what differs.
+            If what is there belongs to another fit; the message says what differs. Or
+            if it has another format.
         """
         self._identity = {
             "version of daskgmm": version("daskgmm"),
@@ -140,7 +141,7 @@ class Keeper:
             return None
         newest = max(whole, key=lambda slot: whole[slot].fitted["n_passes"])
         self._check(whole[newest].parameters)
-        state = _decode(whole[newest].fitted, self.shape)
+        state = _decode(whole[newest].fitted)
         self._slot, self._passes = 1 - newest, state.n_passes
         return state
 
@@ -163,12 +164,21 @@ class Keeper:
 
     def _read(self, slot: int) -> models.Model | None:
         try:
-            return models.load(self._place(slot))
+            model = models.load(self._place(slot))
         except NewerFormatError:
             raise  # it is whole, and must not be written over
         except ModelFileError:
             # Nothing is there, or a write broke off: the other slot is whole then.
             return None
+        # The first format did not say which it is.
+        its_format = model.fitted.get("format", 1)
+        if its_format != FORMAT:
+            raise CheckpointError(
+                f"The checkpoint at {self.url} has format {its_format}, and this "
+                f"version of daskgmm goes on from format {FORMAT} alone: fit with the "
+                "version that wrote it, or choose another place, or delete it."
+            )
+        return model
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
         names = {**self._identity, **theirs}
@@ -201,42 +211,84 @@ def _identity_of(found: Survey) -> dict[str, Any]:
 
 
 def _encode(state: State) -> dict[str, Any]:
-    """Runs as a few arrays, so that few objects are written."""
-    mixtures = [run.mixture for run in state.runs]
-    some = next(mixture for mixture in mixtures if mixture is not None)
+    """Runs as a few arrays, laid end to end, so that few objects are written."""
+    runs = state.runs
+    mixtures = [run.parameters for run in runs]
+    there = [mixture for mixture in mixtures if mixture is not None]
 
-    def stacked(name: str) -> NDArray[np.float64]:
-        nothing = np.full_like(getattr(some, name), np.nan)
-        return np.stack([nothing if m is None else getattr(m, name) for m in mixtures])
+    def joined(name: str) -> NDArray[np.float64]:
+        return np.concatenate([np.ravel(getattr(mixture, name)) for mixture in there])
 
     return {
-        **{name: stacked(name) for name in _ARRAYS},
-        "there": np.array(
-            [mixture is not None for mixture in mixtures], dtype=np.int64
+        "format": FORMAT,
+        **{name: joined(name) for name in _ARRAYS},
+        "shapes": np.array(
+            ["" if m is None else m.shape.name for m in mixtures], dtype=object
         ),
-        "statuses": np.array([run.status.value for run in state.runs], dtype=object),
-        "errors": np.array([run.error for run in state.runs], dtype=object),
-        "previous": np.array([run.previous for run in state.runs]),
-        "n_bounds": np.array([len(run.bounds) for run in state.runs], dtype=np.int64),
-        "bounds": np.array([b for run in state.runs for b in run.bounds], dtype=float),
+        "n_components": np.array(
+            [0 if m is None else m.n_components for m in mixtures], dtype=np.int64
+        ),
+        "n_features": there[0].n_features,
+        "statuses": np.array([run.status.value for run in runs], dtype=object),
+        "errors": np.array([run.error for run in runs], dtype=object),
+        "previous": np.array([run.previous for run in runs]),
+        "n_bounds": np.array([len(run.bounds) for run in runs], dtype=np.int64),
+        "bounds": np.array([b for run in runs for b in run.bounds], dtype=float),
+        **{
+            f"{_MEMORY}.{i}.{name}": kept
+            for i, run in enumerate(runs)
+            for name, kept in run.memory.items()
+        },
         "n_passes": state.n_passes,
         "random_state": state.random_state,
     }
 
 
-def _decode(fitted: Mapping[str, Any], shape: CovarianceShape) -> State:
-    ends = np.cumsum(fitted["n_bounds"])
-    bounds = np.split(fitted["bounds"], ends[:-1])
-    runs = []
-    for i, its_bounds in enumerate(bounds):
-        arrays = (np.array(fitted[name][i]) for name in _ARRAYS)
-        runs.append(
-            Run(
-                Mixture(shape, *arrays) if fitted["there"][i] else None,
-                Status(fitted["statuses"][i]),
-                tuple(float(bound) for bound in its_bounds),
-                float(fitted["previous"][i]),
-                str(fitted["errors"][i]),
+def _decode(fitted: Mapping[str, Any]) -> State:
+    mixtures = _mixtures(fitted)
+    bounds = np.split(fitted["bounds"], np.cumsum(fitted["n_bounds"])[:-1])
+    memories: list[dict[str, NDArray[Any]]] = [{} for _ in mixtures]
+    for key, kept in fitted.items():
+        if key.startswith(f"{_MEMORY}."):
+            _, i, name = key.split(".", 2)
+            memories[int(i)][name] = kept
+    runs = [
+        Run(
+            mixture,
+            Status(fitted["statuses"][run]),
+            tuple(float(bound) for bound in bounds[run]),
+            float(fitted["previous"][run]),
+            str(fitted["errors"][run]),
+            memories[run],
+        )
+        for run, mixture in enumerate(mixtures)
+    ]
+    return State(tuple(runs), int(fitted["n_passes"]), fitted["random_state"])
+
+
+def _mixtures(fitted: Mapping[str, Any]) -> list[Mixture | None]:
+    """The runs' mixtures, each with its own shape and number of components."""
+    numbers = {name: fitted[name] for name in _ARRAYS}
+    d = int(fitted["n_features"])
+
+    def take(name: str, *shape: int) -> NDArray[np.float64]:
+        first, numbers[name] = np.split(numbers[name], [math.prod(shape)])
+        return np.array(first.reshape(shape))
+
+    mixtures: list[Mixture | None] = []
+    for name, k in zip(fitted["shapes"], map(int, fitted["n_components"]), strict=True):
+        if not name:
+            mixtures.append(None)
+            continue
+        shape = SHAPES[name]
+        stored = shape.stored(k, d)
+        mixtures.append(
+            Mixture(
+                shape,
+                take("weights", k),
+                take("means", k, d),
+                take("covariances", *stored),
+                take("factors", *stored),
             )
         )
-    return State(tuple(runs), int(fitted["n_passes"]), fitted["random_state"])
+    return mixtures

@@ -11,9 +11,11 @@ from sklearn.utils import check_random_state
 
 from daskgmm.data.source import Source
 from daskgmm.em.initialization import Start, seed
-from daskgmm.em.loop import Run, Status, Stopping, best, em
+from daskgmm.em.loop import em
+from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.progress import Callback, Progress
 from daskgmm.em.scan import Survey, draw, survey
+from daskgmm.em.state import Run, State, Status, best
 from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.execution.tree import Shards
 from daskgmm.mixtures.gaussian import Mixture
@@ -49,29 +51,10 @@ class Outcome:
         Rows that were left out, as they have NaN.
     """
 
-    run: Run
+    run: Run[Mixture]
     mixture: Mixture
     n_passes: int
     n_skipped: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class State:
-    """All that a fit needs to go on after a pass.
-
-    Attributes
-    ----------
-    runs : tuple of Run
-    n_passes : int
-        EM passes so far.
-    random_state : RandomState
-        As the starts left it.
-    """
-
-    runs: tuple[Run, ...]
-    n_passes: int
-    random_state: np.random.RandomState
 
 
 class Keeper(Protocol):
@@ -88,7 +71,7 @@ def train(
     source: Source,
     settings: Settings,
     random_state: np.random.RandomState,
-    warm: Run | None,
+    warm: Run[Mixture] | None,
     callback: Callback,
     keeper: Keeper | None = None,
 ) -> Outcome:
@@ -130,21 +113,17 @@ def train(
         random_state.set_state(state.random_state.get_state())
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
-        there = [run for run in state.runs if run.mixture is not None]
+        there = [run for run in state.runs if run.parameters is not None]
         return _outcome(there[-1], 0, found)
     rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
     began = perf_counter()
-    for runs in em(shards, state.runs, rule, settings.stopping):
+    for runs in em(shards, state.runs, PlainEM(rule, settings.stopping)):
         state = State(tuple(runs), state.n_passes + 1, random_state)
-        _keep(keeper, state, at_once=not any(_is_live(run) for run in runs))
+        _keep(keeper, state, at_once=not any(run.is_live for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
         callback(Progress(state.n_passes, runs, found.n_rows, seconds))
     source.check_unchanged()
     return _outcome(state.runs[best(state.runs)], state.n_passes, found)
-
-
-def _is_live(run: Run) -> bool:
-    return run.status is Status.TRAINING
 
 
 def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
@@ -152,9 +131,9 @@ def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
         keeper.keep(state, at_once=at_once)
 
 
-def _outcome(run: Run, n_passes: int, found: Survey) -> Outcome:
-    assert run.mixture is not None
-    return Outcome(run, run.mixture, n_passes, found.n_skipped)
+def _outcome(run: Run[Mixture], n_passes: int, found: Survey) -> Outcome:
+    assert run.parameters is not None
+    return Outcome(run, run.parameters, n_passes, found.n_skipped)
 
 
 def _starts(
@@ -162,14 +141,14 @@ def _starts(
     found: Survey,
     settings: Settings,
     random_state: np.random.RandomState,
-) -> list[Run]:
+) -> list[Run[Mixture]]:
     start = settings.start
     sample = (
         None
         if start.complete
         else draw(shards, found, settings.init_size, random_state)
     )
-    runs = []
+    runs: list[Run[Mixture]] = []
     for _ in range(settings.n_init):
         try:
             mixture = seed(start, sample, settings.reg_covar, random_state)

@@ -78,9 +78,9 @@ def seed(
     found = None
     if not start.complete:
         assert sample is not None
-        about, moments = _assign(start, sample, random_state)
+        moments = _assign(start, sample, random_state)
         rule = MaximumLikelihood(reg_covar, row_weight=1.0)
-        found = rule.estimate(shape, about, moments)
+        found = rule.estimate(shape, moments)
         # Not normalised: scikit-learn's first bound depends on it.
         weights = found.counts / moments.weight if weights is None else weights
         means = found.means if means is None else means
@@ -94,10 +94,8 @@ def seed(
     return Mixture(shape, weights, means, found.covariances, factored.factors)
 
 
-def _assign(
-    start: Start, sample: Sample, random_state: RandomState
-) -> tuple[Array, Moments]:
-    """Means (K, d), and moments about them, of the method's responsibilities."""
+def _assign(start: Start, sample: Sample, random_state: RandomState) -> Moments:
+    """Moments of the method's responsibilities."""
     if start.method == "random":
         return _random_moments(start, sample, random_state)
     if start.method == "kmeans":
@@ -147,7 +145,7 @@ def _weights_of(sample: Sample, rows: slice | NDArray[np.intp]) -> Array:
 
 def _group_moments(
     shape: CovarianceShape, sample: Sample, groups: Sequence[NDArray[np.intp]]
-) -> tuple[Array, Moments]:
+) -> Moments:
     """Each row belongs to one component entirely."""
     means = np.zeros((len(groups), sample.x.shape[1]))
     mass, drift = np.zeros(len(groups)), np.zeros_like(means)
@@ -168,7 +166,7 @@ def _group_moments(
         drift[k] = weights @ x
         scatters.append(shape.scatter(x, weights))
     scatter = shape.pool(np.stack(scatters))
-    return means, Moments(mass, drift, scatter, 0.0, _weight(sample))
+    return Moments(means, mass, drift, scatter, 0.0, _weight(sample))
 
 
 def _mean(x: NDArray[Any], weights: Array) -> Array:
@@ -179,7 +177,7 @@ def _mean(x: NDArray[Any], weights: Array) -> Array:
 
 def _row_moments(
     shape: CovarianceShape, sample: Sample, rows: NDArray[np.intp]
-) -> tuple[Array, Moments]:
+) -> Moments:
     """One row belongs to each component, and the others to none.
 
     What is left of the variance then decides about the first bound, so scikit-learn's
@@ -199,7 +197,7 @@ def _row_moments(
         scatter = shape.products(off, off) - shape.products(exact, exact)
     else:
         scatter = shape.kept(np.empty(0), rounding)
-    return means, Moments(ones, np.zeros_like(means), scatter, 0.0, _weight(sample))
+    return Moments(means, ones, np.zeros_like(means), scatter, 0.0, _weight(sample))
 
 
 def _scatter_of_rest(
@@ -227,9 +225,7 @@ def _scatter_of_rest(
     return shape.recentre(scatter, np.zeros_like(centre), mass, -centre)
 
 
-def _random_moments(
-    start: Start, sample: Sample, random_state: RandomState
-) -> tuple[Array, Moments]:
+def _random_moments(start: Start, sample: Sample, random_state: RandomState) -> Moments:
     """Each row belongs to all components, by random numbers, drawn tile by tile."""
     shape, n_components = start.shape, start.n_components
     centre = _mean(sample.x, _weights_of(sample, slice(None)))
@@ -247,7 +243,7 @@ def _random_moments(
         drift += shares.T @ deviations
         of_each = shape.pool(shares.T).T
         scatter = scatter + np.stack([shape.scatter(deviations, r) for r in of_each.T])
-    return about, Moments(mass, drift, scatter, 0.0, _weight(sample))
+    return Moments(about, mass, drift, scatter, 0.0, _weight(sample))
 
 
 def _tiles(n_rows: int) -> Iterator[slice]:

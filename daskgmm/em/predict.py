@@ -21,8 +21,8 @@ from daskgmm.execution.tree import Shards
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import CovarianceShape
+from daskgmm.mixtures.e_step import EStep, of_few, plan, plan_for_few
 from daskgmm.mixtures.gaussian import Mixture
-from daskgmm.mixtures.sufficient_statistics import EStep, of_few, plan, plan_for_few
 
 Kind = Literal["labels", "responsibilities", "log_prob"]
 
@@ -164,7 +164,7 @@ def _kept_or_new(mixture: Mixture, owner: Any) -> EStep:
     kept = None if owner is None else _kept.get(owner)
     if kept is not None and kept.is_of(mixture):
         return kept.message
-    message = plan([mixture])
+    message = plan(mixture)
     if owner is not None and sum(map(np.size, message.plan)) <= _MOST_KEPT:
         copies = tuple(numbers.copy() for numbers in _numbers(mixture))
         _kept[owner] = _Kept(message, mixture.shape, copies)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from daskgmm.em.loop import Run, Status
+from daskgmm.em.state import Run, Status
 
 
 @final
@@ -27,7 +27,7 @@ class Progress:
     """
 
     n_pass: int
-    runs: Sequence[Run]
+    runs: Sequence[Run[Any]]
     n_rows: int
     seconds: float
 
@@ -39,10 +39,10 @@ class Progress:
     @property
     def n_live(self) -> int:
         """Restarts that go on."""
-        return sum(run.status is Status.TRAINING for run in self.runs)
+        return sum(run.is_live for run in self.runs)
 
     @property
-    def _leader(self) -> Run:
+    def _leader(self) -> Run[Any]:
         return max(self.runs, key=lambda run: run.bound)
 
     @property
@@ -90,7 +90,7 @@ class Reporter:
         if progress.n_pass % self._interval == 0:
             self._report_iteration(progress)
         for i, run in enumerate(progress.runs):
-            if run.status is not Status.TRAINING and i not in self._ended:
+            if not run.is_live and i not in self._ended:
                 self._ended.add(i)
                 self._report_end(progress, i)
 

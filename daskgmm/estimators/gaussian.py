@@ -36,9 +36,10 @@ from daskgmm.data.weights import weights_of_rows_in_memory
 from daskgmm.em.checkpoint import Keeper, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, train
 from daskgmm.em.initialization import Start
-from daskgmm.em.loop import Run, Status, Stopping
+from daskgmm.em.plain import Stopping
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.em.progress import Callback, Progress, Reporter
+from daskgmm.em.state import Run, Status
 from daskgmm.errors import DataError, ModelFileError, SkippedRowsWarning
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.covariance import SHAPES
@@ -304,7 +305,6 @@ default='kmeans'
                 else Keeper(
                     checkpoint,
                     interval,
-                    settings.start.shape,
                     self._what_is_fitted(source, warm),
                 )
             )
@@ -472,7 +472,9 @@ default='kmeans'
         stopping = Stopping(self.tol, self.max_iter)
         return Settings(start, stopping, self.reg_covar, self.n_init, self.init_size)
 
-    def _what_is_fitted(self, source: Source, warm: Run | None) -> dict[str, Any]:
+    def _what_is_fitted(
+        self, source: Source, warm: Run[Mixture] | None
+    ) -> dict[str, Any]:
         """What a checkpoint must agree in, by name."""
         silent = ("verbose", "verbose_interval")
         parameters = {
@@ -487,7 +489,7 @@ default='kmeans'
             )
         return {**parameters, **kinds}
 
-    def _warm_run(self, n_features: int) -> Run | None:
+    def _warm_run(self, n_features: int) -> Run[Mixture] | None:
         if not (self.warm_start and hasattr(self, "converged_")):
             return None
         mixture = self._mixture()

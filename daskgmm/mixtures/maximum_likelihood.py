@@ -49,7 +49,7 @@ class Estimate:
 @final
 @dataclass(frozen=True, slots=True)
 class MaximumLikelihood:
-    """How parameters follow from moments, as in scikit-learn's GaussianMixture.
+    """A `Rule`: parameters follow from moments as in scikit-learn's GaussianMixture.
 
     Attributes
     ----------
@@ -62,21 +62,24 @@ class MaximumLikelihood:
     reg_covar: float
     row_weight: float
 
-    def estimate(
-        self, shape: CovarianceShape, means: Array, moments: Moments
-    ) -> Estimate:
-        """Parameters from moments about `means`.
+    def estimate(self, shape: CovarianceShape, moments: Moments) -> Estimate:
+        """Parameters from moments.
 
         The equations of the M-step (Dempster, Laird and Rubin 1977; Bishop, Pattern
         Recognition and Machine Learning, 9.24-9.26), written in the deviation from
         the old means, so that data far from the origin lose nothing.
         """
+        means = moments.about
         tiny = TINY * self.row_weight
         counts = moments.mass + tiny
         shift = (moments.drift - tiny * means) / counts[:, np.newaxis]
         scatter = shape.recentre(moments.scatter, moments.drift, moments.mass, shift)
         covariances = shape.covariances(scatter, counts, means.shape[1], self.reg_covar)
         return Estimate(counts, means + shift, covariances, shift)
+
+    def message(self, mixture: Mixture) -> Mixture:
+        """See `Rule.message`: the parameters are the mixture."""
+        return mixture
 
     def m_step(
         self, mixture: Mixture, moments: Moments, *, at_last: bool = False
@@ -92,7 +95,7 @@ class MaximumLikelihood:
             If a covariance is not positive definite.
         """
         shape = mixture.shape
-        found = self.estimate(shape, mixture.means, moments)
+        found = self.estimate(shape, moments)
         floor = self._floor(shape, found, of_means=not at_last)
         moved = shape.averaged(found.shift**2, found.counts)
         with self._remedied(shape, found):
@@ -110,7 +113,7 @@ class MaximumLikelihood:
             If a covariance is not positive definite.
         """
         shape = mixture.shape
-        found = self.estimate(shape, mixture.means, refined.moments)
+        found = self.estimate(shape, refined.moments)
         with self._remedied(shape, found):
             factored = shape.refined(
                 found.covariances,
@@ -184,8 +187,8 @@ class MaximumLikelihood:
                 f"{error} With these data, reg_covar={enough:.0e} is enough."
             ) from None
 
-    def bound(self, moments: Moments) -> float:
-        """Mean log likelihood of a row under the parameters that were sent out."""
+    def bound(self, mixture: Mixture, moments: Moments) -> float:
+        """Mean log likelihood of a row under the mixture that was sent out."""
         return moments.log_prob / moments.weight
 
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import CovarianceShape
+from daskgmm.mixtures.e_step import Block, EStep, plan
 from daskgmm.mixtures.gaussian import Mixture
-from daskgmm.mixtures.sufficient_statistics import Block, EStep, Moments, plan
+from daskgmm.mixtures.sufficient_statistics import Moments
 
 Array = NDArray[np.float64]
 
@@ -54,38 +55,23 @@ class Refined:
 
     Attributes
     ----------
-    mass : ndarray of shape (K,)
-        Σr.
-    drift : ndarray of shape (K, d)
-        Σr (x - m).
-    scatter : ndarray of shape (K, S)
-        Σr (x - m)(x - m)ᵀ, as the covariance shape keeps it.
+    moments : Moments
+        About the rough means; the bound and the weight are not measured.
     white_drift : ndarray of shape (K, d)
         Σr z with z = Uᵀ(x - m), U a rough factor; (0, d) if factors are diagonal.
     white_scatter : ndarray of shape (K, d, d), or (1, d, d) if pooled
         Σr z zᵀ; (0, d, d) if factors are diagonal.
     """
 
-    mass: Array
-    drift: Array
-    scatter: Array
+    moments: Moments
     white_drift: Array
     white_scatter: Array
 
     def __add__(self, other: Self) -> Refined:
         return Refined(
-            self.mass + other.mass,
-            self.drift + other.drift,
-            self.scatter + other.scatter,
+            self.moments + other.moments,
             self.white_drift + other.white_drift,
             self.white_scatter + other.white_scatter,
-        )
-
-    @property
-    def moments(self) -> Moments:
-        """The moments about the rough means, of which no bound is known."""
-        return Moments(
-            self.mass, self.drift, self.scatter, np.nan, float(self.mass.sum())
         )
 
     def whitened(self, shape: CovarianceShape, counts: Array) -> Array:
@@ -111,7 +97,7 @@ class RefinedRuns:
 
 def look_again(mixtures: Sequence[tuple[Mixture, Mixture]]) -> list[Look]:
     """The message of a second pass: for each run the mixture, and the rough one."""
-    return [Look(plan([mixture]), rough) for mixture, rough in mixtures]
+    return [Look(plan(mixture), rough) for mixture, rough in mixtures]
 
 
 def refine(message: Sequence[Look], blocks: Iterator[Block]) -> RefinedRuns:
@@ -127,10 +113,16 @@ def refine(message: Sequence[Look], blocks: Iterator[Block]) -> RefinedRuns:
 def _zeros(rough: Mixture) -> Refined:
     shape, (n_components, d) = rough.shape, rough.means.shape
     n_white = n_components if shape.dense else 0
-    return Refined(
+    nothing = Moments(
+        rough.means,
         np.zeros(n_components),
         np.zeros((n_components, d)),
         shape.no_scatter(n_components, d),
+        log_prob=np.nan,
+        weight=np.nan,
+    )
+    return Refined(
+        nothing,
         np.zeros((n_white, d)),
         shape.pool(np.zeros((n_white, d, d))) if n_white else np.zeros((0, d, d)),
     )
@@ -153,12 +145,13 @@ def _add(look: Look, x: Array, weights: Array, sums: Refined) -> None:
     shape, (n_components, d) = rough.shape, rough.means.shape
     shares *= weights[:, np.newaxis]
     factors = shape.kernel_factors(rough.factors, n_components, d)
+    moments = sums.moments
     for k, mean in enumerate(rough.means):
         deviations, its = x - mean, np.ascontiguousarray(shares[:, k])
         at = 0 if shape.pooled else k
-        sums.mass[k] += its.sum()
-        sums.drift[k] += its @ deviations
-        sums.scatter[at] += shape.scatter(deviations, its)
+        moments.mass[k] += its.sum()
+        moments.drift[k] += its @ deviations
+        moments.scatter[at] += shape.scatter(deviations, its)
         if shape.dense:
             white = deviations @ factors[k].T
             sums.white_drift[k] += its @ white

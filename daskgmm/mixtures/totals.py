@@ -67,7 +67,7 @@ class Totals:
             By default that of the mixture.
         """
         centre = mixture.centre if centre is None else centre
-        shifts = mixture.means - centre
+        shifts = moments.about - centre
         sums = moments.drift.sum(axis=0) + moments.mass @ shifts
         about_means = mixture.shape.trace(moments.scatter, mixture.n_features)
         moved = float(moments.mass @ np.einsum("kj,kj->k", shifts, shifts))

@@ -1,0 +1,424 @@
+"""The E-step of a pass: planned, added up over blocks, read out by mixture."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Final, Protocol, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskgmm.kernel import passes, tile
+from daskgmm.kernel.layout import (
+    Part,
+    Plan,
+    Sums,
+    as_rows,
+    pack,
+    pack_triangular,
+    readonly,
+    sums_ends,
+    sums_in,
+    triangle,
+)
+from daskgmm.mixtures.covariance import CovarianceShape
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.sufficient_statistics import Moments
+
+Array = NDArray[np.float64]
+
+POOLED_BELOW: Final = 1e6
+"""The longest whitened row, mean and σ together, for which rows are whitened once.
+
+Whitening about one origin for all components rounds a row to eps times this length.
+"""
+
+_LARGE: Final = 2**16
+"""Numbers in the matrices of a mixture from which on it is work to pack them."""
+_SMALL: Final = 2**15
+"""Numbers of a block from which on it is worth a call of its own."""
+
+_EMPTY: Final = np.empty(0)
+_KEPT: Final = 2**19
+"""Numbers of sums whose memory is kept, at the most."""
+_thread: Final = threading.local()
+
+
+@final
+@dataclass(frozen=True)
+class EStep:
+    """The kernel's plan for mixtures of one form.
+
+    Pickles as a few small arrays; a worker needs nothing else.
+    """
+
+    plan: Plan
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nothing travels that follows from the plan: some of it is this machine's."""
+        return EStep, (self.plan,)
+
+    @cached_property
+    def compiled_plan(self) -> Plan:
+        """The plan with arrays of the one kind that the kernel is compiled for."""
+        return Plan._make(map(readonly, self.plan))
+
+    @property
+    def n_features(self) -> int:
+        """Number of features, d."""
+        return int(self.plan.means.shape[1])
+
+    @cached_property
+    def n_factors(self) -> int:
+        """Numbers that each row is multiplied with."""
+        plan = self.plan
+        in_matrices = plan.dense.size + plan.pooled.size + plan.upper.size // 2
+        return int(in_matrices + plan.scales.size)
+
+    @cached_property
+    def _scratch_size(self) -> int:
+        return tile.scratch_size(self.plan)
+
+    @cached_property
+    def n_sums(self) -> int:
+        """Numbers of the sums when they travel."""
+        return int(sums_ends(self.plan, 0)[-1])
+
+    @cached_property
+    def padded_size(self) -> int:
+        """Numbers that the kernel adds up in."""
+        return passes.padded_size(self.plan)
+
+    def scratch(self) -> Array:
+        """Memory for the kernel to work in, this thread's own."""
+        return _memory("scratch", self._scratch_size)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A pass's message: an E-step for each form that its mixtures have.
+
+    All are taken over the same blocks, which are read once.
+
+    Attributes
+    ----------
+    e_steps : tuple of EStep
+    members : tuple of tuple of int
+        Which of the pass's mixtures each is of.
+    """
+
+    e_steps: tuple[EStep, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes that the kernel's sums take, once."""
+        return 8 * sum(e_step.padded_size for e_step in self.e_steps)
+
+    def padded(self) -> list[Array]:
+        """Zeros for the kernel to add up in, this thread's own if they are few."""
+        sizes = [e_step.padded_size for e_step in self.e_steps]
+        ends = [*accumulate(sizes)]
+        if ends[-1] > _KEPT:
+            memory = np.zeros(ends[-1])
+        else:
+            memory = _memory("sums", ends[-1])[: ends[-1]]
+            memory[:] = 0.0
+        return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _memory(name: str, size: int) -> Array:
+    """So many numbers or more, this thread's own.
+
+    They are kept from call to call: new memory would cost a page fault for each 4 kB,
+    as much time as the work on a small block.
+    """
+    if getattr(_thread, name, _EMPTY).size < size:
+        setattr(_thread, name, np.zeros(size))
+    memory: Array = getattr(_thread, name)
+    return memory
+
+
+def sums_bytes(shape: CovarianceShape, n_components: int, n_features: int) -> int:
+    """Bytes that the sums of one run take, once; see `tree.most_sums`."""
+    n_numbers = n_components * (n_features + 1) + shape.n_sums(n_components, n_features)
+    return 8 * n_numbers
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FlatSums:
+    """Kernel sums over some blocks, flat: a monoid under ``+``.
+
+    It means the same on all machines: see `layout.Sums`.
+    """
+
+    buffer: Array
+
+    def __add__(self, other: Self) -> FlatSums:
+        return FlatSums(self.buffer + other.buffer)
+
+
+class Block(Protocol):
+    """What a kernel needs of a block."""
+
+    @property
+    def x(self) -> NDArray[Any]:
+        """Rows, (n, d), float32 or float64."""
+
+    @property
+    def weights(self) -> Array | None:
+        """Row weights, (n,), or None for ones."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in all rows, n d, or a few more."""
+
+    def parts(self) -> Iterator[Part]:
+        """Rows and weights in parts, which end where the kernel's tiles do."""
+
+
+def message(mixtures: Sequence[Mixture]) -> Message:
+    """What a pass is to evaluate: mixtures of one number of features, of any shape."""
+    members: dict[str, list[int]] = {}
+    for i, mixture in enumerate(mixtures):
+        members.setdefault(_form(mixture), []).append(i)
+    return Message(
+        tuple(_plan(form, [mixtures[i] for i in its]) for form, its in members.items()),
+        tuple(map(tuple, members.values())),
+    )
+
+
+def plan(mixture: Mixture) -> EStep:
+    """Lay out what the kernel needs of one mixture."""
+    return _plan(_form(mixture), [mixture])
+
+
+def _form(mixture: Mixture) -> str:
+    """The form in which the kernel takes a mixture: that of its fields in a `Plan`."""
+    if mixture.shape.pooled and _can_be_pooled(mixture):
+        return "pooled"
+    return "dense" if mixture.shape.dense else "diagonal"
+
+
+def _plan(form: str, mixtures: Sequence[Mixture]) -> EStep:
+    fields = _fields(mixtures)
+    if form == "pooled":
+        return EStep(Plan(**{**fields, **_pooled(mixtures)}))
+    factors = [
+        m.shape.kernel_factors(m.factors, m.n_components, m.n_features)
+        for m in mixtures
+    ]
+    of_form = (
+        {"dense": _joined([pack_triangular(factor) for factor in factors])}
+        if form == "dense"
+        else {"centres": fields["means"], "scales": _joined(factors)}
+    )
+    return EStep(Plan(**{**fields, **of_form}))
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    """Arrays one after the other; not copied if there is one."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def plan_for_few(mixture: Mixture) -> EStep | None:
+    """Lay out what the kernel needs to evaluate one mixture for a few rows.
+
+    Its matrices are read where they are, as to pack them takes as long as to ask about
+    a hundred rows: the plan is good for as long as they stay as they are. None where
+    that is not worth while or not possible.
+    """
+    shape = mixture.shape
+    if shape.pooled or not shape.dense or not _can_stay_unpacked(mixture):
+        return None
+    return EStep(Plan(**{**_fields([mixture]), "upper": mixture.factors}))
+
+
+def of_few(message: EStep, mixture: Mixture) -> EStep:
+    """The message for a few rows, if its mixture is pooled; else as it is.
+
+    Of few rows, those that a register has no use for cost more than to read a matrix
+    that is not packed.
+    """
+    plan = message.plan
+    if not plan.pooled.size or not _can_stay_unpacked(mixture):
+        return message
+    factors = mixture.factors[np.newaxis]
+    return EStep(plan._replace(pooled=np.empty((0, 0)), upper=factors))
+
+
+def _can_stay_unpacked(mixture: Mixture) -> bool:
+    return mixture.factors.size > _LARGE and mixture.n_features >= tile.MIN_UPPER
+
+
+def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
+    """The fields of a plan that all forms have; the others are empty."""
+    # Copied: attributes may be changed in place before the plan is used.
+    means = np.concatenate([m.means for m in mixtures])
+    d = means.shape[1]
+    starts = accumulate((m.n_components for m in mixtures), initial=0)
+    return {
+        "starts": np.array([*starts], dtype=np.int64),
+        "offsets": _joined([m.log_normalisers() for m in mixtures]),
+        "means": means,
+        "nothing": np.zeros(len(means)),
+        "dense": np.empty((0, 0)),
+        "upper": np.empty((0, 0, 0)),
+        "pooled": np.empty((0, 0)),
+        "origins": np.empty((0, d)),
+        "mixing": np.empty(0),
+        "centres": np.empty((0, d)),
+        "scales": np.empty((0, d)),
+    }
+
+
+def _pooled_factor(mixture: Mixture) -> Array:
+    """Uᵀ of the one precision, (d, d)."""
+    shape, d = mixture.shape, mixture.n_features
+    factor: Array = shape.kernel_factors(mixture.factors, 1, d)[0]
+    return factor
+
+
+def _can_be_pooled(mixture: Mixture) -> bool:
+    """Whether whitening all rows about one origin is as exact, and no more work."""
+    n_components, d = mixture.means.shape
+    if n_components > d * (d + 1):
+        return False  # products of responsibilities are then more than of features
+    deviations = np.sqrt(np.diagonal(mixture.covariances))
+    sizes = np.abs(mixture.means - mixture.centre) + deviations
+    factor = _pooled_factor(mixture)
+    longest = np.linalg.norm(sizes, axis=1).max()
+    # All comparisons are written so that NaN and infinity are not pooled.
+    if np.linalg.norm(factor) * longest <= POOLED_BELOW:
+        return True  # by Cauchy and Schwarz, and with less work
+    whitened = np.linalg.norm(sizes @ np.abs(factor).T, axis=1)
+    return bool((whitened <= POOLED_BELOW).all())
+
+
+def _pooled(mixtures: Sequence[Mixture]) -> dict[str, Array]:
+    """The fields of a plan of the pooled form."""
+    factors = np.stack([_pooled_factor(mixture) for mixture in mixtures])
+    about = [mixture.means - mixture.centre for mixture in mixtures]
+    centres = [m @ factor.T for m, factor in zip(about, factors, strict=True)]
+    return {
+        "pooled": pack_triangular(factors),
+        "origins": np.stack([mixture.centre for mixture in mixtures]),
+        "mixing": np.concatenate([pack(m.T[np.newaxis])[0] for m in about]),
+        "centres": np.concatenate(centres),
+        "scales": np.ones_like(np.concatenate(centres)),
+    }
+
+
+def e_step(message: Message, blocks: Iterator[Block]) -> FlatSums:
+    """The kernel of an EM pass: sums over the blocks of a leaf, for every mixture."""
+    work = [
+        (its.compiled_plan, sums, its.scratch())
+        for its, sums in zip(message.e_steps, message.padded(), strict=True)
+    ]
+    for x, weights in _pieces(blocks):
+        rows = as_rows(x)
+        for plan, sums, scratch in work:
+            passes.accumulate(plan, rows, weights, sums, scratch)
+    return FlatSums(_joined([passes.collect(plan, sums) for plan, sums, _ in work]))
+
+
+def _pieces(blocks: Iterator[Block]) -> Iterator[Part]:
+    """Blocks in parts, and small ones put together: a call costs more than a copy."""
+    small: list[Block] = []
+    size = 0
+    for block in blocks:
+        if not small and block.size >= _SMALL:
+            yield from block.parts()
+            continue
+        small.append(block)
+        size += block.size
+        if size >= _SMALL:
+            yield _together(small)
+            small, size = [], 0
+    if small:
+        yield _together(small)
+
+
+def _together(blocks: Sequence[Block]) -> Part:
+    if len(blocks) == 1:
+        return blocks[0].x, blocks[0].weights
+    weights = [block.weights for block in blocks if block.weights is not None]
+    rows = np.concatenate([block.x for block in blocks])
+    return rows, np.concatenate(weights) if weights else None
+
+
+def moments(
+    message: Message, total: FlatSums, mixtures: Sequence[Mixture]
+) -> list[Moments]:
+    """Each mixture's moments, from the sums of a whole pass.
+
+    Raises
+    ------
+    ValueError
+        If the sums are of another message, or of another version.
+    """
+    of_all: dict[int, Moments] = {}
+    sizes = [its.n_sums for its in message.e_steps[:-1]]
+    # The last one has all that is left, so that a number too many is noticed.
+    buffers = np.split(total.buffer, [*accumulate(sizes)])
+    for its, members, buffer in zip(
+        message.e_steps, message.members, buffers, strict=True
+    ):
+        found = _moments(its.plan, buffer, [mixtures[i] for i in members])
+        of_all |= dict(zip(members, found, strict=True))
+    return [of_all[i] for i in range(len(mixtures))]
+
+
+def _moments(
+    plan: Plan, buffer: Array, mixtures: Sequence[Mixture]
+) -> Iterator[Moments]:
+    """The same of mixtures of one form."""
+    sums, starts = sums_in(plan, buffer), plan.starts
+    read = _read_pooled if len(plan.pooled) else _read
+    for run, mixture in enumerate(mixtures):
+        yield Moments(
+            mixture.means,
+            *read(plan, sums, mixture, run, slice(*starts[run : run + 2])),
+            float(sums.log_prob[run]),
+            float(sums.weight[0]),
+        )
+
+
+def _read(
+    _plan: Plan, sums: Sums, mixture: Mixture, _run: int, its: slice
+) -> tuple[Array, Array, Array]:
+    """Mass, drift and scatter of a run of the dense or the diagonal form."""
+    scatter = mixture.shape.kept(sums.dense[its], sums.diagonal[its])
+    return sums.mass[its], sums.drift[its], scatter
+
+
+def _read_pooled(
+    plan: Plan, sums: Sums, mixture: Mixture, run: int, its: slice
+) -> tuple[Array, Array, Array]:
+    """The same of the pooled form."""
+    shape, means = mixture.shape, mixture.means
+    n_components, d = means.shape
+    raw = sums.raw[its]
+    mass = raw[:, d]
+    drift = raw[:, :d] - mass[:, np.newaxis] * (means - plan.origins[run])
+    scatter = shape.kept(sums.residual[run : run + 1], np.empty((0, d)))
+    shared = _shared(plan, sums, run)
+    for k in range(1, n_components):
+        scatter[0] += shape.scatter(means[:k] - means[k], shared[k, :k])
+    return mass, drift, scatter
+
+
+def _shared(plan: Plan, sums: Sums, run: int) -> Array:
+    """The sums r rᵀ of a run, (K, K): their lower triangle."""
+    # Those of earlier runs come before.
+    sizes = [triangle(int(n)) for n in np.diff(plan.starts[: run + 2])]
+    start, n = sum(sizes[:-1]), int(np.diff(plan.starts)[run])
+    matrix = np.zeros((n, n))
+    matrix.T[np.triu_indices(n)] = sums.shared[start : start + sizes[-1]]
+    return matrix
