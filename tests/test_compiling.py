@@ -242,3 +242,34 @@ def test_the_width_is_read_from_the_environment():
     wrong = ask("64").stderr
     assert re.search("DASKGMM_VECTOR_BITS must be one of 128, 256, 512.*'64'", wrong)
     assert daskgmm.__file__ == str(Path(PACKAGE) / "__init__.py")
+
+
+@pytest.mark.slow
+def test_the_kernel_does_not_depend_on_what_pointers_point_to(tmp_path):
+    """LLVM's pointers have no type any more, and llvmlite's will not for long."""
+    lines = (
+        "import numpy as np, llvmlite",
+        "from daskgmm import GaussianMixture",
+        "x = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)",
+        "kinds = ('full', 'tied', 'diag', 'spherical')",
+        "models = [GaussianMixture(2, covariance_type=kind, random_state=0)",
+        "          .fit(x) for kind in kinds]",
+        "print(llvmlite.ir_layer_typed_pointers_enabled)",
+        "print([model.lower_bound_.hex() for model in models])",
+    )
+    said = {}
+    for typed in "01":
+        environment = {
+            **os.environ,
+            "NUMBA_CACHE_DIR": str(tmp_path / typed),
+            "LLVMLITE_ENABLE_IR_LAYER_TYPED_POINTERS": typed,
+        }
+        said[typed] = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+    assert (said["0"][0], said["1"][0]) == ("False", "True")
+    assert said["0"][1] == said["1"][1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import dask
 import dask.array as da
 import numpy as np
@@ -11,6 +14,7 @@ from conftest import blobs
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 from test_scikit_learn import assert_same_model, fit_both
 
 from daskgmm import GaussianMixture
@@ -238,3 +242,28 @@ def test_numpy_rows_need_no_scheduler():
         model = GaussianMixture(2, random_state=0).fit(x)
         model.predict(x)
         model.score(x)
+
+
+def test_a_worker_that_is_killed_costs_no_bit():
+    """Rows that were held by it are computed anew, by another one."""
+    x = da.from_array(blobs(8, 4000, 3, 3, spread=1.5), chunks=(250, 3))
+    parameters = {"n_components": 3, "tol": 0, "max_iter": 6, "random_state": 0}
+    with pytest.warns(ConvergenceWarning):
+        expected = GaussianMixture(**parameters).fit(x)
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        [victim, _] = client.run(os.getpid).values()
+
+        def kill(progress):
+            if progress.n_pass == 2:
+                os.kill(victim, signal.SIGKILL)
+
+        with pytest.warns(ConvergenceWarning):
+            got = GaussianMixture(**parameters).fit(x, callback=kill)
+        assert victim not in client.run(os.getpid).values()
+    for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))

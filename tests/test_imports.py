@@ -62,8 +62,6 @@ PRIVATE = {
     ("data/dask_graph", "dask._task_spec"),
     # Of data frames it is the documented way to the columns' dtypes.
     ("data/inputs", "_meta"),
-    # Dask's own way to lay down lengths that were counted: an array has no method.
-    ("cli/predict", "_chunks"),
     # After a fork, clients are to be left alone, and Dask tells of them nowhere else.
     ("execution/cluster", "_instances"),
     ("execution/cluster", "_offload_executor"),

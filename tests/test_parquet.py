@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import dask.array as da
@@ -466,3 +467,25 @@ def test_the_same_bits_on_a_cluster(tmp_path, x):
 def test_sources_take_it_as_blocks(tmp_path, x):
     source = open_source(write(tmp_path / "x.parquet", x))
     assert (source.n_features, source.dtype) == (3, np.float64)
+
+
+def test_memory_of_blocks_is_used_again_once_nobody_holds_it():
+    def at(rows):
+        return rows.__array_interface__["data"][0]
+
+    def empty(n_rows):
+        return parquet_reader._empty(n_rows, 3, np.dtype("f4"), by_row=True)
+
+    def run():
+        first = empty(100)
+        place, part = at(first), first[5:7].T
+        del first
+        other = empty(100)
+        assert at(other) != place, "a view of it is held"
+        del part
+        assert at(empty(101)) != place, "it is too small"
+        assert at(third := empty(99)) == place
+        assert at(empty(100)) != at(third) != at(other)
+
+    with ThreadPoolExecutor(1) as thread:  # whose memory is its own
+        thread.submit(run).result()

@@ -165,11 +165,19 @@ def _columns(kind: str, n_components: int) -> list[str]:
 
 def _with_lengths(answer: da.Array, rows: Opened) -> da.Array:
     """An answer whose blocks' lengths are known, if need be by counting rows."""
-    if np.isnan(answer.shape[0]):
-        # To count rows costs less than to count answers.
-        counted: Any = as_dask(rows).compute_chunk_sizes()
-        answer._chunks = (counted.chunks[0], *answer.chunks[1:])
-    return answer
+    if not np.isnan(answer.shape[0]):
+        return answer
+    # To count rows costs less than to count answers.
+    counted: Any = as_dask(rows).compute_chunk_sizes()
+    chunks = (counted.chunks[0], *answer.chunks[1:])
+    known: da.Array = da.map_blocks(
+        _as_it_is, answer, chunks=chunks, dtype=answer.dtype
+    )
+    return known
+
+
+def _as_it_is(block: Any) -> Any:
+    return block
 
 
 def _identity(rows: Opened, data: Data, store: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import platform
-import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -380,18 +380,32 @@ def _empty(
 
 
 def _memory(n_bytes: int) -> NDArray[np.uint8]:
-    """Memory of this thread that is free, or new."""
-    if not hasattr(_thread, "memories"):
-        _thread.memories = deque(maxlen=_MEMORIES)
-    memories: deque[NDArray[np.uint8]] = _thread.memories
-    for i in range(len(memories)):
-        # Held by the deque, and for the question. What is a view of it holds it too.
-        if len(memories[i]) >= n_bytes and sys.getrefcount(memories[i]) == 2:
-            return memories[i]
-    memory = np.empty(n_bytes, np.uint8)
-    if n_bytes <= BLOCK_BYTES:
-        memories.append(memory)
-    return memory
+    """Memory of this thread that was given back, or new.
+
+    It is on lease: given back once neither it nor a view of it is held any more.
+    """
+    if not hasattr(_thread, "free"):
+        _thread.free = deque(maxlen=_MEMORIES)
+    free: deque[NDArray[np.uint8]] = _thread.free
+    memory = _taken(free, n_bytes)
+    if memory is None:
+        memory = np.empty(n_bytes, np.uint8)
+    if n_bytes > BLOCK_BYTES:
+        return memory
+    # Views hold the array that is behind them all: this one, as it is none of NumPy's.
+    lease = np.frombuffer(memory.data, np.uint8)
+    weakref.finalize(lease, free.append, memory).atexit = False
+    return lease
+
+
+def _taken(free: deque[NDArray[np.uint8]], n_bytes: int) -> NDArray[np.uint8] | None:
+    """The first that is large enough, taken out; other threads may give back."""
+    for _ in range(len(free)):
+        memory = free.popleft()
+        if len(memory) >= n_bytes:
+            return memory
+        free.append(memory)
+    return None
 
 
 # --- numbers of a column --------------------------------------------------------------

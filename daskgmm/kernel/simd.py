@@ -97,8 +97,9 @@ def _unpack(builder: Any, tile: Any) -> list[Any]:
 
 
 def _place(context: Any, builder: Any, type_: Any, array: Any, at: Any) -> Any:
+    """A pointer to array[at]; what it points to is never asked of it."""
     data = context.make_array(type_)(context, builder, array).data
-    return builder.gep(data, [at])
+    return builder.gep(data, [at], source_etype=context.get_data_type(type_.dtype))
 
 
 def _places(
@@ -284,10 +285,11 @@ def load(
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         type_, of_array = signature.return_type, signature.args[0]
         columns = signature.args[4].literal_value
+        wide = ir.VectorType(context.get_data_type(of_array.dtype), LANES)
         vectors = []
         for place in _places(context, builder, of_array, args[:3], columns, len(type_)):
-            wide = ir.VectorType(place.type.pointee, LANES)
-            vector = builder.load(builder.bitcast(place, wide.as_pointer()), align=4)
+            place = builder.bitcast(place, wide.as_pointer())
+            vector = builder.load(place, align=4, typ=wide)
             if wide != _VECTOR:
                 vector = builder.fpext(vector, _VECTOR)
             vectors.append(vector)
@@ -323,7 +325,8 @@ def splat(_context: Any, array: Any, at: Any, step: Any, length: Any) -> Any:
         type_, of_array = signature.return_type, signature.args[0]
         at, vectors = args[1], []
         for _ in range(len(type_)):
-            number = builder.load(_place(context, builder, of_array, args[0], at))
+            place = _place(context, builder, of_array, args[0], at)
+            number = builder.load(place, typ=context.get_data_type(of_array.dtype))
             vectors.append(_splat(builder, number))
             at = builder.add(at, args[2])
         return context.make_tuple(builder, type_, vectors)
@@ -504,7 +507,7 @@ def add_lane_sums(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = _unpack(builder, args[0])
-        n_columns = signature.args[4].literal_value
+        of_array, n_columns = signature.args[1], signature.args[4].literal_value
         for first in range(0, len(vectors), LANES):
             some = vectors[first : first + LANES]
             padding = 0 if len(some) == 1 else LANES - len(some)
@@ -513,9 +516,10 @@ def add_lane_sums(
                 row, column = divmod(first + lane, n_columns)
                 step = builder.mul(args[3], args[3].type(row))
                 at = builder.add(args[2], builder.add(step, step.type(column)))
-                place = _place(context, builder, signature.args[1], args[1], at)
+                place = _place(context, builder, of_array, args[1], at)
+                before = builder.load(place, typ=context.get_data_type(of_array.dtype))
                 total = builder.extract_element(sums, _INDEX(lane))
-                builder.store(builder.fadd(builder.load(place), total), place)
+                builder.store(builder.fadd(before, total), place)
         return context.get_dummy_value()
 
     return types.none(tile, array, types.intp, types.intp, length), generate

@@ -364,14 +364,13 @@ def moments(
         If the sums are of another message, or of another version.
     """
     of_all: dict[int, Moments] = {}
-    sizes = [its.n_sums for its in message.e_steps[:-1]]
-    # The last one has all that is left, so that a number too many is noticed.
-    buffers = np.split(total.buffer, [*accumulate(sizes)])
-    for its, members, buffer in zip(
-        message.e_steps, message.members, buffers, strict=True
-    ):
-        found = _moments(its.plan, buffer, [mixtures[i] for i in members])
+    rest = total.buffer
+    for its, members in zip(message.e_steps, message.members, strict=True):
+        # The last one has all that is left, so that a number too many is noticed.
+        end = its.n_sums if its is not message.e_steps[-1] else len(rest)
+        found = _moments(its.plan, rest[:end], [mixtures[i] for i in members])
         of_all |= dict(zip(members, found, strict=True))
+        rest = rest[end:]
     return [of_all[i] for i in range(len(mixtures))]
 
 
