@@ -34,7 +34,6 @@ from daskgmm.data.parquet import ParquetRows
 from daskgmm.data.parquet_reader import Reading, Span, Stream
 from daskgmm.data.zarr_reader import Care, careful
 from daskgmm.errors import DataError
-from daskgmm.storage.zarr_store import name_of
 
 _READ_BYTES: Final = 16_000_000
 """Small chunks of a Zarr array are read together until they make this many."""
@@ -45,15 +44,6 @@ _READS: Final = 16
 def is_lazy(X: Any) -> bool:
     """Whether rows are read block by block: Dask, Zarr, Parquet, or a place of them."""
     return isinstance(X, da.Array | zarr.Array | ParquetRows | str | os.PathLike)
-
-
-def place_of(X: Any) -> str | None:
-    """Where lazy rows, or weights, lie; None if that is not one place, or not known."""
-    if isinstance(X, str | os.PathLike):
-        return os.fspath(X)
-    if isinstance(X, ParquetRows):
-        return X.url
-    return name_of(X) if isinstance(X, zarr.Array) else None
 
 
 def opened(X: Any) -> Any:

@@ -22,6 +22,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
+from daskgmm.data.block import as_floats
 from daskgmm.data.columns import (
     FrameColumns,
     check_number,
@@ -32,6 +33,9 @@ from daskgmm.data.dask_array import as_dask, is_lazy, opened, with_care
 from daskgmm.data.dask_graph import Task, TaskRef
 from daskgmm.data.gaps import Gaps
 from daskgmm.data.packed import check_not_packed
+from daskgmm.data.source import Source
+from daskgmm.data.sources import open_source
+from daskgmm.data.weights import weights_of_rows_in_memory
 from daskgmm.errors import DataError
 
 _VARIABLES: Final = "daskgmm: variables of a Dataset"
@@ -80,12 +84,25 @@ class RowFunction(Protocol):
 
 
 class Rows(ABC):
-    """Rows of one kind."""
+    """Rows of one kind, opened.
+
+    Attributes
+    ----------
+    gaps : Gaps
+        What is done about rows, or chunks, that are not there.
+    """
+
+    gaps: Gaps
+
+    @property
+    @abstractmethod
+    def is_lazy(self) -> bool:
+        """Whether rows are read block by block, and answers are lazy too."""
 
     @property
     @abstractmethod
     def rows(self) -> Any:
-        """What `sources.open_source` takes, or scikit-learn makes an array of."""
+        """What `source` takes if lazy; else what scikit-learn makes an array of."""
 
     @property
     @abstractmethod
@@ -93,14 +110,31 @@ class Rows(ABC):
         """What has the names, or at least the number, of the features."""
 
     def weights(self, sample_weight: Any) -> Any:
-        """Weights of any kind as what `sources.open_source` takes, or None.
+        """Weights of any kind as what `source` takes: in memory if the rows are.
 
         Raises
         ------
         DataError
             If they cannot be laid beside the rows.
         """
+        if isinstance(sample_weight, np.ma.MaskedArray):
+            sample_weight = as_floats(sample_weight, "sample_weight", keep_single=False)
+        laid = self._laid(sample_weight)
+        return laid if self.is_lazy else weights_of_rows_in_memory(laid, self.gaps)
+
+    def _laid(self, sample_weight: Any) -> Any:
+        """Weights, or None, in the order of the rows."""
         return _plain_weights(sample_weight)
+
+    def source(self, rows: Any, weights: Any) -> Source:
+        """What a fit reads, of rows that were validated, and their weights.
+
+        Raises
+        ------
+        DataError
+            If they are not of a shape or dtype that can be used.
+        """
+        return open_source(rows, weights, self.gaps)
 
     @abstractmethod
     def map(self, function: RowFunction, rows: Any) -> Any:
@@ -123,7 +157,7 @@ def open_rows(X: Any, gaps: Gaps) -> Rows:
         of which it is not clear where the features are.
     """
     if type(X) is np.ndarray:
-        return _RowsInMemory(X)
+        return _RowsInMemory(X, gaps)
     if _is(X, "xarray", "DataArray", "Dataset"):
         X = from_xarray(X)
     if isinstance(X, XarrayRows):
@@ -131,21 +165,23 @@ def open_rows(X: Any, gaps: Gaps) -> Rows:
     if isinstance(X, Rows):
         return X
     if _is(X, "dask.dataframe", "DataFrame"):
-        return _PartitionedRows(X)
+        return _PartitionedRows(X, gaps)
     if _is(X, "dask.dataframe", "Series", "Index"):
         raise DataError(
             f"X is a Dask {type(X).__name__}: expected a DataFrame. With one feature, "
             "it can be made by to_frame()."
         )
     if _is(X, "pandas", "DataFrame"):
-        return _RowsInMemory(_in_memory(X))
+        return _RowsInMemory(_in_memory(X), gaps)
     for module, names, advice in _NOT_TAKEN:
         if _is(X, module, *names):
             raise DataError(f"X is a {type(X).__module__}.{type(X).__name__}: {advice}")
     if _is_table(X):
-        return _RowsInMemory(_in_memory(X.to_pandas()))
+        return _RowsInMemory(_in_memory(X.to_pandas()), gaps)
     # A place is looked at once, not at each use.
-    return _LazyRows(opened(X), gaps) if is_lazy(X) else _RowsInMemory(X)
+    if is_lazy(X):
+        return _LazyRows(opened(X), gaps)
+    return _RowsInMemory(X, gaps)
 
 
 def _is_table(X: Any) -> bool:
@@ -185,6 +221,8 @@ class _RowsInMemory(Rows):
     """An array-like or pandas DataFrame."""
 
     given: Any
+    gaps: Gaps
+    is_lazy = False
 
     @property
     def rows(self) -> Any:
@@ -208,6 +246,7 @@ class _LazyRows(Rows):
 
     given: Any
     gaps: Gaps
+    is_lazy = True
 
     @property
     def rows(self) -> Any:
@@ -300,6 +339,8 @@ class _PartitionedRows(Rows):
     """A Dask DataFrame, of whose partitions the lengths are not known."""
 
     frame: Any
+    gaps: Gaps
+    is_lazy = True
 
     @cached_property
     def _columns(self) -> FrameColumns:
@@ -328,8 +369,7 @@ class _PartitionedRows(Rows):
         """See `Rows`."""
         return _pandas_frame(columns=self._columns.names)
 
-    def weights(self, sample_weight: Any) -> Any:
-        """See `Rows`."""
+    def _laid(self, sample_weight: Any) -> Any:
         if _is(sample_weight, "dask.dataframe", "Series"):
             ours, theirs = self.frame.divisions, sample_weight.divisions
             if None not in (*ours, *theirs) and ours != theirs:
@@ -511,7 +551,7 @@ class XarrayRows(Rows):
     @property
     def rows(self) -> Any:
         """See `Rows`."""
-        if self._is_lazy:
+        if self.is_lazy:
             return _flat(self._blocks(), 1)
         x = self.array.to_numpy().reshape(-1, self.array.shape[-1])
         labels = self._labels()
@@ -526,7 +566,8 @@ class XarrayRows(Rows):
         return _pandas_frame(columns=labels)
 
     @property
-    def _is_lazy(self) -> bool:
+    def is_lazy(self) -> bool:
+        """See `Rows`."""
         return self.array.chunks is not None
 
     def _labels(self) -> Any:
@@ -537,8 +578,7 @@ class XarrayRows(Rows):
         blocks: da.Array = self.array.data
         return blocks if blocks.numblocks[-1] == 1 else blocks.rechunk({-1: -1})
 
-    def weights(self, sample_weight: Any) -> Any:
-        """See `Rows`."""
+    def _laid(self, sample_weight: Any) -> Any:
         samples = self.array.dims[:-1]
         if _is(sample_weight, "xarray", "DataArray"):
             return self._flat_weights(sample_weight)
@@ -562,7 +602,7 @@ class XarrayRows(Rows):
         except ValueError as error:
             raise DataError(f"sample_weight does not fit X: {error}") from error
         _check_numbers(weights, "sample_weight")
-        if not self._is_lazy:
+        if not self.is_lazy:
             return weights.broadcast_like(like).transpose(*like.dims).to_numpy().ravel()
         # Cut before it is broadcast: that costs no memory.
         cut = weights.chunk({d: like.chunksizes[d] for d in weights.dims})
@@ -578,7 +618,7 @@ class XarrayRows(Rows):
                 f"X has a dimension or coordinate {_COMPONENT!r}, which predict_proba "
                 "would add: rename it."
             )
-        if self._is_lazy:
+        if self.is_lazy:
             blocks = with_care(self._blocks(), self.gaps)
             values: Any = _map_blocks(function, blocks)
         else:

@@ -19,7 +19,7 @@ from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
 from daskgmm.storage.retry import patiently
 from daskgmm.storage.urls import absolute
-from daskgmm.storage.zarr_store import ZarrArray
+from daskgmm.storage.zarr_store import ZarrArray, name_of
 
 Opened = ZarrArray | ParquetRows | da.Array
 _NAMED: Final = 20
@@ -196,3 +196,12 @@ def _inside(group: zarr.Group) -> str:
     more = len(found) - len(named)
     rest = f" and {more} more" if more else ""
     return f"a group with the arrays {', '.join(named)}{rest}"
+
+
+def place_of(X: Any) -> str | None:
+    """Where lazy rows, or weights, lie; None if that is not one place, or not known."""
+    if isinstance(X, str | os.PathLike):
+        return os.fspath(X)
+    if isinstance(X, ParquetRows):
+        return X.url
+    return name_of(X) if isinstance(X, zarr.Array) else None

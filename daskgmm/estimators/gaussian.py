@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar, Self, final
 
@@ -25,14 +26,12 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from daskgmm.data.block import as_floats, block_rows
+from daskgmm.data.block import block_rows
 from daskgmm.data.columns import float_dtype
-from daskgmm.data.dask_array import is_lazy, place_of
 from daskgmm.data.gaps import Gaps, Nan
 from daskgmm.data.inputs import Rows, is_plain_frame, open_rows
+from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
-from daskgmm.data.sources import open_source
-from daskgmm.data.weights import weights_of_rows_in_memory
 from daskgmm.em.checkpoint import Keeper, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, train
 from daskgmm.em.initialization import Start
@@ -63,6 +62,32 @@ _OURS = ("init_size", "missing_chunks", "nan")
 
 
 @final
+@final
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Rows that were opened and validated, and their weights."""
+
+    given: Rows
+    rows: Any
+    weights: Any
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows in memory; None if they are lazy."""
+        return None if self.given.is_lazy else len(self.rows)
+
+    @property
+    def is_one_block(self) -> bool:
+        """Whether they are in memory, and few."""
+        if self.given.is_lazy:
+            return False
+        return len(self.rows) <= block_rows(*self.rows.shape)
+
+    def source(self) -> Source:
+        """What a fit reads."""
+        return self.given.source(self.rows, self.weights)
+
+
 class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """Gaussian mixture for data of any size: scikit-learn's, on Dask.
 
@@ -288,8 +313,7 @@ default='kmeans'
         read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
         check_apart({"checkpoint": checkpoint}, read)
         with self._restored_on_error(), single_threaded_blas():
-            rows, weights = self._taken(X, sample_weight, reset=True)
-            source = open_source(rows, weights, self._gaps)
+            source = self._taken(X, sample_weight, reset=True).source()
             settings = self._settings(source.n_features)
             reporter = Reporter(self.verbose, self.verbose_interval)
 
@@ -364,24 +388,16 @@ default='kmeans'
             self.__dict__.update(before)
             raise
 
-    def _taken(
-        self, X: Any, sample_weight: Any, *, reset: bool
-    ) -> tuple[Any, NDArray[np.float64] | Any]:
-        """Rows and weights, of whatever kind, validated."""
+    def _taken(self, X: Any, sample_weight: Any, *, reset: bool) -> _Taken:
+        """Rows and weights, of whatever kind, opened once and validated."""
         given = open_rows(X, self._gaps)
         rows = self._validated(given, reset=reset)
-        if isinstance(sample_weight, np.ma.MaskedArray):
-            name = "sample_weight"
-            sample_weight = as_floats(sample_weight, name, keep_single=False)
         weights = given.weights(sample_weight)
-        if weights is not None and not is_lazy(rows):
+        if weights is not None and not given.is_lazy:
             weights = _check_sample_weight(
-                weights_of_rows_in_memory(weights, self._gaps),
-                rows,
-                dtype=np.float64,
-                ensure_non_negative=True,
+                weights, rows, dtype=np.float64, ensure_non_negative=True
             )
-        return rows, weights
+        return _Taken(given, rows, weights)
 
     @property
     def _gaps(self) -> Gaps:
@@ -390,7 +406,7 @@ default='kmeans'
     def _validated(self, given: Rows, *, reset: bool) -> Any:
         """Check names and number of features, and make an array of rows in memory."""
         rows = given.rows
-        if is_lazy(rows):
+        if given.is_lazy:
             names = given.names
             validate_data(self, names, reset=reset, skip_check_array=True)
             n_features = names.shape[1]
@@ -601,12 +617,11 @@ default='kmeans'
         check_is_fitted(self)
         given = open_rows(X, self._gaps)
         rows = self._validated(given, reset=False)
-        question = self._question(kind, rows)
+        question = self._question(kind, None if given.is_lazy else len(rows))
         return given.map(question, rows)
 
-    def _question(self, kind: Kind, rows: Any) -> Question:
-        """A question about validated rows."""
-        n_rows = None if is_lazy(rows) else len(rows)
+    def _question(self, kind: Kind, n_rows: int | None) -> Question:
+        """A question about so many rows, if that is known."""
         return ask(self._mixture(), kind, n_rows=n_rows, owner=self, nan=self.nan)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
@@ -628,12 +643,13 @@ default='kmeans'
     def _score(self, X: Any, sample_weight: Any) -> tuple[Score, np.dtype[Any]]:
         """Sum of the rows' log densities, and the dtype that results have."""
         check_is_fitted(self)
-        rows, weights = self._taken(X, sample_weight, reset=False)
-        question = self._question("log_prob", rows)
-        if not is_lazy(rows) and len(rows) <= block_rows(*rows.shape):
+        taken = self._taken(X, sample_weight, reset=False)
+        question = self._question("log_prob", taken.n_rows)
+        if taken.is_one_block:
+            rows, weights = taken.rows, taken.weights
             found, dtype = score_block(question, rows, weights), float_dtype(rows.dtype)
         else:
-            source = open_source(rows, weights, self._gaps)
+            source = taken.source()
             found, dtype = score(question, source.shards()), source.dtype
             source.check_unchanged()
         if not found.weight > 0:
