@@ -17,7 +17,7 @@ from services import kill_until_done
 
 from daskgmm import GaussianMixture, load
 from daskgmm.data.sources import open_source
-from daskgmm.em.checkpoint import Interval, Keeper, parse_interval
+from daskgmm.em.checkpoint import Checkpoint, Interval, parse_interval
 from daskgmm.em.scan import survey
 from daskgmm.em.state import Run, State, Status
 from daskgmm.errors import CheckpointError, ModelFileError
@@ -148,7 +148,7 @@ def test_every_kind_of_run_is_kept(tmp_path, covariance_type):
     found = survey(open_source(blobs(0, 50, 2, 3)).shards(), digest=True)
 
     def keeper():
-        return Keeper(tmp_path, Interval(1, None), {"n_components": 3})
+        return Checkpoint(tmp_path, Interval(1, None), {"n_components": 3})
 
     first = keeper()
     assert first.recall(found) is None
@@ -169,7 +169,7 @@ def test_every_kind_of_run_is_kept(tmp_path, covariance_type):
 
 
 def _keeper(tmp_path):
-    return Keeper(tmp_path, Interval(1, None), {"tol": 0.0})
+    return Checkpoint(tmp_path, Interval(1, None), {"tol": 0.0})
 
 
 def test_runs_of_any_shape_and_memory_are_kept(tmp_path):

@@ -22,7 +22,7 @@ from sklearn.utils import check_array
 
 from daskgmm import DataError, GaussianMixture, from_xarray, load
 from daskgmm.data.gaps import Gaps
-from daskgmm.data.inputs import open_rows
+from daskgmm.data.inputs import open_input
 
 NAMES = ["length", "width", "height"]
 METHODS = ("predict", "predict_proba", "score_samples")
@@ -839,7 +839,7 @@ def test_no_chunk_of_an_xarray_is_put_together_with_others(x):
     image = image.copy(
         data=image.data.map_blocks(look, dtype=float, meta=np.empty((0,) * 3))
     )
-    rows = open_rows(from_xarray(image, "band"), Gaps()).rows
+    rows = open_input(from_xarray(image, "band"), Gaps()).rows
     assert rows.chunks == ((30,) * 20, (3,))
     # Each block of rows depends on one chunk alone.
     for i in range(20):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskgmm.kernel import passes, tile
-from daskgmm.kernel.layout import Columns, Plan, Rows, as_rows, readonly
+from daskgmm.kernel.layout import Columns, Plan, RowView, as_rows, readonly
 from daskgmm.mixtures.e_step import EStep, plan
 from daskgmm.mixtures.e_step import message as message_of
 
@@ -286,7 +286,7 @@ def guarded(array, at_end):
 def all_guarded(value, at_end):
     if isinstance(value, np.ndarray):
         return guarded(value, at_end)
-    if isinstance(value, Plan | Rows):
+    if isinstance(value, Plan | RowView):
         return type(value)._make(all_guarded(each, at_end) for each in value)
     return value
 

@@ -15,7 +15,7 @@ from scipy import stats
 from daskgmm import GaussianMixture
 from daskgmm.data.sources import open_source
 from daskgmm.em.initialization import Start, seed
-from daskgmm.em.scan import _draw_numbers, draw, survey
+from daskgmm.em.scan import _draw_numbers, subsample, survey
 from daskgmm.mixtures.covariance import SHAPES
 
 
@@ -23,7 +23,7 @@ def _sample(x, size, random_state, weights=None):
     source = open_source(x, weights)
     shards = source.shards()
     found = survey(shards)
-    return draw(shards, found, size, np.random.RandomState(random_state))
+    return subsample(shards, found, size, np.random.RandomState(random_state))
 
 
 def _numbered(n):

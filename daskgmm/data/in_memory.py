@@ -34,10 +34,9 @@ class ArraySource(Source):
         self.dtype = float_dtype(x.dtype)
 
     def check_unchanged(self) -> None:
-        """See `Source.check_unchanged`; of memory, nothing tells."""
+        """Of memory, nothing tells."""
 
     def shards(self) -> Shards:
-        """See `Source.shards`."""
         n_leaves = -(-len(self._x) // block_rows(*self._x.shape))
         bounds = shard_bounds(n_leaves, _TASKS_PER_THREAD * CPU_COUNT)
         return ThreadShards(
@@ -75,7 +74,6 @@ class _ArrayShard:
         self._leaves = range(first, last)
 
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
-        """See `tree.Shard`."""
         n_rows, d = self._x.shape
         size = block_rows(n_rows, d)
         for leaf in self._leaves:

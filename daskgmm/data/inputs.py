@@ -141,7 +141,7 @@ class Rows(ABC):
         """A function's values for these rows, which were validated, in their kind."""
 
 
-def open_rows(X: Any, gaps: Gaps) -> Rows:
+def open_input(X: Any, gaps: Gaps) -> Rows:
     """Rows of any kind; what is not known here is left to scikit-learn.
 
     Parameters
@@ -226,16 +226,13 @@ class _RowsInMemory(Rows):
 
     @property
     def rows(self) -> Any:
-        """See `Rows`."""
         return self.given
 
     @property
     def names(self) -> Any:
-        """See `Rows`."""
         return self.given
 
     def map(self, function: RowFunction, rows: Any) -> NDArray[Any]:
-        """See `Rows`."""
         return function.in_memory(rows)
 
 
@@ -250,18 +247,15 @@ class _LazyRows(Rows):
 
     @property
     def rows(self) -> Any:
-        """See `Rows`."""
         return self.given
 
     @property
     def names(self) -> Any:
-        """See `Rows`."""
         meta = getattr(self.given, "_meta", None)
         # Only its shape is wanted here: missing chunks are an error once rows are read.
         return meta if hasattr(meta, "columns") else as_dask(self.given, Gaps("fill"))
 
     def map(self, function: RowFunction, rows: Any) -> da.Array:
-        """See `Rows`."""
         return _map_chunks(function, with_care(as_dask(rows, self.gaps), self.gaps))
 
 
@@ -359,14 +353,12 @@ class _PartitionedRows(Rows):
 
     @property
     def rows(self) -> Any:
-        """See `Rows`."""
         columns = self._columns
         meta = np.empty((0, columns.n_features), dtype=columns.dtype)
         return self.frame.map_partitions(_partition_numbers, columns, meta=meta)
 
     @property
     def names(self) -> Any:
-        """See `Rows`."""
         return _pandas_frame(columns=self._columns.names)
 
     def _laid(self, sample_weight: Any) -> Any:
@@ -391,7 +383,6 @@ class _PartitionedRows(Rows):
         return da.from_array(array, chunks=(lengths,))
 
     def map(self, function: RowFunction, rows: Any) -> Any:
-        """See `Rows`."""
         meta = _labelled(
             np.empty(function.shape(0), function.dtype(rows.dtype)),
             self.frame._meta.index,
@@ -550,7 +541,6 @@ class XarrayRows(Rows):
 
     @property
     def rows(self) -> Any:
-        """See `Rows`."""
         if self.is_lazy:
             return _flat(self._blocks(), 1)
         x = self.array.to_numpy().reshape(-1, self.array.shape[-1])
@@ -559,7 +549,6 @@ class XarrayRows(Rows):
 
     @property
     def names(self) -> Any:
-        """See `Rows`."""
         labels = self._labels()
         if labels is None:
             labels = range(self.array.shape[-1])
@@ -567,7 +556,6 @@ class XarrayRows(Rows):
 
     @property
     def is_lazy(self) -> bool:
-        """See `Rows`."""
         return self.array.chunks is not None
 
     def _labels(self) -> Any:
@@ -610,7 +598,6 @@ class XarrayRows(Rows):
         return _flat(laid, 0)
 
     def map(self, function: RowFunction, rows: Any) -> Any:
-        """See `Rows`."""
         samples = self.array.dims[:-1]
         wide = len(function.shape(1)) > 1
         if wide and _COMPONENT in (*samples, *self.array.coords):

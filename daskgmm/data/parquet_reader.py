@@ -223,7 +223,6 @@ class Reading:
             yield rest
 
     def table(self, spans: Sequence[Span], columns: Sequence[str]) -> pa.Table:
-        """See `ParquetRows.read_table`."""
         import pyarrow as pa
 
         tables = [

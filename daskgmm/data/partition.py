@@ -72,7 +72,6 @@ class DaskSource(Source):
         self.dtype = float_dtype(x.dtype)
 
     def shards(self) -> Shards:
-        """See `Source.shards`."""
         collections = [c for c in (self._x, self._weights) if c is not None]
         # Not optimised by Dask: it fuses shared work into each block that uses it, and
         # drops the futures of persisted blocks.
@@ -119,7 +118,6 @@ class DaskSource(Source):
         self._read_from += arrays
 
     def check_unchanged(self) -> None:
-        """See `Source.check_unchanged`."""
         with ThreadPoolExecutor(_STORES_AT_ONCE) as pool:
             list(pool.map(lambda store: store.check_unchanged(), self._read_from))
 
@@ -236,7 +234,6 @@ class _DaskShard:
         return object.__sizeof__(self) + n_bytes
 
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
-        """See `tree.Shard`."""
         plan = self._plan
         for array in plan.arrays:
             array.look_again()  # disks and data may change from pass to pass

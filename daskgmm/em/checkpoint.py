@@ -92,7 +92,7 @@ def describe(value: Any) -> Any:
 
 @final
 @dataclass
-class Keeper:
+class Checkpoint:
     """Writes the states of one fit to one place, and finds them again.
 
     Attributes

@@ -14,7 +14,7 @@ from daskgmm.em.initialization import Start, seed
 from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.progress import Callback, Progress
-from daskgmm.em.scan import Survey, draw, survey
+from daskgmm.em.scan import Survey, subsample, survey
 from daskgmm.em.state import Run, State, Status, best
 from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.execution.tree import Shards
@@ -143,15 +143,15 @@ def _starts(
     random_state: np.random.RandomState,
 ) -> list[Run[Mixture]]:
     start = settings.start
-    sample = (
+    rows = (
         None
         if start.complete
-        else draw(shards, found, settings.init_size, random_state)
+        else subsample(shards, found, settings.init_size, random_state)
     )
     runs: list[Run[Mixture]] = []
     for _ in range(settings.n_init):
         try:
-            mixture = seed(start, sample, settings.reg_covar, random_state)
+            mixture = seed(start, rows, settings.reg_covar, random_state)
             runs.append(Run(mixture))
         except IllDefinedCovarianceError as error:
             runs.append(Run(None, Status.FAILED, error=str(error)))

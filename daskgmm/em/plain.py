@@ -32,13 +32,13 @@ class PlainEM(Generic[Parameters]):
     stopping: Stopping
 
     def propose(self, run: Run[Parameters]) -> Sequence[Mixture]:
-        """See `loop.Method`: the newest mixture alone."""
+        """The newest mixture alone."""
         return [self._mixture(run)]
 
     def after(
         self, run: Run[Parameters], moments: Sequence[Moments]
     ) -> Run[Parameters]:
-        """See `loop.Method`: the run after one more iteration."""
+        """The run after one more iteration."""
         [its_moments] = moments
         parameters = run.parameters
         assert parameters is not None
@@ -75,7 +75,7 @@ class PlainEM(Generic[Parameters]):
     def look_again(
         self, before: Run[Parameters], run: Run[Parameters]
     ) -> tuple[Mixture, Mixture] | None:
-        """See `loop.Method`: where the newest mixture is rough."""
+        """Where the newest mixture is rough."""
         if run is before or run.status is Status.FAILED:
             return None
         rough = self._mixture(run)
@@ -89,7 +89,6 @@ class PlainEM(Generic[Parameters]):
         *,
         at_last: bool,
     ) -> Run[Parameters]:
-        """See `loop.Method`."""
         assert run.parameters is not None
         try:
             finer = self.rule.refine(run.parameters, refined, at_last=at_last)

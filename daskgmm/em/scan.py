@@ -180,19 +180,19 @@ def _check_weights(block: Block) -> None:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Drawn:
     """Rows taken from blocks, in order: a monoid under ``+``."""
 
     x: tuple[NDArray[Any], ...]
     weights: tuple[Array, ...]
 
-    def __add__(self, other: Self) -> Rows:
-        return Rows(self.x + other.x, self.weights + other.weights)
+    def __add__(self, other: Self) -> Drawn:
+        return Drawn(self.x + other.x, self.weights + other.weights)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Subsample:
     """Rows for seeding.
 
     Attributes
@@ -206,9 +206,9 @@ class Sample:
     weights: Array | None
 
 
-def draw(
+def subsample(
     shards: Shards, of: Survey, size: int, random_state: np.random.RandomState
-) -> Sample:
+) -> Subsample:
     """Draw rows uniformly, or all rows with weight if there are no more than `size`.
 
     Rows of unequal weight are drawn in proportion to it, with replacement: what a
@@ -217,7 +217,7 @@ def draw(
     rows only.
     """
     if of.n_weighted <= size:
-        return _as_sample(shards.reduce(_take_all, None), of.equal_weights)
+        return _as_subsample(shards.reduce(_take_all, None), of.equal_weights)
     if of.equal_weights:
         targets = _draw_numbers(of.n_weighted, size, random_state).astype(np.float64)
         measures = [float(block.n_weighted) for block in of.blocks]
@@ -225,8 +225,8 @@ def draw(
         targets = np.sort(random_state.uniform(size=size)) * of.weight
         measures = [block.weight for block in of.blocks]
     starts = np.concatenate([[0.0], np.cumsum(measures)])
-    message = _Draw(starts, targets, of.equal_weights)
-    return _as_sample(shards.reduce(_take_drawn, message), of.equal_weights)
+    message = _Targets(starts, targets, of.equal_weights)
+    return _as_subsample(shards.reduce(_take_drawn, message), of.equal_weights)
 
 
 def _draw_numbers(
@@ -246,7 +246,7 @@ def _draw_numbers(
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Draw:
+class _Targets:
     """Points to find on the line where each block has a stretch of its own.
 
     Its length is the block's number of rows with weight, or their weight.
@@ -257,7 +257,7 @@ class _Draw:
     by_number: bool
 
 
-def _take_all(_message: None, blocks: Iterator[Block]) -> Rows:
+def _take_all(_message: None, blocks: Iterator[Block]) -> Drawn:
     taken = []
     for block in blocks:
         if block.weights is None:
@@ -268,11 +268,11 @@ def _take_all(_message: None, blocks: Iterator[Block]) -> Rows:
     return _kept(taken)
 
 
-def _take_drawn(message: _Draw, blocks: Iterator[Block]) -> Rows:
+def _take_drawn(message: _Targets, blocks: Iterator[Block]) -> Drawn:
     return _kept(_take_from(message, block) for block in blocks)
 
 
-def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
+def _take_from(message: _Targets, block: Block) -> tuple[NDArray[Any], Array]:
     """Rows by number: copies, so that no block stays in memory for a few of them."""
     start, end = message.starts[block.index : block.index + 2]
     first, last = np.searchsorted(message.targets, [start, end])
@@ -288,16 +288,16 @@ def _take_from(message: _Draw, block: Block) -> tuple[NDArray[Any], Array]:
     return block.x[positive[drawn]], times.astype(np.float64)
 
 
-def _kept(taken: Iterable[tuple[NDArray[Any], Array]]) -> Rows:
+def _kept(taken: Iterable[tuple[NDArray[Any], Array]]) -> Drawn:
     """What was taken, in C order, as sums over it depend on that; nothing left out."""
     kept = [(np.ascontiguousarray(x), weights) for x, weights in taken if len(x)]
-    return Rows(tuple(x for x, _ in kept), tuple(weights for _, weights in kept))
+    return Drawn(tuple(x for x, _ in kept), tuple(weights for _, weights in kept))
 
 
-def _as_sample(rows: Rows, equal_weights: bool) -> Sample:
+def _as_subsample(rows: Drawn, equal_weights: bool) -> Subsample:
     # What is one piece is not copied once more.
     x = rows.x[0] if len(rows.x) == 1 else np.concatenate(rows.x)
     if equal_weights:
-        return Sample(x, None)
+        return Subsample(x, None)
     weights = np.concatenate(rows.weights)
-    return Sample(x, weights / weights.mean())
+    return Subsample(x, weights / weights.mean())

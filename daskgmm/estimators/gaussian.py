@@ -29,10 +29,10 @@ from sklearn.utils.validation import (
 from daskgmm.data.block import block_rows
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Gaps, Nan
-from daskgmm.data.inputs import Rows, is_plain_frame, open_rows
+from daskgmm.data.inputs import Rows, is_plain_frame, open_input
 from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
-from daskgmm.em.checkpoint import Keeper, describe, parse_interval
+from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, train
 from daskgmm.em.initialization import Start
 from daskgmm.em.plain import Stopping
@@ -326,7 +326,7 @@ default='kmeans'
             keeper = (
                 None
                 if checkpoint is None
-                else Keeper(
+                else Checkpoint(
                     checkpoint,
                     interval,
                     self._what_is_fitted(source, warm),
@@ -390,7 +390,7 @@ default='kmeans'
 
     def _taken(self, X: Any, sample_weight: Any, *, reset: bool) -> _Taken:
         """Rows and weights, of whatever kind, opened once and validated."""
-        given = open_rows(X, self._gaps)
+        given = open_input(X, self._gaps)
         rows = self._validated(given, reset=reset)
         weights = given.weights(sample_weight)
         if weights is not None and not given.is_lazy:
@@ -615,7 +615,7 @@ default='kmeans'
 
     def _answer(self, X: Any, kind: Kind) -> Any:
         check_is_fitted(self)
-        given = open_rows(X, self._gaps)
+        given = open_input(X, self._gaps)
         rows = self._validated(given, reset=False)
         question = self._question(kind, None if given.is_lazy else len(rows))
         return given.map(question, rows)

@@ -1,7 +1,7 @@
-"""Map one kernel over shards and merge its results in a fixed tree.
+"""Map one function over shards and merge its values in a fixed tree.
 
 The blocks of a data set are grouped into *leaves*, runs of consecutive blocks that
-depend on the number of blocks alone. A kernel turns the blocks of one leaf into a
+depend on the number of blocks alone. A function turns the blocks of one leaf into a
 value with ``+``; the values are the leaves of a binary tree whose shape depends on
 the number of leaves alone. A *shard*, the unit of work, covers a run of leaves and
 returns the sums of the largest whole subtrees in it, so the total is the same bits
@@ -42,7 +42,7 @@ _SMALL: Final = 1e6
 
 
 class Addable(Protocol):
-    """What a kernel returns: a commutative monoid's element."""
+    """What the function returns: a commutative monoid's element."""
 
     def __add__(self, other: Self, /) -> Self: ...
 
@@ -55,8 +55,8 @@ class Shard(Protocol):
         ...
 
 
-Kernel = Callable[[Any, Iterator[Any]], Addable]
-"""``kernel(message, blocks)``: the value of one leaf."""
+LeafFunction = Callable[[Any, Iterator[Any]], Addable]
+"""``function(message, blocks)``: the value of one leaf."""
 
 Partial = dict[tuple[int, int], Addable]
 """Sums of whole subtrees by (level, index): 2^level leaves from index · 2^level on."""
@@ -92,16 +92,16 @@ def _insert(partial: Partial, level: int, index: int, value: Addable) -> None:
     partial[level, index] = value
 
 
-def map_shard(kernel: Kernel, message: Any, shard: Shard) -> Partial:
-    """Run the kernel over the leaves of a shard; return its whole subtrees' sums."""
+def map_shard(function: LeafFunction, message: Any, shard: Shard) -> Partial:
+    """Values of the leaves of a shard, as its whole subtrees' sums."""
     with single_threaded_blas():
-        return _map_shard(kernel, message, shard)
+        return _map_shard(function, message, shard)
 
 
-def _map_shard(kernel: Kernel, message: Any, shard: Shard) -> Partial:
+def _map_shard(function: LeafFunction, message: Any, shard: Shard) -> Partial:
     partial: Partial = {}
     for leaf, blocks in shard.leaves():
-        _insert(partial, 0, leaf, kernel(message, blocks))
+        _insert(partial, 0, leaf, function(message, blocks))
     return partial
 
 
@@ -143,8 +143,8 @@ class Shards(ABC):
         """Whether each pass is bound to read the same rows, so that none need ask."""
 
     @abstractmethod
-    def reduce(self, kernel: Kernel, message: Any) -> Any:
-        """Sum of the kernel's values over all leaves, in the fixed tree's order."""
+    def reduce(self, function: LeafFunction, message: Any) -> Any:
+        """Sum of the function's values over all leaves, in the fixed tree's order."""
 
 
 @final
@@ -167,22 +167,20 @@ class ThreadShards(Shards):
 
     @property
     def sums_bytes(self) -> float:
-        """See `Shards.sums_bytes`: to read memory again costs next to nothing."""
+        """To read memory again costs next to nothing."""
         return _SUMS_IN_MEMORY
 
     @property
     def is_fixed(self) -> bool:
-        """See `Shards.is_fixed`."""
         return self._is_fixed
 
-    def reduce(self, kernel: Kernel, message: Any) -> Any:
-        """See `Shards.reduce`."""
+    def reduce(self, function: LeafFunction, message: Any) -> Any:
         with single_threaded_blas():
             if self._n_threads == 1:
-                return total(_map_shard(kernel, message, s) for s in self._shards)
+                return total(_map_shard(function, message, s) for s in self._shards)
             with ThreadPoolExecutor(self._n_threads) as pool:
                 tasks = {
-                    pool.submit(map_shard, kernel, message, s) for s in self._shards
+                    pool.submit(map_shard, function, message, s) for s in self._shards
                 }
                 try:
                     return total(_as_they_end(tasks))
@@ -229,16 +227,15 @@ class DaskShards(Shards):
 
     @property
     def sums_bytes(self) -> float:
-        """See `Shards.sums_bytes`."""
         return config.size("sums-memory") / self._most_sums
 
     @property
     def is_fixed(self) -> bool:
-        """See `Shards.is_fixed`: a graph may draw its rows anew each time."""
+        """A graph may draw its rows anew each time."""
         return False
 
-    def reduce(self, kernel: Kernel, message: Any) -> Any:
-        """See `Shards.reduce`.
+    def reduce(self, function: LeafFunction, message: Any) -> Any:
+        """Sum of the function's values over all leaves.
 
         Where the workers of a task died again and again, what the others made is kept,
         and the pass goes on as long as more of it gets done each time.
@@ -249,9 +246,9 @@ class DaskShards(Shards):
             If the workers or the scheduler are gone, or the workers die of the data.
         """
         with by_scheduler(self._scheduler):
-            return self._reduce(kernel, message)
+            return self._reduce(function, message)
 
-    def _reduce(self, kernel: Kernel, message: Any) -> Any:
+    def _reduce(self, function: LeafFunction, message: Any) -> Any:
         self._shards = self._cut() or self._shards
         run = delayed(map_shard, pure=False, traverse=False)
         partials: list[Delayed | None] = [None] * len(self._shards)
@@ -266,7 +263,7 @@ class DaskShards(Shards):
             sent = delayed(message, traverse=False, pure=False)
             held = hold(
                 [
-                    run(kernel, sent, shard) if partial is None else partial
+                    run(function, sent, shard) if partial is None else partial
                     for partial, shard in zip(partials, self._shards, strict=True)
                 ]
             )

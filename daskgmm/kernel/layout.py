@@ -68,7 +68,7 @@ class Sums(NamedTuple):
     weight: Array  # (1,): of the row weights
 
 
-class Rows(NamedTuple):
+class RowView(NamedTuple):
     """A block of rows, (n, d), as they lie in memory: one kind for all layouts.
 
     The numbers are in one of the two flat arrays, the other is empty. What lies side by
@@ -263,7 +263,7 @@ _NO_COLUMNS: Final = np.empty(0, dtype=np.int64)
 _KINDS: Final = (np.dtype(np.float64), np.dtype(np.float32))
 
 
-def as_rows(x: NDArray[Any] | Columns) -> Rows:
+def as_rows(x: NDArray[Any] | Columns) -> RowView:
     """Rows, (n, d), float64 or float32, as compiled code takes them.
 
     They are copied only if neither the numbers of a row nor those of a column lie side
@@ -288,7 +288,7 @@ def as_rows(x: NDArray[Any] | Columns) -> Rows:
     return _rows(x, reach, n_rows, d, step, _NO_COLUMNS)
 
 
-def _as_columns(x: Columns) -> Rows:
+def _as_columns(x: Columns) -> RowView:
     """Columns as they lie in memory, counted from the first one there.
 
     The flat array reaches over all that lies between them, which nobody touches.
@@ -319,7 +319,7 @@ def _rows(
     n_columns: int,
     step: int,
     columns: NDArray[np.int64],
-) -> Rows:
+) -> RowView:
     """Rows that begin where `x` does, and so many numbers from there on."""
     if x.dtype not in _KINDS:
         raise TypeError(f"Rows must be float64 or float32, and are {x.dtype}.")
@@ -328,8 +328,8 @@ def _rows(
     else:
         flat = as_strided(x, (reach,), (x.itemsize,), writeable=False)
     if x.dtype == np.float64:
-        return Rows(flat, _NONE_SINGLE, n_rows, n_columns, step, columns)
-    return Rows(_NONE, flat, n_rows, n_columns, step, columns)
+        return RowView(flat, _NONE_SINGLE, n_rows, n_columns, step, columns)
+    return RowView(_NONE, flat, n_rows, n_columns, step, columns)
 
 
 def _side_by_side(x: NDArray[Any]) -> bool:

@@ -26,7 +26,7 @@ from daskgmm.kernel.joint import (
 from daskgmm.kernel.layout import (
     Array,
     Plan,
-    Rows,
+    RowView,
     as_rows,
     packed_triangle,
     readonly,
@@ -458,7 +458,7 @@ _enter: Final = Compiled(
 def _run(
     task: int,
     plan: Plan = _NO_PLAN,
-    rows: Rows = _NO_ROWS,
+    rows: RowView = _NO_ROWS,
     weights: Array = _NO_WEIGHTS,
     sums: Array = _NO_NUMBERS,
     out: Array = _NO_NUMBERS,
@@ -496,7 +496,7 @@ def _run(
     return found
 
 
-def _misfitting(argument: str, plan: Plan, rows: Rows) -> str:
+def _misfitting(argument: str, plan: Plan, rows: RowView) -> str:
     n_components, d = plan.means.shape
     shapes = ", ".join(f"{name} {getattr(plan, name).shape}" for name in Plan._fields)
     return (
@@ -522,7 +522,7 @@ def _mistyped(given: Sequence[Any]) -> str:
 def _kinds(name: str, value: Any) -> list[tuple[str, str]]:
     """What an argument, or each of its fields, is."""
     if isinstance(value, tuple):
-        fields = value._asdict() if isinstance(value, Plan | Rows) else {}
+        fields = value._asdict() if isinstance(value, Plan | RowView) else {}
         return [kind for field in fields for kind in _kinds(field, fields[field])]
     if not isinstance(value, np.ndarray):
         return [(name, type(value).__name__)]
@@ -532,7 +532,7 @@ def _kinds(name: str, value: Any) -> list[tuple[str, str]]:
 
 
 def accumulate(
-    plan: Plan, rows: Rows, weights: Array | None, sums: Array, scratch: Array
+    plan: Plan, rows: RowView, weights: Array | None, sums: Array, scratch: Array
 ) -> None:
     """E-step of a block: add to `sums` what its rows give for every component.
 
@@ -569,7 +569,7 @@ def collect(plan: Plan, sums: Array) -> Array:
 
 
 def evaluate(
-    plan: Plan, rows: Rows, scratch: Array, outputs: dict[str, NDArray[Any]]
+    plan: Plan, rows: RowView, scratch: Array, outputs: dict[str, NDArray[Any]]
 ) -> None:
     """Posterior of a block's rows under one mixture, written to whichever is given.
 
@@ -591,6 +591,6 @@ def evaluate(
     _run(_EVALUATE, plan, rows, scratch=scratch, **outputs)
 
 
-def first_not_finite(rows: Rows) -> int:
+def first_not_finite(rows: RowView) -> int:
     """Row times columns plus column of the first NaN or infinity; -1 without one."""
     return _run(_FIND, rows=rows)

@@ -284,7 +284,7 @@ class CovarianceShape(ABC):
         """Uᵀ of every component, (K, d, d) if dense, else (K, d)."""
 
     @abstractmethod
-    def draw(
+    def sample(
         self, random_state: np.random.RandomState, mean: Array, cov: Array, n: int
     ) -> Array:
         """Rows (n, d) of one component, with scikit-learn's calls."""
@@ -468,7 +468,7 @@ class _MatrixShape(CovarianceShape):
         transposed = self._matrices(factors).swapaxes(-1, -2)
         return np.broadcast_to(transposed, (n_components, d, d))
 
-    def draw(
+    def sample(
         self, random_state: np.random.RandomState, mean: Array, cov: Array, n: int
     ) -> Array:
         return random_state.multivariate_normal(mean, cov, n)
@@ -542,7 +542,7 @@ class _DiagonalShape(CovarianceShape):
     def kernel_factors(self, factors: Array, n_components: int, d: int) -> Array:
         return np.broadcast_to(self._variances(factors), (n_components, d))
 
-    def draw(
+    def sample(
         self, random_state: np.random.RandomState, mean: Array, cov: Array, n: int
     ) -> Array:
         normal = random_state.standard_normal(size=(n, len(mean)))

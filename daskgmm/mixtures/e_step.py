@@ -164,7 +164,7 @@ class FlatSums:
         return FlatSums(self.buffer + other.buffer)
 
 
-class Block(Protocol):
+class BlockLike(Protocol):
     """What a kernel needs of a block."""
 
     @property
@@ -315,8 +315,8 @@ def _pooled(mixtures: Sequence[Mixture]) -> dict[str, Array]:
     }
 
 
-def e_step(message: Message, blocks: Iterator[Block]) -> FlatSums:
-    """The kernel of an EM pass: sums over the blocks of a leaf, for every mixture."""
+def e_step(message: Message, blocks: Iterator[BlockLike]) -> FlatSums:
+    """What a pass does with the blocks of a leaf: sums over them, for every mixture."""
     work = [
         (its.compiled_plan, sums, its.scratch())
         for its, sums in zip(message.e_steps, message.padded(), strict=True)
@@ -328,9 +328,9 @@ def e_step(message: Message, blocks: Iterator[Block]) -> FlatSums:
     return FlatSums(_joined([passes.collect(plan, sums) for plan, sums, _ in work]))
 
 
-def _pieces(blocks: Iterator[Block]) -> Iterator[Part]:
+def _pieces(blocks: Iterator[BlockLike]) -> Iterator[Part]:
     """Blocks in parts, and small ones put together: a call costs more than a copy."""
-    small: list[Block] = []
+    small: list[BlockLike] = []
     size = 0
     for block in blocks:
         if not small and block.size >= _SMALL:
@@ -345,7 +345,7 @@ def _pieces(blocks: Iterator[Block]) -> Iterator[Part]:
         yield _together(small)
 
 
-def _together(blocks: Sequence[Block]) -> Part:
+def _together(blocks: Sequence[BlockLike]) -> Part:
     if len(blocks) == 1:
         return blocks[0].x, blocks[0].weights
     weights = [block.weights for block in blocks if block.weights is not None]

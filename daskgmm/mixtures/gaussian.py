@@ -112,7 +112,7 @@ class Mixture:
         """Rows (n, d) and their components (n,), by component, as scikit-learn does."""
         counts = random_state.multinomial(n_samples, self.weights / self.weights.sum())
         rows = [
-            self.shape.draw(
+            self.shape.sample(
                 random_state,
                 self.means[k],
                 self.shape.of_component(self.covariances, k),

@@ -78,7 +78,7 @@ class MaximumLikelihood:
         return Estimate(counts, means + shift, covariances, shift)
 
     def message(self, mixture: Mixture) -> Mixture:
-        """See `Rule.message`: the parameters are the mixture."""
+        """The parameters are the mixture."""
         return mixture
 
     def m_step(

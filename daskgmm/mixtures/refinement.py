@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import CovarianceShape
-from daskgmm.mixtures.e_step import Block, EStep, plan
+from daskgmm.mixtures.e_step import BlockLike, EStep, plan
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.sufficient_statistics import Moments
 
@@ -100,8 +100,8 @@ def look_again(mixtures: Sequence[tuple[Mixture, Mixture]]) -> list[Look]:
     return [Look(plan(mixture), rough) for mixture, rough in mixtures]
 
 
-def refine(message: Sequence[Look], blocks: Iterator[Block]) -> RefinedRuns:
-    """The kernel of a second pass: sums over the blocks of a leaf, for every run."""
+def refine(message: Sequence[Look], blocks: Iterator[BlockLike]) -> RefinedRuns:
+    """What it does with the blocks of a leaf: sums over them, for every run."""
     runs = tuple(_zeros(look.rough) for look in message)
     for block in blocks:
         for x, weights in _tiles(block):
@@ -128,7 +128,7 @@ def _zeros(rough: Mixture) -> Refined:
     )
 
 
-def _tiles(block: Block) -> Iterator[tuple[Array, Array]]:
+def _tiles(block: BlockLike) -> Iterator[tuple[Array, Array]]:
     """Rows with weight, and their weights."""
     rows, weights = block.x, block.weights
     if weights is not None:

@@ -110,7 +110,6 @@ class ParquetPlace(OutputPlace):
 
     @property
     def n_parts(self) -> int:
-        """See `OutputPlace`."""
         return int(self.layout["files"])
 
     def name(self, part: int) -> str:
@@ -119,7 +118,6 @@ class ParquetPlace(OutputPlace):
         return f"part-{part:0{width}}.parquet"
 
     def description(self) -> dict[str, Any] | None:
-        """See `OutputPlace`."""
         there = what_is_at(self.url)
         if there is None:
             return None
@@ -134,29 +132,23 @@ class ParquetPlace(OutputPlace):
         )
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """See `OutputPlace`."""
         put(self.url, DESCRIPTION, json.dumps(description, indent=1).encode())
 
     def create(self, description: Mapping[str, Any]) -> None:
-        """See `OutputPlace`."""
         self.describe(description)
 
     def missing(self) -> list[int]:
-        """See `OutputPlace`."""
         there = set(names_at(self.url))
         return [i for i in range(self.n_parts) if self.name(i) not in there]
 
     @property
     def document(self) -> str:
-        """See `OutputPlace`."""
         return DESCRIPTION
 
     def remove(self, parts: Iterable[int]) -> None:
-        """See `OutputPlace`."""
         remove_all(self.url, map(self.name, parts))
 
     def remove_broken(self) -> None:
-        """See `OutputPlace`."""
         names = set(names_at(self.url))
         there = [i for i in range(self.n_parts) if self.name(i) in names]
         broken = [self.name(i) for i in there if self._file(i) is None]

@@ -121,11 +121,9 @@ class ZarrPlace(OutputPlace):
 
     @property
     def n_parts(self) -> int:
-        """See `OutputPlace`."""
         return -(-int(self.layout["shape"][0]) // self.part_rows)
 
     def description(self) -> dict[str, Any] | None:
-        """See `OutputPlace`."""
         there = what_is_at(self.url)
         if there is None:
             return None
@@ -159,13 +157,11 @@ class ZarrPlace(OutputPlace):
         return all(name.startswith(_ZARR_METADATA) for name in names_at(self.url))
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """See `OutputPlace`."""
         with naming_failures(self.url):
             array = zarr.open_array(patient_store(self.url, writable=True), mode="r+")
             array.update_attributes({OURS: dict(description)})
 
     def create(self, description: Mapping[str, Any]) -> None:
-        """See `OutputPlace`."""
         dtype = np.dtype(self.layout["dtype"])
         with naming_failures(self.url):
             zarr.create_array(
@@ -182,18 +178,15 @@ class ZarrPlace(OutputPlace):
             )
 
     def missing(self) -> list[int]:
-        """See `OutputPlace`."""
         with naming_failures(self.url):
             array = zarr.open_array(patient_store(self.url, writable=False), mode="r")
             return [index[0] for index in missing_chunks(array)]
 
     @property
     def document(self) -> str:
-        """See `OutputPlace`."""
         return "zarr.json"
 
     def remove(self, parts: Iterable[int]) -> None:
-        """See `OutputPlace`."""
         there = set(range(self.n_parts)) - set(self.missing())
         array = zarr.open_array(patient_store(self.url, writable=True), mode="r+")
         for part in there.intersection(parts):
@@ -202,7 +195,6 @@ class ZarrPlace(OutputPlace):
                 sync(array.store_path.store.delete(chunk_path(array, index)))
 
     def remove_broken(self) -> None:
-        """See `OutputPlace`."""
         files, path = fsspec.url_to_fs(self.url)
         if not is_local(files):
             return  # stores of objects take them whole or not at all
