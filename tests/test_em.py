@@ -13,7 +13,7 @@ from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.state import Run, Status, best
 from daskgmm.errors import IllDefinedCovarianceError
-from daskgmm.execution.tree import Shards
+from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 from daskgmm.mixtures.sufficient_statistics import Moments
 

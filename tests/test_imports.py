@@ -51,7 +51,15 @@ OWNERS = {
 }
 """The folders that may import a library; numpy is for all."""
 
-LATE = {"deltalake", "matplotlib", "pandas", "pyarrow", "sklearn", "xarray"}
+LATE = {
+    "deltalake",
+    "distributed",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "xarray",
+}
 """What may be imported when it is needed: an extra, or large and not for workers."""
 
 LATE_THEMSELVES = {"__init__", "__main__", "cli/main"}
@@ -214,6 +222,20 @@ def test_imports_are_at_the_top(module):
         for name in all_imported(function)
     }
     assert late <= LATE | ({"daskgmm"} if module in LATE_THEMSELVES else set())
+
+
+def test_what_only_fits_on_clusters_need_is_not_loaded():
+    """Nor is it by a fit in memory; Dask itself loads it as soon as it runs a graph."""
+    lines = (
+        "import sys",
+        "import numpy as np",
+        "from daskgmm import GaussianMixture",
+        "assert 'distributed' not in sys.modules",
+        "x = np.random.default_rng(0).normal(size=(60, 2))",
+        "GaussianMixture(2, random_state=0).fit(x).predict(x)",
+        "assert 'distributed' not in sys.modules",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 def test_workers_do_without_scikit_learn():

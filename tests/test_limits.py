@@ -26,7 +26,7 @@ from daskgmm import GaussianMixture
 from daskgmm.cli.estimate import forecast_fit
 from daskgmm.data.in_memory import ArraySource
 from daskgmm.data.sources import open_source
-from daskgmm.execution import tree
+from daskgmm.execution import runners, tree
 from daskgmm.execution.cluster import explain
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import sums_bytes
@@ -133,7 +133,7 @@ import re, sys, warnings
 import dask, dask.array as da
 import numpy as np
 from daskgmm import GaussianMixture
-from daskgmm.execution import tree
+from daskgmm.execution import runners, tree
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.cli.estimate import forecast_fit
 from daskgmm.mixtures.e_step import sums_bytes
@@ -344,7 +344,7 @@ def test_restarts_that_take_turns_end_where_they_do_together(
 
     expected = fit(x)
     with monkeypatch.context() as patch:
-        patch.setattr(tree, "_SUMS_IN_MEMORY", 1.0)
+        patch.setattr(runners, "_SUMS_IN_MEMORY", 1.0)
         found = fit(x)
     np.testing.assert_allclose(found.means_, expected.means_, rtol=1e-12)
     assert found.n_passes_ == 4

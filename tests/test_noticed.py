@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from itertools import pairwise
+from itertools import count, pairwise
 
 import dask
 import dask.array as da
@@ -21,6 +21,7 @@ from sklearn.mixture import GaussianMixture as ScikitLearn
 
 from daskgmm import GaussianMixture
 from daskgmm.data.block import Block
+from daskgmm.data.prefetch import read_ahead
 from daskgmm.em import scan
 from daskgmm.errors import StoreError
 from daskgmm.kernel import passes
@@ -172,3 +173,35 @@ def test_a_copy_for_scikit_learn_shares_nothing():
     before = model.means_.copy()
     model.to_sklearn().means_[:] = 0.0
     np.testing.assert_array_equal(model.means_, before)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_start_from_rows_whose_weight_is_below_one(seed):
+    """Nothing is left of such a row for the others, rather than less than nothing."""
+    x = np.array([[100.0], [1.0], [-1.0]])
+    model = GaussianMixture(
+        2, covariance_type="tied", init_params="random_from_data", random_state=seed
+    ).set_params(max_iter=0)
+    model.fit(x, sample_weight=[0.9, 1.05, 1.05])
+    chosen = np.isclose(x, model.means_.T).any(axis=1)
+    assert chosen.sum() == 2
+    rest = np.where(chosen, [0.0, 0.05, 0.05], [0.9, 1.05, 1.05])
+    expected = (rest * x[:, 0] ** 2).sum() / 2.0 + 1e-6
+    assert model.covariances_[0, 0] == pytest.approx(expected)
+
+
+def test_what_is_read_ahead_is_closed_when_the_work_breaks_off():
+    closed = []
+
+    def read():
+        try:
+            for i in count():
+                yield Block(i, np.ones((10, 2)), None)
+        finally:
+            closed.append(True)
+
+    blocks = read_ahead(reading := read())
+    next(blocks)
+    blocks.close()  # as an error of whoever works on a block does
+    assert closed == [True]
+    assert reading.gi_frame is None

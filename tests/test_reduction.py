@@ -14,10 +14,9 @@ from dask.delayed import delayed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daskgmm.execution.runners import DaskShards, ThreadShards
 from daskgmm.execution.tree import (
     MAX_LEAVES,
-    DaskShards,
-    ThreadShards,
     leaf_bounds,
     map_shard,
     merge,

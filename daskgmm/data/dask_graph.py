@@ -17,7 +17,8 @@ from dask._task_spec import DataNode as DataNode
 from dask._task_spec import Task as Task
 from dask._task_spec import TaskRef as TaskRef
 from dask.utils import ensure_dict
-from distributed import Future
+
+from daskgmm.execution.cluster import is_of_cluster
 
 Key = Any  # Hashable, but Dask's own annotations differ from version to version
 
@@ -87,7 +88,7 @@ class Graph:
 
     def __init__(self, graph: Mapping[Hashable, Any]) -> None:
         flat = ensure_dict(graph)
-        self.futures = {k: v for k, v in flat.items() if isinstance(v, Future)}
+        self.futures = {k: v for k, v in flat.items() if is_of_cluster(v, "Future")}
         rest = {k: v for k, v in flat.items() if k not in self.futures}
         self.nodes: dict[Key, GraphNode] = convert_legacy_graph(
             rest, all_keys=set(flat)

@@ -14,7 +14,8 @@ from daskgmm.data.block import Block, as_block, block_rows
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
 from daskgmm.data.source import Source
-from daskgmm.execution.tree import Shards, ThreadShards, shard_bounds
+from daskgmm.execution.runners import Shards, ThreadShards
+from daskgmm.execution.tree import shard_bounds
 
 _TASKS_PER_THREAD: Final = 16
 

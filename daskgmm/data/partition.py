@@ -41,7 +41,8 @@ from daskgmm.execution.cluster import (
     count_threads,
     keep,
 )
-from daskgmm.execution.tree import DaskShards, Shards, leaf_bounds, shard_bounds
+from daskgmm.execution.runners import DaskShards, Shards
+from daskgmm.execution.tree import leaf_bounds, shard_bounds
 
 _SHARDS_PER_THREAD: Final = 4
 _STORES_AT_ONCE: Final = 16

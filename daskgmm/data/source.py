@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from daskgmm.execution.tree import Shards
+from daskgmm.execution.runners import Shards
 
 
 class Unchanging(Protocol):

@@ -17,7 +17,7 @@ from daskgmm.em.progress import Callback, Progress
 from daskgmm.em.scan import Survey, subsample, survey
 from daskgmm.em.state import Run, State, Status, best
 from daskgmm.errors import DataError, IllDefinedCovarianceError
-from daskgmm.execution.tree import Shards
+from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from daskgmm.em.state import Run
 from daskgmm.errors import DataError
-from daskgmm.execution.tree import Shards
+from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.e_step import e_step, message, moments, sums_bytes
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.refinement import Refined, look_again, refine

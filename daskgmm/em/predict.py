@@ -17,7 +17,7 @@ from daskgmm.data.block import Block, as_block, block_rows
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
 from daskgmm.em.scan import check_finite
-from daskgmm.execution.tree import Shards
+from daskgmm.execution.runners import Shards
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import CovarianceShape

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daskgmm.data.block import Block
 from daskgmm.errors import DataError
-from daskgmm.execution.tree import Shards
+from daskgmm.execution.runners import Shards
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 

@@ -5,19 +5,22 @@ and the cluster may not be the user's own: so the client watches for itself.
 
 It may be that of a worker, inside a task: then this thread leaves the worker's pool
 while it waits, as Dask's own waiting does, or there would be none to do the work.
+
+Where nobody has imported distributed, there is no cluster: it is not loaded for that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import monotonic, sleep
-from typing import Any, Final, final
+from time import sleep
+from typing import TYPE_CHECKING, Any, Final, final
 
 import dask
 from dask.base import compute as compute_here
@@ -25,20 +28,13 @@ from dask.base import get_scheduler
 from dask.base import persist as persist_here
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
-from distributed import (
-    Client,
-    KilledWorker,
-    as_completed,
-    futures_of,
-    rejoin,
-    secede,
-    utils,
-)
-from distributed.comm.core import CommClosedError
 
-from daskgmm import config
 from daskgmm.errors import ClusterError
 from daskgmm.execution.forking import after_fork
+from daskgmm.execution.watch import NO_ANSWER, Watch, address_of, ask, lost
+
+if TYPE_CHECKING:
+    from distributed import Client, KilledWorker
 
 _POLL: Final = 0.5
 """Seconds between two looks at whether the work is done, while it is not."""
@@ -53,14 +49,8 @@ _NO_CLIENT: Final = (
     "Connect a Client to the cluster, also in a process that was forked off another "
     "one, whose Clients do nothing there."
 )
-_NO_ANSWER: Final = (OSError, TimeoutError, RuntimeError, AttributeError)
-"""What asking a scheduler raises that is gone."""
 _MUCH: Final = 1e7
 """Bytes of sums that are worth a word."""
-_LOOKS: Final = 4.0
-"""Looks at the workers within the shortest time limit."""
-
-
 Scheduler = Callable[..., Any]
 """What Dask runs graphs by: a client's `get`, or that of threads or of processes."""
 
@@ -110,9 +100,25 @@ def active_client() -> Client | None:
     return _client_of(chosen_scheduler())
 
 
+def is_of_cluster(value: Any, name: str) -> bool:
+    """Whether a value is of distributed's class of a name; without loading it."""
+    loaded = sys.modules.get("distributed")
+    # The name may be missing while another thread still imports it.
+    return isinstance(value, getattr(loaded, name, ()))
+
+
+def killed_worker(error: BaseException) -> KilledWorker | None:
+    """An error, if it says that the workers of a task died again and again."""
+    found: Any = error
+    killed: KilledWorker | None = (
+        found if is_of_cluster(found, "KilledWorker") else None
+    )
+    return killed
+
+
 def _client_of(scheduler: Scheduler) -> Client | None:
     owner = getattr(scheduler, "__self__", None)
-    client = owner if isinstance(owner, Client) else None
+    client: Client | None = owner if is_of_cluster(owner, "Client") else None
     if client is not None and client.status == "closed":
         raise ClusterError(f"Dask's Client is closed. {_NO_CLIENT}")
     return client
@@ -123,6 +129,10 @@ def _leave_clients() -> None:
 
     Their threads are not here, so whoever asks them for something would wait for ever.
     """
+    if "distributed" not in sys.modules:
+        return
+    from distributed import Client, utils
+
     for client in list(Client._instances):
         client.status = "closed"
     utils._offload_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Offload")
@@ -134,6 +144,8 @@ after_fork(_leave_clients)
 @contextmanager
 def _waiting() -> Iterator[None]:
     """Leave a worker's threads to its work while a task of its own waits for it."""
+    from distributed import rejoin, secede
+
     try:
         secede()
         has_left = True
@@ -198,7 +210,9 @@ def each(works: Sequence[Delayed]) -> Iterator[None]:
 
 
 def _as_they_end(client: Client, futures: Sequence[Any]) -> Iterator[None]:
-    watch = _Watch(client)
+    from distributed import as_completed
+
+    watch = Watch(client)
     coming: Any = as_completed(futures, loop=client.loop)
     while not coming.is_empty():
         for future in coming.next_batch(block=False):
@@ -213,6 +227,8 @@ def _as_they_end(client: Client, futures: Sequence[Any]) -> Iterator[None]:
 
 
 def _raise_its_error(client: Client, future: Any) -> None:
+    from distributed.comm.core import CommClosedError
+
     try:
         future.result()
     except (CancelledError, CommClosedError) as error:
@@ -251,9 +267,11 @@ after_fork(_large_graphs.__init__)
 
 
 def _wait(client: Client, future: Any) -> Any:
+    from distributed.comm.core import CommClosedError
+
     # Not `future.result(timeout=...)`: it breaks off what is being sent, so that what
     # takes longer would never come, and leaves the client's next gathering cancelled.
-    watch = _Watch(client)
+    watch = Watch(client)
     loop: Any = client.loop
     coming = asyncio.run_coroutine_threadsafe(
         client.gather(future, asynchronous=True), loop.asyncio_loop
@@ -269,138 +287,16 @@ def _wait(client: Client, future: Any) -> Any:
 def _cancelled(client: Client) -> ClusterError:
     """Why nothing will come of work: it was cancelled, or nobody is there to do it."""
     if client.status != "running":
-        return _lost(client)
+        return lost(client)
     try:
-        _ask(client, "identity")
-    except _NO_ANSWER:
-        return _lost(client)
+        ask(client, "identity")
+    except NO_ANSWER:
+        return lost(client)
     return ClusterError(
-        f"What a fit had on the cluster at {_address(client)} was cancelled, as by "
+        f"What a fit had on the cluster at {address_of(client)} was cancelled, as by "
         "client.restart(). Fit again: with the same checkpoint the fit goes on where "
         "it was."
     )
-
-
-def _lost(client: Client) -> ClusterError:
-    return ClusterError(
-        f"The connection to the scheduler at {_address(client)} is lost, and with it "
-        "what the workers held. Start the cluster again and fit again: with the same "
-        "checkpoint the fit goes on where it was."
-    )
-
-
-def _address(client: Client) -> str:
-    return str(getattr(client.scheduler, "address", "an unknown address"))
-
-
-@final
-class _Watch:
-    """What is known of a cluster's workers, by this process's clock.
-
-    Clocks of other machines may differ: a worker is alive when the time of its last
-    sign of life changes.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._limits = {
-            name: config.seconds(f"{name}-timeout")
-            for name in ("no-workers", "worker", "scheduler")
-        }
-        self._pause = min(self._limits.values()) / _LOOKS
-        self._looked = self._answered = self._had_workers = monotonic()
-        self._signs: dict[str, tuple[float, float]] = {}
-        self._stuck: dict[str, float] = {}
-
-    def look(self) -> None:
-        """Look at the workers if it is time to."""
-        if monotonic() - self._looked < self._pause:
-            return
-        self._looked = monotonic()
-        try:
-            workers = self._workers()
-            self._remove_silent(workers)
-            is_lacking = self._remove_stuck(workers)
-        except _NO_ANSWER:
-            if monotonic() - self._answered > self._limits["scheduler"]:
-                raise _lost(self._client) from None
-            return
-        self._answered = monotonic()
-        if not is_lacking:
-            self._had_workers = monotonic()
-        elif monotonic() - self._had_workers > self._limits["no-workers"]:
-            raise self._without_workers(workers)
-
-    def _without_workers(self, workers: Mapping[str, Any]) -> ClusterError:
-        seconds = f"{self._limits['no-workers']:.0f} s"
-        what = f"has had no workers for {seconds}. Start some"
-        if workers:
-            what = (
-                f"has had only workers that Dask paused for want of memory for "
-                f"{seconds}. Give them more memory, or fewer threads each,"
-            )
-        return ClusterError(
-            f"The cluster at {_address(self._client)} {what} and fit again: with the "
-            "same checkpoint the fit goes on where it was. How long a fit waits is "
-            "daskgmm.no-workers-timeout in Dask's configuration."
-        )
-
-    def _workers(self) -> Mapping[str, Any]:
-        """All workers by address."""
-        try:
-            info = _ask(self._client, "identity", n_workers=-1)
-        except TypeError:  # older schedulers tell of all workers, unasked
-            info = _ask(self._client, "identity")
-        workers: Mapping[str, Any] = info["workers"]
-        return workers
-
-    def _remove_silent(self, workers: Mapping[str, Any]) -> None:
-        now = monotonic()
-        for address, worker in workers.items():
-            sign, since = self._signs.get(address, (None, now))
-            if worker["last_seen"] != sign:
-                self._signs[address] = (worker["last_seen"], now)
-            elif now - since > self._limits["worker"]:
-                del self._signs[address]
-                self._remove(address)
-
-    def _remove_stuck(self, workers: Mapping[str, Any]) -> bool:
-        """Whether no worker can begin a task; if some can, they get what others cannot.
-
-        Dask steals from paused workers only while they have more tasks than threads.
-        """
-        now = monotonic()
-        stuck = [address for address in workers if _is_stuck(workers[address])]
-        self._stuck = {address: self._stuck.get(address, now) for address in stuck}
-        if len(stuck) == len(workers):
-            return True
-        for address, since in self._stuck.items():
-            if now - since > self._limits["worker"] and self._has_tasks(address):
-                self._remove(address)
-        return False
-
-    def _has_tasks(self, address: str) -> bool:
-        """Whether a worker was given tasks that it has not done."""
-        return bool(_ask(self._client, "processing").get(address))
-
-    def _remove(self, address: str) -> None:
-        """Take a worker off the cluster, so that others do its work."""
-        what = f"daskgmm-removes-{address}-{monotonic()}"
-        _ask(self._client, "unregister", address=address, stimulus_id=what)
-
-
-def _is_stuck(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker begins no task, for want of memory, and is at none."""
-    tasks = worker["metrics"].get("task_counts", {})
-    at_work = tasks.get("executing") or tasks.get("long-running")
-    return worker["status"] == "paused" and not at_work
-
-
-def _ask(client: Client, question: str, **about: Any) -> Any:
-    """Call one of the scheduler's handlers."""
-    handler = getattr(client.scheduler, question)
-    limit = config.seconds("scheduler-timeout")
-    return client.sync(handler, callback_timeout=limit, **about)
 
 
 def count_threads() -> int | None:
@@ -409,8 +305,8 @@ def count_threads() -> int | None:
     if client is None:
         return None
     try:
-        return int(sum(_ask(client, "ncores").values()))
-    except _NO_ANSWER:
+        return int(sum(ask(client, "ncores").values()))
+    except NO_ANSWER:
         return None  # work that is sent there will say what is wrong
 
 
@@ -426,9 +322,19 @@ def keep(works: Sequence[Delayed]) -> Sequence[Delayed]:
     return kept
 
 
+def _futures_of(works: Any) -> Sequence[Any]:
+    """What the cluster holds of some works; nothing where there is no cluster."""
+    if "distributed" not in sys.modules:
+        return ()
+    from distributed import futures_of
+
+    futures: Sequence[Any] = futures_of(works)
+    return futures
+
+
 def is_finished(work: Delayed) -> bool:
     """Whether the cluster holds the result of a held work."""
-    return all(future.status == "finished" for future in futures_of(work))
+    return all(future.status == "finished" for future in _futures_of(work))
 
 
 def drop(works: Sequence[Delayed]) -> None:
@@ -437,7 +343,7 @@ def drop(works: Sequence[Delayed]) -> None:
     Not by cancelling: the scheduler breaks the connection of a client that cancels what
     others, which nobody wants any more, depend on (`assert ts.who_wants`).
     """
-    for future in futures_of(works):
+    for future in _futures_of(works):
         if not future.done():
             future.release()
 
@@ -446,7 +352,7 @@ def revive(collections: Sequence[Any]) -> None:
     """Let what failed of persisted collections be computed again."""
     client = active_client()
     if client is not None:
-        failed = [f for f in futures_of(collections) if f.status == "error"]
+        failed = [f for f in _futures_of(collections) if f.status == "error"]
         client.retry(failed)
 
 
