@@ -6,8 +6,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 NEWEST ?= python3.13
 # What a change of Python, Dask, Zarr or scikit-learn would break first.
-CORE := $(addprefix tests/,test_em.py test_dask.py test_store.py test_sources.py \
-	test_parquet.py test_reading.py)
+CORE := $(addprefix tests/,em/test_em.py estimators/test_dask.py storage/test_store.py \
+	data/test_sources.py data/test_parquet.py data/test_reading.py)
 OF_CORE := pytest pytest-timeout pytest-xdist hypothesis
 # Tests run in as many processes as there are processors; -n0 runs them in one.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
@@ -45,9 +45,9 @@ test: $(READY)
 
 # Tests in which workers die have limits of time, and the processors to themselves.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not cluster" tests/test_cluster.py
+	$(BIN)/python -m pytest -m "slow and not cluster" tests/execution/test_cluster.py
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not cluster" \
-		--ignore tests/test_cluster.py
+		--ignore tests/execution/test_cluster.py
 
 # The wheel holds the schemas that the manifests for Kubernetes are checked against.
 # Azurite is an emulator of Azure's storage.
@@ -61,7 +61,8 @@ test-cluster: $(READY)
 # Dask's expressions cannot do yet what the other tests ask of them.
 test-expressions: $(READY)
 	DASK_ARRAY__QUERY_PLANNING=true $(BIN)/python -m pytest $(IN_PARALLEL) \
-		-m "not slow and not cluster" tests/test_dask.py tests/test_em.py
+		-m "not slow and not cluster" \
+		tests/estimators/test_dask.py tests/em/test_em.py
 
 # The core tests in an environment of their own: its folder, its Python, pip's options.
 define test_core

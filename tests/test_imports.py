@@ -294,3 +294,12 @@ def test_the_page_about_the_architecture_names_every_folder(name):
 )
 def test_own_imports(statement, expected):
     assert own_imports(ast.parse(statement)) == expected
+
+
+def test_tests_lie_in_folders_of_the_names_of_the_packages():
+    """What is about several of them, or about a file beside them, lies at the top."""
+    folders = [
+        {path.parent.name for path in top.glob("*/*.py")}
+        for top in (PACKAGE, Path(__file__).parent)
+    ]
+    assert folders[0] == folders[1]

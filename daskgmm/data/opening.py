@@ -74,11 +74,13 @@ def open_rows(
 
     Examples
     --------
-    >>> import daskgmm
-    >>> rows = daskgmm.open_rows(
-    ...     "s3://bucket/cells.zarr", array="0/features",
-    ...     storage_options={"anon": True},
-    ... )  # doctest: +SKIP
+    >>> import pandas as pd
+    >>> from daskgmm import GaussianMixture, open_rows
+    >>> table = pd.DataFrame({"id": range(4), "x": [0.0, 1.0, 8.0, 9.0]})
+    >>> table.to_parquet("cells.parquet")
+    >>> rows = open_rows("cells.parquet", columns=["x"], filters=[("id", "<", 3)])
+    >>> GaussianMixture(1).fit(rows).means_
+    array([[3.]])
     """
     return open_for(
         url,

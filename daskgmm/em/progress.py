@@ -24,6 +24,15 @@ class Progress:
         Rows read in the pass.
     seconds : float
         Time the pass took.
+
+    Examples
+    --------
+    >>> from daskgmm import GaussianMixture
+    >>> gm = GaussianMixture(1)
+    >>> rows = [[0.0], [1.0], [5.0]]
+    >>> gm = gm.fit(rows, callback=lambda progress: print(f"{progress.bound:.4f}"))
+    -2.1892
+    -2.1892
     """
 
     n_pass: int

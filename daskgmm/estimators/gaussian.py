@@ -792,6 +792,14 @@ def load(url: str) -> GaussianMixture:
     ------
     ModelFileError
         If there is no model, or it is damaged, or of a newer version.
+
+    Examples
+    --------
+    >>> from daskgmm import GaussianMixture, load
+    >>> gm = GaussianMixture(1).fit([[0.0], [1.0], [5.0]])
+    >>> gm.save("model.zarr")
+    >>> load("model.zarr").means_
+    array([[2.]])
     """
     saved = models.load(url)
     if saved.kind != GaussianMixture.__name__:

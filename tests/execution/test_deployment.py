@@ -20,7 +20,7 @@ from daskgmm.cli.main import main
 from daskgmm.errors import ClusterError
 from daskgmm.execution import deploy
 
-CONFIGS = Path(__file__).parents[1] / "cluster_configs"
+CONFIGS = Path(__file__).parents[2] / "cluster_configs"
 FILES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "compose.yaml"})
 LOCAL = {
     "cluster": "distributed.LocalCluster",
@@ -341,7 +341,10 @@ def test_what_is_left_out_is_said(pytestconfig):
         [
             *(sys.executable, "-m", "pytest", "--collect-only", "-q"),
             *("-m", "not slow and not cluster"),
-            *("tests/test_cluster.py", "tests/test_cluster_configs.py"),
+            *(
+                "tests/execution/test_cluster.py",
+                "tests/execution/test_cluster_configs.py",
+            ),
         ],
         cwd=pytestconfig.rootpath,
         capture_output=True,

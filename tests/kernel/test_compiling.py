@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numba
 import pytest
-from test_imports import PACKAGE
 
 import daskgmm
 from daskgmm.kernel.compiling import ASK, Compiled, sources, stamp_of
+
+PACKAGE = Path(daskgmm.__file__).parent
 
 
 def make(stamp):
@@ -241,7 +242,7 @@ def test_the_width_is_read_from_the_environment():
     assert ask("512").stdout.split() == ["512", "8"]
     wrong = ask("64").stderr
     assert re.search("DASKGMM_VECTOR_BITS must be one of 128, 256, 512.*'64'", wrong)
-    assert daskgmm.__file__ == str(Path(PACKAGE) / "__init__.py")
+    assert daskgmm.__file__ == str(PACKAGE / "__init__.py")
 
 
 @pytest.mark.slow

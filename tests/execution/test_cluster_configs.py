@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
 ]
 
-CONFIGS = Path(__file__).parents[1] / "cluster_configs"
+CONFIGS = Path(__file__).parents[2] / "cluster_configs"
 K, ITERATIONS = 6, 25
 OPTIONS = ("-k", K, "--seed", 0, "--tol", 0, "--max-iter", ITERATIONS)
 

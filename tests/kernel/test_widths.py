@@ -26,7 +26,8 @@ pytestmark = [
 ]
 
 WIDTHS = (128, 256, 512)
-PLACES = {"PYTHONPATH": os.pathsep.join([os.getcwd(), str(Path(__file__).parent)])}
+FOLDERS = (os.getcwd(), *map(str, Path(__file__).parents[:2]))
+PLACES = {"PYTHONPATH": os.pathsep.join(FOLDERS)}
 ANSWERS = ("predict", "predict_proba", "score_samples")
 SAME = 1e-12
 

@@ -1,0 +1,39 @@
+"""Examples in docstrings do what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import daskgmm
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(daskgmm.__path__, "daskgmm.")
+    if not module.name.endswith("__main__")
+)
+
+
+def examples_of(name):
+    module = importlib.import_module(name)
+    return [test for test in doctest.DocTestFinder().find(module) if test.examples]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_do_what_they_say(name, tmp_path, monkeypatch):
+    """Each in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    said = []
+    for test in examples_of(name):
+        runner.run(test, out=said.append)
+    assert not runner.failures, "".join(said)
+
+
+@pytest.mark.parametrize("name", ["GaussianMixture", "load", "open_rows", "Progress"])
+def test_what_people_use_has_an_example(name):
+    assert ">>> " in inspect.getdoc(getattr(daskgmm, name))
