@@ -78,7 +78,7 @@ PRIVATE = {
     # Parameters are checked as in scikit-learn, by its own table of what they may be.
     ("estimators/gaussian", "_parameter_constraints"),
     ("estimators/gaussian", "sklearn.utils._param_validation"),
-    ("estimators/gaussian", "_check_sample_weight"),
+    ("estimators/base", "_check_sample_weight"),
     # Vectors are a type of their own, and Numba's documentation has them made so.
     ("kernel/simd", "numba.core"),
     ("kernel/simd", "numba.core.datamodel"),

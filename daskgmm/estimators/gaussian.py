@@ -5,41 +5,34 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn import get_config
 from sklearn import mixture as sklearn_mixture
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted
 
-from daskgmm.data.block import block_rows
-from daskgmm.data.columns import float_dtype
-from daskgmm.data.gaps import Gaps, Nan
-from daskgmm.data.inputs import Rows, is_plain_frame, open_input
+from daskgmm.data.gaps import Nan
 from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
 from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, train
 from daskgmm.em.initialization import Start
 from daskgmm.em.plain import Stopping
-from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.em.progress import Callback, Progress, Reporter
 from daskgmm.em.state import Run, Status
-from daskgmm.errors import DataError, ModelFileError, SkippedRowsWarning
+from daskgmm.errors import ModelFileError, SkippedRowsWarning
+from daskgmm.estimators.base import PARAMETERS, MixtureBase
+from daskgmm.estimators.start_parameters import given, given_weights
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
@@ -47,10 +40,8 @@ from daskgmm.storage import models
 from daskgmm.storage.urls import check_apart
 from daskgmm.storage.zarr_store import Missing
 
-_FLOATS = [np.float64, np.float32]
-_PARAMETERS = ("weights_", "means_", "covariances_", "precisions_cholesky_")
 _FITTED = (
-    *_PARAMETERS,
+    *PARAMETERS,
     "precisions_",
     "converged_",
     "n_iter_",
@@ -61,34 +52,7 @@ _FITTED = (
 _OURS = ("init_size", "missing_chunks", "nan")
 
 
-@final
-@final
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """Rows that were opened and validated, and their weights."""
-
-    given: Rows
-    rows: Any
-    weights: Any
-
-    @property
-    def n_rows(self) -> int | None:
-        """Rows in memory; None if they are lazy."""
-        return None if self.given.is_lazy else len(self.rows)
-
-    @property
-    def is_one_block(self) -> bool:
-        """Whether they are in memory, and few."""
-        if self.given.is_lazy:
-            return False
-        return len(self.rows) <= block_rows(*self.rows.shape)
-
-    def source(self) -> Source:
-        """What a fit reads."""
-        return self.given.source(self.rows, self.weights)
-
-
-class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class GaussianMixture(MixtureBase):
     """Gaussian mixture for data of any size: scikit-learn's, on Dask.
 
     The parameters, attributes and numbers are those of
@@ -388,89 +352,10 @@ default='kmeans'
             self.__dict__.update(before)
             raise
 
-    def _taken(self, X: Any, sample_weight: Any, *, reset: bool) -> _Taken:
-        """Rows and weights, of whatever kind, opened once and validated."""
-        given = open_input(X, self._gaps)
-        rows = self._validated(given, reset=reset)
-        weights = given.weights(sample_weight)
-        if weights is not None and not given.is_lazy:
-            weights = _check_sample_weight(
-                weights, rows, dtype=np.float64, ensure_non_negative=True
-            )
-        return _Taken(given, rows, weights)
-
-    @property
-    def _gaps(self) -> Gaps:
-        return Gaps(self.missing_chunks, self.nan)
-
-    def _validated(self, given: Rows, *, reset: bool) -> Any:
-        """Check names and number of features, and make an array of rows in memory."""
-        rows = given.rows
-        if given.is_lazy:
-            names = given.names
-            validate_data(self, names, reset=reset, skip_check_array=True)
-            n_features = names.shape[1]
-        else:
-            if reset and _is_table_of_floats(rows) and len(rows) > 1:
-                self._forget_names(rows.shape[1])
-            elif reset or not self._is_plain(rows):
-                rows = self._validated_in_memory(rows, reset=reset)
-            n_features = rows.shape[1]
-        if not reset:
-            self._check_n_features(n_features)
-        return rows
-
-    def _validated_in_memory(self, rows: Any, *, reset: bool) -> Any:
-        # Blocks are converted one by one, and looked through for NaN: what is more than
-        # numbers, such as text, scikit-learn converts.
-        is_plain = is_plain_frame(rows) or (
-            isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub"
-        )
-        checked: NDArray[Any] = validate_data(
-            self,
-            np.ma.getdata(rows) if isinstance(rows, np.ma.MaskedArray) else rows,
-            reset=reset,
-            dtype=None if is_plain else _FLOATS,
-            ensure_all_finite=False,
-            ensure_min_samples=2 if reset else 1,
-        )
-        if isinstance(rows, np.ma.MaskedArray):
-            return np.ma.MaskedArray(checked, np.ma.getmaskarray(rows), copy=False)
-        return checked
-
-    def _forget_names(self, n_features: int) -> None:
-        """Learn of a plain array what scikit-learn does; that it is no table is known.
-
-        It takes longer to find that out than a pass over few rows.
-        """
-        self.n_features_in_ = n_features
-        self.__dict__.pop("feature_names_in_", None)
-
-    def _is_plain(self, rows: Any) -> bool:
-        """Whether scikit-learn would take rows as they are, and say nothing.
-
-        It takes longer to find out than to answer for a few rows.
-        """
-        return bool(
-            _is_table_of_floats(rows)
-            and not hasattr(self, "feature_names_in_")
-            and rows.shape[1] == getattr(self, "n_features_in_", rows.shape[1])
-        )
-
-    def _check_n_features(self, n_features: int, why: str = "") -> None:
-        """Refuse rows of another number of features than the means have."""
-        _, expected = self._shape_of_means()
-        if n_features != expected:
-            # scikit-learn's words where it knows the number from a fit.
-            raise ValueError(
-                f"X has {n_features} features, but {type(self).__name__} is expecting "
-                f"{expected} features as input.{why}"
-            )
-
     def _settings(self, n_features: int) -> Settings:
         shape = SHAPES[self.covariance_type]
         k = self.n_components
-        precisions = _given(
+        precisions = given(
             self.precisions_init,
             f"{shape.name} precision",
             shape.stored(k, n_features),
@@ -481,8 +366,8 @@ default='kmeans'
             n_components=k,
             shape=shape,
             method=self.init_params,
-            weights=_given_weights(self.weights_init, k),
-            means=_given(self.means_init, "means", (k, n_features)),
+            weights=given_weights(self.weights_init, k),
+            means=given(self.means_init, "means", (k, n_features)),
             precisions=precisions,
         )
         stopping = Stopping(self.tol, self.max_iter)
@@ -501,7 +386,7 @@ default='kmeans'
         kinds = {"number of features": source.n_features, "dtype": str(source.dtype)}
         if warm is not None:
             kinds["parameters to go on from"] = describe(
-                np.concatenate([np.ravel(getattr(self, name)) for name in _PARAMETERS])
+                np.concatenate([np.ravel(getattr(self, name)) for name in PARAMETERS])
             )
         return {**parameters, **kinds}
 
@@ -516,47 +401,6 @@ default='kmeans'
         )
         return Run(mixture, previous=self.lower_bound_)
 
-    def _mixture(self) -> Mixture:
-        """The fitted mixture, from the attributes.
-
-        Raises
-        ------
-        ValueError
-            If their shapes do not fit each other, or `covariance_type`.
-        """
-        shape = SHAPES[self.covariance_type]
-        parameters = {
-            name: np.asarray(getattr(self, name), dtype=np.float64)
-            for name in _PARAMETERS
-            if hasattr(self, name) or name != "covariances_"
-        }
-        self._check_shapes(parameters)
-        factors = parameters["precisions_cholesky_"]
-        # To predict, scikit-learn does without.
-        if "covariances_" not in parameters:
-            parameters["covariances_"] = shape.covariances_of_factors(factors)
-        weights, means, covariances, _ = (parameters[name] for name in _PARAMETERS)
-        return Mixture(shape, weights, means, covariances, factors)
-
-    def _check_shapes(self, parameters: Mapping[str, NDArray[np.float64]]) -> None:
-        means = self._shape_of_means()
-        stored = SHAPES[self.covariance_type].stored(*means)
-        for name, parameter in parameters.items():
-            expected = {"weights_": means[:1], "means_": means}.get(name, stored)
-            if parameter.shape != expected:
-                raise ValueError(
-                    f"{name} has the shape {parameter.shape}, and must have {expected} "
-                    f"where means_ has {means} and covariance_type is "
-                    f"{self.covariance_type!r}: attributes or parameters were set that "
-                    "do not fit each other. Set them all, or fit again."
-                )
-
-    def _shape_of_means(self) -> tuple[int, int]:
-        means = np.shape(self.means_)
-        if len(means) != 2 or 0 in means:
-            raise ValueError(f"means_ must have the shape (K, d), and has {means}.")
-        return means
-
     def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
         mixture, run = outcome.mixture, outcome.run
         if dtype == np.float32 and not mixture.fits_in_single:
@@ -564,7 +408,7 @@ default='kmeans'
         precisions = mixture.shape.precisions(mixture.factors)
         found = mixture.weights, mixture.means, mixture.covariances, mixture.factors
         for name, numbers in zip(
-            (*_PARAMETERS, "precisions_"), (*found, precisions), strict=True
+            (*PARAMETERS, "precisions_"), (*found, precisions), strict=True
         ):
             setattr(self, name, np.require(numbers, dtype, ["C", "W"]))
         self.converged_ = run.status is Status.CONVERGED
@@ -573,158 +417,6 @@ default='kmeans'
         self.lower_bounds_ = list(run.bounds)
         self.n_passes_ = outcome.n_passes
         self.n_rows_skipped_ = outcome.n_skipped
-
-    def predict(self, X: Any) -> Any:
-        """Most probable component of each row.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-
-        Returns
-        -------
-        array of int64, shape (n,)
-        """
-        return self._answer(X, "labels")
-
-    def predict_proba(self, X: Any) -> Any:
-        """Responsibility of each component for each row.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-
-        Returns
-        -------
-        array of shape (n, K)
-        """
-        return self._answer(X, "responsibilities")
-
-    def score_samples(self, X: Any) -> Any:
-        """Log density of each row.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-
-        Returns
-        -------
-        array of shape (n,)
-        """
-        return self._answer(X, "log_prob")
-
-    def _answer(self, X: Any, kind: Kind) -> Any:
-        check_is_fitted(self)
-        given = open_input(X, self._gaps)
-        rows = self._validated(given, reset=False)
-        question = self._question(kind, None if given.is_lazy else len(rows))
-        return given.map(question, rows)
-
-    def _question(self, kind: Kind, n_rows: int | None) -> Question:
-        """A question about so many rows, if that is known."""
-        return ask(self._mixture(), kind, n_rows=n_rows, owner=self, nan=self.nan)
-
-    def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
-        """Mean log density of a row.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-        y : ignored
-        sample_weight : array-like of shape (n,), default=None
-
-        Returns
-        -------
-        float
-        """
-        found, dtype = self._score(X, sample_weight)
-        return float(dtype.type(found.mean))
-
-    def _score(self, X: Any, sample_weight: Any) -> tuple[Score, np.dtype[Any]]:
-        """Sum of the rows' log densities, and the dtype that results have."""
-        check_is_fitted(self)
-        taken = self._taken(X, sample_weight, reset=False)
-        question = self._question("log_prob", taken.n_rows)
-        if taken.is_one_block:
-            rows, weights = taken.rows, taken.weights
-            found, dtype = score_block(question, rows, weights), float_dtype(rows.dtype)
-        else:
-            source = taken.source()
-            found, dtype = score(question, source.shards()), source.dtype
-            source.check_unchanged()
-        if not found.weight > 0:
-            raise DataError(
-                "There are no rows to score: X has none, or all have weight 0, or NaN "
-                "and are skipped."
-            )
-        return found, dtype
-
-    def aic(self, X: Any, sample_weight: Any = None) -> float:
-        """Akaike's information criterion: the lower, the better.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-        sample_weight : array-like of shape (n,), default=None
-
-        Returns
-        -------
-        float
-        """
-        found, _ = self._score(X, sample_weight)
-        return found.aic(self._n_parameters())
-
-    def bic(self, X: Any, sample_weight: Any = None) -> float:
-        """Bayesian information criterion: the lower, the better.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-        sample_weight : array-like of shape (n,), default=None
-            The number of rows is their sum.
-
-        Returns
-        -------
-        float
-        """
-        found, _ = self._score(X, sample_weight)
-        return found.bic(self._n_parameters())
-
-    def _n_parameters(self) -> int:
-        """Free parameters of the model."""
-        return self._mixture().n_parameters
-
-    def sample(
-        self, n_samples: int = 1
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Draw rows from the fitted mixture.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, d)
-        y : ndarray of shape (n_samples,)
-            The component of each.
-        """
-        check_is_fitted(self)
-        if not isinstance(n_samples, Integral):
-            raise TypeError(f"n_samples must be an integer, got {n_samples!r}.")
-        if n_samples < 1:
-            raise ValueError(
-                f"Invalid value for 'n_samples': {n_samples}. The sampling requires at "
-                "least one sample."
-            )
-        random_state = check_random_state(self.random_state)
-        try:
-            return self._mixture().sample(int(n_samples), random_state)
-        except (MemoryError, OverflowError) as error:
-            raise ValueError(
-                f"{n_samples} rows do not fit into memory: draw fewer, or let the "
-                "command `daskgmm sample` write them part by part."
-            ) from error
 
     def to_sklearn(self) -> sklearn_mixture.GaussianMixture:
         """The same model as scikit-learn's estimator, fitted if this one is."""
@@ -764,16 +456,6 @@ default='kmeans'
             models.Model(type(self).__name__, self.get_params(deep=False), fitted),
             overwrite=overwrite,
         )
-
-
-def _is_table_of_floats(rows: Any) -> bool:
-    """Whether rows are a plain array such as scikit-learn does not convert."""
-    return bool(
-        type(rows) is np.ndarray
-        and rows.ndim == 2
-        and rows.dtype in _FLOATS
-        and rows.size > 0
-    )
 
 
 def load(url: str) -> GaussianMixture:
@@ -818,48 +500,3 @@ def _fitted_names(model: BaseEstimator) -> list[str]:
 def _copy_fitted(source: BaseEstimator, target: BaseEstimator) -> None:
     for name in _fitted_names(source):
         setattr(target, name, copy(getattr(source, name)))
-
-
-def _given(
-    parameter: ArrayLike | None, name: str, shape: tuple[int, ...]
-) -> NDArray[np.float64] | None:
-    """A user's starting parameter, checked."""
-    if parameter is None:
-        return None
-    if np.ma.is_masked(parameter):
-        raise ValueError(f"The parameter '{name}' has masked entries: fill them.")
-    array = check_array(
-        parameter,
-        dtype=np.float64,
-        ensure_2d=False,
-        allow_nd=True,
-        input_name=f"parameter '{name}'",
-    )
-    if array.shape != shape:
-        raise ValueError(
-            f"The parameter '{name}' should have the shape of {shape}, "
-            f"but got {array.shape}"
-        )
-    # What is made of it is the user's to write to.
-    return np.array(array, dtype=np.float64)
-
-
-def _given_weights(
-    parameter: ArrayLike | None, n_components: int
-) -> NDArray[np.float64] | None:
-    weights = _given(parameter, "weights", (n_components,))
-    if weights is None:
-        return None
-    if (weights < 0.0).any() or (weights > 1.0).any():
-        # scikit-learn's words to the letter: the two values stand swapped in them.
-        raise ValueError(
-            "The parameter 'weights' should be in the range [0, 1], but got max value "
-            f"{weights.min():.5f}, min value {weights.max():.5f}"
-        )
-    is_single = np.asarray(parameter).dtype == np.float32
-    if abs(1.0 - weights.sum()) > (1e-6 if is_single else 1e-8):
-        raise ValueError(
-            "The parameter 'weights' should be normalized, but got sum(weights) = "
-            f"{weights.sum():.5f}"
-        )
-    return weights
