@@ -221,11 +221,11 @@ def _write_chunk(
     """Write some rows of what the pieces, one after the other, hold."""
     values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     with naming_failures(url):
-        array = zarr.open_array(
-            patient_store(url, writable=True),
-            mode="r+",
-            config={"write_empty_chunks": True},
-        )
+        found: Any = zarr.open_array(patient_store(url, writable=True), mode="r+")
+        # Answers that are all "none" would be left out, and be taken for lost ones.
+        # `open_array` takes this setting and does not heed it.
+        config: Any = {"write_empty_chunks": True}
+        array = zarr.Array(zarr.AsyncArray(found.metadata, found.store_path, config))
         said: Any = array.attrs.asdict().get(OURS, {})
         check_run(said, url, run)
         array[first : first + wanted.stop - wanted.start] = values[wanted]

@@ -669,3 +669,17 @@ def test_a_disk_that_is_read_only(small_disk, write, out):
     with pytest.raises(StoreError, match=said):
         fitted(checkpoint=small_disk / "c")
     np.testing.assert_array_equal(load(small_disk / "model").means_, model.means_)
+
+
+# --- what would be wrong without a word -----------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1000, 10_000])
+@pytest.mark.parametrize("nothing", [-1, np.nan])
+def test_answers_that_are_all_nothing_are_written(tmp_path, nothing, n):
+    """As of rows that are all left out; Zarr leaves chunks of the fill value out."""
+    values = np.full(n, nothing)
+    out = tmp_path / "out.zarr"
+    assert write_zarr(da.from_array(values, chunks=100), out).n_found == 0
+    assert inspect.standing(str(out)).complete
+    np.testing.assert_array_equal(read(out), values)
