@@ -117,3 +117,22 @@ def test_features_that_are_not_there(features):
 def test_a_model_that_is_not_fitted():
     with pytest.raises(NotFittedError):
         plot_mixture(GaussianMixture(2))
+
+
+def test_everything_in_a_picture_is_of_its_two_features():
+    """Ellipses of some features over rows of others would look as good."""
+    pd = pytest.importorskip("pandas")
+    rows = pd.DataFrame(blobs(2, 500, 3, 2) * [1, 10, 100], columns=["x", "y", "z"])
+    model = GaussianMixture(2, random_state=0).fit(rows)
+    true = model.means_ + 0.5
+    ax = plot_mixture(model, rows, features=(2, 1), true_means=true, ax=axes())
+    *crosses, rings = ax.lines
+    marked = [cross.get_xydata()[0] for cross in crosses]
+    np.testing.assert_array_equal(marked, model.means_[:, [2, 1]])
+    np.testing.assert_array_equal(rings.get_xydata(), true[:, [2, 1]])
+    # Of the histogram, the cells: its first and last edges are those of the rows.
+    corners = ax.collections[0].get_coordinates()[[0, -1], [0, -1]]
+    np.testing.assert_allclose(
+        corners, [rows[["z", "y"]].min(), rows[["z", "y"]].max()]
+    )
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("z", "y")

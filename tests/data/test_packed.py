@@ -205,3 +205,22 @@ def test_without_xarray_it_says_what_to_install(store, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "xarray", None)
     with pytest.raises(ImportError, match=r"pip install 'daskgmm\[xarray\]'"):
         decoded(zarr.open_array(store, mode="r"))
+
+
+def test_decoded_numbers_since_a_day_stay_numbers(tmp_path, x):
+    """Days since another day are features, and xarray would make dates of them."""
+    packed(tmp_path / "x", x + 300, units="days since 2000-01-01")
+    rows = open_rows(tmp_path / "x", decode_cf=True)
+    assert rows.dtype.kind == "f"
+    meant = np.round(x * 100) / 100 + 300
+    np.testing.assert_allclose(rows.compute(), meant, rtol=1e-4)
+
+
+def test_codes_that_are_taken_as_they_are_say_nothing_else_any_more(tmp_path, x):
+    """Whichever attribute says it: a fit would refuse them for the one that is left."""
+    said = {"_FillValue": -1, "missing_value": -2, "_Unsigned": "false"}
+    packed(tmp_path / "x", x + 300, **said)
+    rows = open_rows(tmp_path / "x", decode_cf=False)
+    assert dict(rows.attrs) == {"units": "K"}
+    codes = zarr.open_array(tmp_path / "x", mode="r")[:]
+    np.testing.assert_array_equal(model().fit(rows).means_, model().fit(codes).means_)

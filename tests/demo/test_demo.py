@@ -186,3 +186,37 @@ def test_what_an_earlier_demo_left_is_replaced(tmp_path):
     for _ in range(2):
         demo_data.write(str(tmp_path / "rows.zarr"), truth, 1, 0)
     assert demo_data.is_of_demo(tmp_path / "rows.zarr")
+
+
+@LINUX
+def test_memory_is_held_no_longer_than_the_demo():
+    """Whoever runs it from a program has all of the memory again, also after errors."""
+    code = """
+from daskgmm.demo import memory
+def refused():
+    return memory.is_refused(10**9)
+print(refused())
+with memory.held(600):
+    print(refused())
+print(refused())
+try:
+    with memory.held(600):
+        1 / 0
+except ZeroDivisionError:
+    print(refused())
+"""
+    assert run_python(code) == ["False", "True", "False", "False"]
+
+
+@LINUX
+def test_what_a_process_takes_already_counts_as_held():
+    """Python and its libraries alone are a good part of the demo's budget."""
+    code = """
+from daskgmm.demo import memory
+import numpy as np, psutil
+some = np.ones(10**8, dtype=np.uint8)
+taken = psutil.Process().memory_info().rss
+memory.hold_memory(600)
+print(memory.is_refused(600 * 10**6 - taken // 2))
+"""
+    assert run_python(code) == ["True"]

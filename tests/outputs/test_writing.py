@@ -674,6 +674,30 @@ def test_a_disk_that_is_read_only(small_disk, write, out):
 # --- what would be wrong without a word -----------------------------------------------
 
 
+def test_a_replacement_in_other_parts_is_not_gone_on_with(out, write):
+    """Parts of another length, in an array of the old chunks, spoil each other."""
+    expected, answer = answers()
+    write(answer, out)
+    other = {"overwrite": True, "identity": {"kind": "proba"}}
+    interrupt(write, answer + 1, out, **other)
+    assert write((answer + 2).rechunk(50), out, **other).n_found == 0
+    assert len(parts(out)) == 20
+    assert np.array_equal(read(out), expected + 2)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.float64])
+def test_a_chunk_that_is_lost_later_does_not_read_as_an_answer(tmp_path, dtype):
+    """Zarr reads it as the fill value, without an error."""
+    expected, answer = answers(dtype=dtype)
+    write_zarr(answer + 1, tmp_path / "out.zarr")
+    parts(tmp_path / "out.zarr")[4].unlink()
+    found = read(tmp_path / "out.zarr")
+    lost = found[400:500]
+    assert (lost == -1).all() if dtype == np.int64 else np.isnan(lost).all()
+    found[400:500] = expected[400:500] + 1
+    assert np.array_equal(found, expected + 1)
+
+
 @pytest.mark.parametrize("n", [1000, 10_000])
 @pytest.mark.parametrize("nothing", [-1, np.nan])
 def test_answers_that_are_all_nothing_are_written(tmp_path, nothing, n):
@@ -683,3 +707,55 @@ def test_answers_that_are_all_nothing_are_written(tmp_path, nothing, n):
     assert write_zarr(da.from_array(values, chunks=100), out).n_found == 0
     assert inspect.standing(str(out)).complete
     np.testing.assert_array_equal(read(out), values)
+
+
+def test_parts_in_two_columns_of_rows_that_were_changed_are_written_anew(tmp_path):
+    """A part's place has a number for each axis, where an answer has two."""
+    expected, answer = answers(width=2, dtype=np.float64)
+    out, versions = tmp_path / "out.zarr", dict.fromkeys(range(0, 1000, 100), "old")
+    interrupt(write_zarr, answer, out, versions=lambda first, _: versions[first])
+    there = sorted(int(path.name) for path in out.glob("c/*") if any(path.iterdir()))
+    first = 100 * there[0]
+    versions[first] = "new"
+    written = write_zarr(answer + 1, out, versions=lambda first, _: versions[first])
+    assert written.n_found == len(there) - 1
+    block = slice(first, first + 100)
+    assert np.array_equal(read(out)[block], expected[block] + 1)
+
+
+@pytest.mark.parametrize("n_parts", [1, 100_000, 100_001, 2_000_000])
+def test_names_of_parquet_files_sort_as_their_rows_do(n_parts):
+    """Readers take them in the order of their names."""
+    place = parquet_output.ParquetPlace("out.parquet", {"files": n_parts})
+    last = range(max(0, n_parts - 3), n_parts)
+    names = [place.name(part) for part in sorted({0, n_parts // 11, *last})]
+    assert names == sorted(names)
+
+
+def test_a_parquet_file_that_is_cut_before_the_output_is_complete(tmp_path):
+    expected, answer = answers()
+    out = tmp_path / "out.parquet"
+
+    def observer(done, of):
+        if done == of:
+            parts(out)[4].write_bytes(parts(out)[4].read_bytes()[:-7])
+
+    with pytest.raises(StoreError, match=r"part-00004\.parquet.* is broken"):
+        write_parquet(answer, out, observer=observer)
+    assert described(out)["complete"] is False
+    assert write_parquet(answer, out).n_found == 9
+    assert np.array_equal(read(out), expected)
+
+
+def test_a_shard_that_cannot_be_read_is_written_anew(tmp_path):
+    """A shard holds more rows than a chunk, and is looked at as a whole."""
+    expected, answer = answers(n=10_050)
+    out = tmp_path / "out.zarr"
+    interrupt(write_zarr, answer, out)
+    shard = parts(out)[2]
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 1
+    shard.write_bytes(content)
+    n_parts = len(parts(out))
+    assert write_zarr(answer, out).n_found == n_parts - 1
+    assert np.array_equal(read(out), expected)

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import uuid
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from conftest import blobs
 from sklearn.mixture import GaussianMixture as Reference
 
 import daskgmm
-from daskgmm import GaussianMixture, ModelFileError
+from daskgmm import GaussianMixture, ModelFileError, StoreError
 from daskgmm.storage import models
 
 FITTED = (
@@ -255,3 +256,29 @@ def test_to_and_from_scikit_learn(covariance_type):
     assert not hasattr(unfitted, "means_")
     theirs.means_[...] = 0  # a copy: ours does not change
     assert not (model.means_ == 0).any()
+
+
+@contextmanager
+def no_file_larger_than(n_bytes):
+    """The operating system refuses to let this process's files grow any further."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_the_disk_refuses_leaves_nothing_of_itself(tmp_path):
+    """Not what was written before the refusal, either: it would stay for ever."""
+    path = tmp_path / "model"
+    model = _fitted()
+    model.save(path)
+    before = {p.relative_to(path): p.read_bytes() for p in _files(path)}
+    start = np.random.default_rng(0).normal(size=(50_000, 2))
+    large = _fitted().set_params(means_init=start)
+    with no_file_larger_than(100_000), pytest.raises(StoreError, match="no room left"):
+        large.save(path, overwrite=True)
+    assert {p.relative_to(path): p.read_bytes() for p in _files(path)} == before
+    assert len([p for p in path.iterdir() if p.is_dir()]) == 1
