@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, final
 
+import dask.array as da
 import zarr
 
+from daskgmm.data.dask_graph import Graph
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.storage.zarr_store import ZarrArray, facts_of, grid, key_of, readable
 
@@ -49,6 +51,8 @@ def versions_of(rows: Any) -> Versions:
         return _versions([] if rows.filters else lengths, facts)
     if isinstance(rows, zarr.Array):
         return _of_zarr(readable(rows))
+    if isinstance(rows, da.Array):
+        return _versions([], [*map(_facts_in_order, _arrays_in(rows))])
     return _versions([], [])
 
 
@@ -70,3 +74,21 @@ def _of_zarr(array: ZarrArray) -> Versions:
             for i in numbers
         ],
     )
+
+
+def _arrays_in(rows: da.Array) -> list[ZarrArray]:
+    """The Zarr arrays that lazy rows are computed from, which do not say how."""
+    found: dict[int, ZarrArray] = {}
+
+    def note(value: Any, *, sliced: bool) -> Any:
+        if isinstance(value, zarr.Array):
+            found[id(value)] = readable(value)
+        return value
+
+    Graph(dict(rows.dask)).change(note)
+    return list(found.values())
+
+
+def _facts_in_order(array: ZarrArray) -> list[Any]:
+    """A store lists its chunks in an order of its own."""
+    return sorted(facts_of(array).items())

@@ -1011,3 +1011,25 @@ def test_help_loads_neither_arrays_nor_scikit_learn(option):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_chunk_of_packed_numbers_that_was_repaired_is_predicted_anew(
+    run, tmp_path, rows
+):
+    """Decoded rows are as old as the codes that they are made of."""
+    path, out = str(tmp_path / "packed"), tmp_path / "out"
+    codes = np.round(rows * 100).astype(np.int32)
+    broken = codes.copy()
+    broken[2500, 1] = -(10**6)
+    array = zarr.create_array(path, data=broken, chunks=(100, D))
+    array.update_attributes({"scale_factor": 0.01, "_FillValue": -(10**6)})
+    model = str(tmp_path / "model")
+    GaussianMixture(K, random_state=0).fit(codes * 0.01).save(model)
+    with dask.config.set(scheduler="sync"):
+        assert_failed(run("predict", model, path, out, "--decode-cf"), "NaN in block")
+    assert list(out.glob("c/*"))
+    array[:] = codes[::-1]
+    result = run("predict", model, path, out, "--decode-cf")
+    assert result.exit_code == 0, result.output
+    labels = zarr.open_array(str(out), mode="r")[:]
+    assert np.array_equal(labels, load(model).predict(codes[::-1] * 0.01))
