@@ -120,6 +120,7 @@ def predict(
             "model": digest(mixture),
             "keys": keys,
             "nan": nan,
+            "missing_chunks": missing_chunks,
             **_identity(rows, data, store),
         },
         overwrite,

@@ -1013,6 +1013,50 @@ def test_help_loads_neither_arrays_nor_scikit_learn(option):
     assert run.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (["--nan", "skip"], "nan was 'error' and is 'skip'"),
+        (["--missing-chunks", "fill"], "missing_chunks was 'error' and is 'fill'"),
+        (["--no-decode-cf"], "decode_cf was None and is False"),
+        (["--array", "1/x"], r"data was '\S+, array 0/x' and is '\S+, array 1/x'"),
+    ],
+)
+def test_predict_does_not_go_on_with_other_options(run, model, tmp_path, other, said):
+    """The output would be of both, and say that it is complete."""
+    path, out = str(tmp_path / "group"), tmp_path / "out"
+    group, broken = zarr.open_group(path, mode="w"), np.full((N, D), np.nan)
+    for name in ("0/x", "1/x"):
+        group.create_array(name, data=broken, chunks=(700, D))
+    args = ("predict", model, path, out, "--array", "0/x")
+    assert_failed(run(*args), "NaN in block")
+    assert_failed(run(*args, *other), said)
+    assert_failed(run(*args), "NaN in block")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (["--filter", "third == 0"], r"filters was \[\] and is \[\['third', '==', '0'"),
+        (["--columns", "y,x"], r"columns was \['x', 'y'\] and is \['y', 'x'\]"),
+        (["--key", "id"], r"keys was \[\] and is \['id'\]"),
+    ],
+)
+def test_predict_of_parquet_does_not_go_on_with_other_options(
+    run, tmp_path, table, other, said
+):
+    path, out = str(tmp_path / "broken.parquet"), tmp_path / "out.parquet"
+    model = str(tmp_path / "model")
+    frame = table.to_pandas()[["x", "y"]]
+    GaussianMixture(K, random_state=0).fit(frame).save(model)
+    at = table.column_names.index("x")
+    broken = table.set_column(at, "x", pa.array(np.full(N, np.nan)))
+    pq.write_table(broken, path, row_group_size=1000)
+    args = ("predict", model, path, out)
+    assert_failed(run(*args), "NaN")
+    assert_failed(run(*args, *other), said)
+
+
 def test_a_chunk_of_packed_numbers_that_was_repaired_is_predicted_anew(
     run, tmp_path, rows
 ):
