@@ -52,7 +52,9 @@ def versions_of(rows: Any) -> Versions:
     if isinstance(rows, zarr.Array):
         return _of_zarr(readable(rows))
     if isinstance(rows, da.Array):
-        return _versions([], [*map(_facts_in_order, _arrays_in(rows))])
+        # The name is a digest of what is done to them, as by which scale they are
+        # decoded: that lies in no chunk.
+        return _versions([], [rows.name, *map(_facts_in_order, _arrays_in(rows))])
     return _versions([], [])
 
 

@@ -1075,3 +1075,25 @@ def test_a_chunk_of_packed_numbers_that_was_repaired_is_predicted_anew(
     assert result.exit_code == 0, result.output
     labels = zarr.open_array(str(out), mode="r")[:]
     assert np.array_equal(labels, load(model).predict(codes[::-1] * 0.01))
+
+
+@pytest.mark.parametrize("name", ["scale_factor", "add_offset"])
+def test_packed_numbers_that_mean_others_since_are_predicted_anew(
+    run, tmp_path, rows, name
+):
+    """Their codes are as they were, so the store tells of no chunk that changed."""
+    path, out = str(tmp_path / "packed"), tmp_path / "out"
+    codes = np.round(rows * 100).astype(np.int32)
+    codes[2500, 1] = nothing = -(10**6)
+    array = zarr.create_array(path, data=codes, chunks=(100, D))
+    array.update_attributes({"scale_factor": 0.01, "_FillValue": nothing})
+    model = str(tmp_path / "model")
+    GaussianMixture(K, random_state=0).fit(rows).save(model)
+    while not list(out.glob("c/*")):  # a worker may begin with the chunk that fails
+        assert_failed(run("predict", model, path, out, "--decode-cf"), "NaN in block")
+    array.update_attributes({name: 0.03, "_FillValue": nothing + 1})
+    result = run("predict", model, path, out, "--decode-cf")
+    assert result.exit_code == 0, result.output
+    labels = zarr.open_array(str(out), mode="r")[:]
+    meant = open_rows(path, decode_cf=True)
+    assert np.array_equal(labels, load(model).predict(meant.compute()))

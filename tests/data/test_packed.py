@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
 
 import dask.array as da
 import numpy as np
@@ -15,6 +18,7 @@ from conftest import blobs, create_zarr
 from daskgmm import DataError, GaussianMixture, load, open_rows
 from daskgmm.cli.main import main
 from daskgmm.data.packed import decoded, packing
+from daskgmm.data.versions import versions_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -224,3 +228,21 @@ def test_codes_that_are_taken_as_they_are_say_nothing_else_any_more(tmp_path, x)
     assert dict(rows.attrs) == {"units": "K"}
     codes = zarr.open_array(tmp_path / "x", mode="r")[:]
     np.testing.assert_array_equal(model().fit(rows).means_, model().fit(codes).means_)
+
+
+def test_versions_of_decoded_rows_are_the_same_until_their_meaning_changes(store):
+    """Also to another process, which is to go on with what this one wrote."""
+    said = [versions(store)]
+    code = "import sys, test_packed as t; print(t.versions(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(store)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said.append(subprocess.check_output(command, env=env, text=True).strip())
+    assert said[0] == said[1]
+    for change in ({"scale_factor": 0.02}, {"add_offset": 1.0}, {"_FillValue": 7}):
+        zarr.open_array(store, mode="r+").update_attributes(change)
+        said.append(versions(store))
+    assert len(set(said)) == 4
+
+
+def versions(store):
+    return versions_of(open_rows(store, decode_cf=True)).of_rows(0, N)
