@@ -28,7 +28,7 @@ class Versions:
     ends : tuple of int
         Last row, plus one, of each piece; none where lengths are not known.
     facts : tuple
-        Of each piece.
+        Of each piece: what is told of it, and, where that is known, its last row.
     """
 
     ends: tuple[int, ...]
@@ -46,7 +46,8 @@ class Versions:
 def versions_of(rows: Any) -> Versions:
     """Versions of rows that were opened; of what no store tells of, always the same."""
     if isinstance(rows, ParquetRows):
-        facts = [rows.fact(span) for block in rows.spans for span in block]
+        # By the path, too: it may say what a column holds.
+        facts = [(span.path, rows.fact(span)) for block in rows.spans for span in block]
         lengths = [span.n_rows for block in rows.spans for span in block]
         return _versions([] if rows.filters else lengths, facts)
     if isinstance(rows, zarr.Array):
@@ -59,7 +60,11 @@ def versions_of(rows: Any) -> Versions:
 
 
 def _versions(lengths: Sequence[int], facts: Sequence[Any]) -> Versions:
-    return Versions(tuple(accumulate(lengths)), tuple(facts))
+    if not lengths:
+        return Versions((), tuple(facts))
+    # With where a piece lies: those before it may be longer or shorter since.
+    ends = tuple(accumulate(lengths))
+    return Versions(ends, tuple(zip(ends, facts, strict=True)))
 
 
 def _of_zarr(array: ZarrArray) -> Versions:

@@ -26,6 +26,7 @@ from daskgmm.data.parquet import open_parquet
 from daskgmm.data.partition import _bounds_at
 from daskgmm.data.sources import open_source
 from daskgmm.data.table_files import find_files
+from daskgmm.data.versions import versions_of
 from daskgmm.errors import DataError, StoreError
 from daskgmm.execution.tree import leaf_bounds, shard_bounds
 from daskgmm.kernel import passes
@@ -489,3 +490,56 @@ def test_memory_of_blocks_is_used_again_once_nobody_holds_it():
 
     with ThreadPoolExecutor(1) as thread:  # whose memory is its own
         thread.submit(run).result()
+
+
+def all_spans(rows):
+    return [span for block in rows.spans for span in block]
+
+
+def test_a_file_that_was_replaced_is_not_read_by_the_old_footer(tmp_path, x):
+    """Which is kept from pass to pass, as long as the file is the same."""
+    place = write(tmp_path / "x.parquet", x)
+    rows = open_parquet(place)
+    np.testing.assert_array_equal(rows.reading().block(all_spans(rows)), x)
+    write(place, x + 1)
+    with pytest.raises(StoreError, match="has been changed since it was opened"):
+        rows.reading().block(all_spans(rows))
+
+
+def test_a_file_that_was_opened_anew_is_not_read_on_where_the_old_one_was_left(
+    tmp_path, x
+):
+    """The thread has the old one open still, and stands before the rows in it."""
+    place = write(tmp_path / "x.parquet", x)
+    rows = open_parquet(place)
+    some = all_spans(rows)[:3]
+    rows.reading().block(some)
+    write(tmp_path / "new.parquet", x + 1).replace(place)
+    anew = open_parquet(place)
+    found = anew.reading().block(all_spans(anew)[3:])
+    np.testing.assert_array_equal(found, x[some[-1].stop :] + 1)
+
+
+def versions(place, first, stop, **options):
+    return versions_of(open_parquet(place, **options)).of_rows(first, stop)
+
+
+def test_rows_that_moved_are_of_another_version(tmp_path, x):
+    """Though the file that they lie in, and the number of all rows, are the same."""
+    place = write_folder(tmp_path / "x", x)
+    before = [versions(place, first, first + 100) for first in (0, 1300, 4900)]
+    write(place / "part-2.parquet", x[2500:3750] + 1)
+    assert [versions(place, i, i + 100) for i in (0, 1300, 4900)] == before
+    write(place / "part-0.parquet", x[:1240])
+    write(place / "part-3.parquet", x[3740:])
+    after = [versions(place, first, first + 100) for first in (0, 1300, 4900)]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+
+
+def test_a_file_that_is_of_another_partition_since_is_of_another_version(tmp_path, x):
+    """Its path says what some columns hold, and the file stays what it was."""
+    (place := tmp_path / "x" / "key=1").mkdir(parents=True)
+    write(place / "0.parquet", x)
+    before = versions(tmp_path / "x", 0, 100, columns=["a", "key"])
+    place.rename(tmp_path / "x" / "key=2")
+    assert versions(tmp_path / "x", 0, 100, columns=["a", "key"]) != before
