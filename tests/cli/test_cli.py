@@ -976,8 +976,8 @@ def test_a_chunk_that_was_repaired_is_predicted_anew(run, model, tmp_path, rows)
     while not done:  # a worker may begin with the chunk that fails
         assert_failed(run("predict", model, path, out), "NaN in block")
         done = [int(p.name) for p in out.glob("c/*")]
-    first = done[0] * 700
-    broken[first : first + 700] = rows[:700] + 1
+    changed = broken[done[0] * 700 :][:700]  # the last chunk has fewer rows
+    changed[:] = rows[: len(changed)] + 1
     broken[2500, 1] = rows[2500, 1]
     array[:] = broken
     time.sleep(0.01)
