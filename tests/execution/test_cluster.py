@@ -101,6 +101,9 @@ def cluster(folder, n_workers, *options):
             running.add_worker(*options)
         with running.client() as client:
             client.wait_for_workers(n_workers, timeout=60)
+            # A worker is of use once it has loaded the kernel, which takes longer than
+            # its start where others load it too.
+            client.run(exec, "import daskgmm.kernel.passes")
             running.started_in = time.monotonic() - began
             yield running, client
     finally:
