@@ -12,9 +12,11 @@ from typing import Any, final
 
 import dask.array as da
 import zarr
+from dask.base import tokenize
 
 from daskgmm.data.dask_graph import Graph
 from daskgmm.data.parquet import ParquetRows
+from daskgmm.data.zarr_reader import Care
 from daskgmm.storage.zarr_store import ZarrArray, facts_of, grid, key_of, readable
 
 
@@ -53,9 +55,7 @@ def versions_of(rows: Any) -> Versions:
     if isinstance(rows, zarr.Array):
         return _of_zarr(readable(rows))
     if isinstance(rows, da.Array):
-        # The name is a digest of what is done to them, as by which scale they are
-        # decoded: that lies in no chunk.
-        return _versions([], [rows.name, *map(_facts_in_order, _arrays_in(rows))])
+        return _versions([], _facts_of_graph(rows))
     return _versions([], [])
 
 
@@ -65,6 +65,20 @@ def _versions(lengths: Sequence[int], facts: Sequence[Any]) -> Versions:
     # With where a piece lies: those before it may be longer or shorter since.
     ends = tuple(accumulate(lengths))
     return Versions(ends, tuple(zip(ends, facts, strict=True)))
+
+
+def _facts_of_graph(rows: da.Array) -> list[str]:
+    """What is told of lazy rows as a whole, and of each Zarr array behind them.
+
+    Their name is a digest of what is done to them, as by which scale they are decoded:
+    that lies in no chunk.
+    """
+    care = Care("fill")
+    Graph(dict(rows.dask)).change(care)
+    arrays = care.arrays.values()
+    for array in arrays:
+        array.note_facts()
+    return [rows.name, *map(tokenize, arrays)]
 
 
 def _of_zarr(array: ZarrArray) -> Versions:
@@ -81,21 +95,3 @@ def _of_zarr(array: ZarrArray) -> Versions:
             for i in numbers
         ],
     )
-
-
-def _arrays_in(rows: da.Array) -> list[ZarrArray]:
-    """The Zarr arrays that lazy rows are computed from, which do not say how."""
-    found: dict[int, ZarrArray] = {}
-
-    def note(value: Any, *, sliced: bool) -> Any:
-        if isinstance(value, zarr.Array):
-            found[id(value)] = readable(value)
-        return value
-
-    Graph(dict(rows.dask)).change(note)
-    return list(found.values())
-
-
-def _facts_in_order(array: ZarrArray) -> list[Any]:
-    """A store lists its chunks in an order of its own."""
-    return sorted(facts_of(array).items())
