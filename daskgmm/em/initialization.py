@@ -161,9 +161,8 @@ def _group_moments(
         weights = _weights_of(subsample, rows)
         x = memory[: len(rows)]
         if subsample.x.dtype == x.dtype:
-            np.take(
-                subsample.x, rows, axis=0, out=x, mode="clip"
-            )  # to check costs more
+            # To clip costs nothing, to check does.
+            np.take(subsample.x, rows, axis=0, out=x, mode="clip")
         else:
             x[...] = subsample.x[rows]
         mass[k] = weights.sum()

@@ -83,9 +83,7 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
             validate_data(self, names, reset=reset, skip_check_array=True)
             n_features = names.shape[1]
         else:
-            if reset and _is_table_of_floats(rows) and len(rows) > 1:
-                self._forget_names(rows.shape[1])
-            elif reset or not self._is_plain(rows):
+            if reset or not self._is_plain(rows):
                 rows = self._validated_in_memory(rows, reset=reset)
             n_features = rows.shape[1]
         if not reset:
@@ -93,6 +91,12 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return rows
 
     def _validated_in_memory(self, rows: Any, *, reset: bool) -> Any:
+        if _is_table_of_floats(rows) and len(rows) > 1:
+            # Taken as they are: to find that out takes longer than a pass over few.
+            if reset:
+                self._forget_names(rows.shape[1])
+                return rows
+            return validate_data(self, rows, reset=False, skip_check_array=True)
         # Blocks are converted one by one, and looked through for NaN: what is more than
         # numbers, such as text, scikit-learn converts.
         is_plain = is_plain_frame(rows) or (
