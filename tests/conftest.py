@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
+from daskgmm.kernel import passes
+from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
 
@@ -102,3 +104,11 @@ def covariance_type(request):
 def init_params(request):
     """Each way to start in turn."""
     return request.param
+
+
+def sums_over(e_step, parts):
+    """What the kernel adds up over parts of rows, one after the other."""
+    added, scratch = np.zeros(e_step.padded_size), e_step.scratch()
+    for part in parts:
+        passes.accumulate(e_step.compiled_plan, as_rows(part), None, added, scratch)
+    return added

@@ -21,6 +21,8 @@ from http.server import (
 )
 from pathlib import Path
 
+from distributed import LocalCluster
+
 from daskgmm.storage import models
 
 PACKAGES = {
@@ -360,3 +362,10 @@ def kill_until_done(command, model, seed):
                 break
     assert process.returncode in (0, -signal.SIGKILL)
     assert kills >= 1
+
+
+def worker_processes():
+    """A cluster of two worker processes of one thread each."""
+    return LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    )

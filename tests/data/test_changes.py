@@ -16,10 +16,10 @@ import pytest
 import zarr
 from click.testing import CliRunner
 from conftest import blobs, random_mixture
-from distributed import Client, LocalCluster
+from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from services import free_port, program, running
+from services import free_port, program, running, worker_processes
 from sklearn.mixture import GaussianMixture as Theirs
 from test_reading import CHUNK, KINDS, as_given, chunk_file, create, model
 
@@ -41,9 +41,7 @@ def x():
 def processes():
     """A cluster of worker processes that run in another folder."""
     with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-        ) as cluster,
+        worker_processes() as cluster,
         Client(cluster) as client,
     ):
         client.run(os.chdir, "/")

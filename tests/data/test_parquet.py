@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import blobs, random_mixture
+from conftest import blobs, random_mixture, sums_over
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,8 +29,6 @@ from daskgmm.data.table_files import find_files
 from daskgmm.data.versions import versions_of
 from daskgmm.errors import DataError, StoreError
 from daskgmm.execution.tree import leaf_bounds, shard_bounds
-from daskgmm.kernel import passes
-from daskgmm.kernel.layout import as_rows
 from daskgmm.kernel.tile import tile_rows
 from daskgmm.mixtures.e_step import plan
 
@@ -205,14 +203,7 @@ def test_parts_are_the_block_and_give_the_same_bits(
     folder = tmp_path_factory.mktemp("x")
     for i, part in enumerate(np.split(x, np.cumsum(groups)[:-1])):
         write(folder / f"{i:03d}.parquet", part, row_group_size=group_rows)
-    message = plan(random_mixture(rng, "full", 2, 3))
-
-    def sums(parts):
-        added, scratch = np.zeros(message.padded_size), message.scratch()
-        for part in parts:
-            rows = as_rows(part)
-            passes.accumulate(message.compiled_plan, rows, None, added, scratch)
-        return added
+    e_step = plan(random_mixture(rng, "full", 2, 3))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "BLOCK_BYTES", block_bytes)
@@ -230,7 +221,8 @@ def test_parts_are_the_block_and_give_the_same_bits(
             np.testing.assert_array_equal(np.concatenate([block[:0], *parts]), block)
             assert all(len(part) % tile_rows(3) == 0 for part in parts[:-1])
             assert all(map(len, parts))
-            np.testing.assert_array_equal(sums(reading.parts(spans)), sums([block]))
+            added = sums_over(e_step, reading.parts(spans))
+            np.testing.assert_array_equal(added, sums_over(e_step, [block]))
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

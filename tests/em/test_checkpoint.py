@@ -111,19 +111,24 @@ def test_a_state_is_written_once_its_time_is_over(tmp_path, interval, first):
     assert passes[0] == first
 
 
+def resume(x, place, interval):
+    """A fit that goes on from a checkpoint, and the number of its first pass."""
+    resumed, passes = model(), []
+    resumed.fit(
+        x,
+        callback=lambda p: passes.append(p.n_pass),
+        checkpoint=place,
+        checkpoint_interval=interval,
+    )
+    return resumed, passes[0]
+
+
 def test_passes_since_the_last_state_are_done_again(tmp_path):
     x = blobs(2, 2000, 2, 3, spread=1.0)
     expected = model().fit(x)
     break_off(model(), x, tmp_path, after=5, interval=3)
-    resumed, passes = model(), []
-    resumed.fit(
-        x,
-        sample_weight=None,
-        callback=lambda p: passes.append(p.n_pass),
-        checkpoint=tmp_path,
-        checkpoint_interval=3,
-    )
-    assert passes[0] == 4
+    resumed, first_pass = resume(x, tmp_path, interval=3)
+    assert first_pass == 4
     assert_same(resumed, expected)
 
 
@@ -345,15 +350,8 @@ def test_any_fsspec_url():
     expected = model().fit(x)
     break_off(model(), x, place, after=3)
     assert fsspec.filesystem("memory").ls("/checkpoints/one")
-    resumed, passes = model(), []
-    resumed.fit(
-        x,
-        sample_weight=None,
-        callback=lambda p: passes.append(p.n_pass),
-        checkpoint=place,
-        checkpoint_interval=1,
-    )
-    assert passes[0] == 4
+    resumed, first_pass = resume(x, place, interval=1)
+    assert first_pass == 4
     assert_same(resumed, expected)
 
 

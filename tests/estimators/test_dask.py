@@ -14,6 +14,7 @@ from conftest import blobs
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from services import worker_processes
 from sklearn.exceptions import ConvergenceWarning
 from test_scikit_learn import assert_same_model, fit_both
 
@@ -251,9 +252,7 @@ def test_a_worker_that_is_killed_costs_no_bit():
     with pytest.warns(ConvergenceWarning):
         expected = GaussianMixture(**parameters).fit(x)
     with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-        ) as cluster,
+        worker_processes() as cluster,
         Client(cluster) as client,
     ):
         [victim, _] = client.run(os.getpid).values()

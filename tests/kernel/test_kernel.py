@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COVARIANCE_TYPES, random_mixture
+from conftest import COVARIANCE_TYPES, random_mixture, sums_over
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import LONG, log_joint, log_sum_exp, responsibilities
@@ -293,16 +293,9 @@ def test_columns_in_parts_give_the_same_bits(n, d, single, seed):
     cuts = size * np.unique(rng.integers(0, n // size + 1, size=3))
     its = plan(random_mixture(rng, "diag", 2, d))
 
-    def sums(parts):
-        added, scratch = np.zeros(its.padded_size), its.scratch()
-        for part in parts:
-            rows = as_rows(part)
-            passes.accumulate(its.compiled_plan, rows, None, added, scratch)
-        return added
-
     ends = [0, *cuts, n]
     parts = [columns[first:last] for first, last in pairwise(ends) if first < last]
-    np.testing.assert_array_equal(sums(parts), sums([x]))
+    np.testing.assert_array_equal(sums_over(its, parts), sums_over(its, [x]))
     x[rng.integers(0, n), rng.integers(0, d)] = np.nan
     columns = columns_apart(x, rng)
     found = passes.first_not_finite(as_rows(columns))

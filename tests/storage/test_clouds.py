@@ -16,8 +16,8 @@ import pyarrow.parquet
 import pytest
 import zarr
 from conftest import blobs, create_zarr
-from distributed import Client, LocalCluster
-from services import Relay, serving, store_server
+from distributed import Client
+from services import Relay, serving, store_server, worker_processes
 from test_s3 import FITTED, check_chunks_are_named, run
 
 from daskgmm import GaussianMixture, load
@@ -80,12 +80,7 @@ def cloud(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workers(cloud):
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address="127.0.0.1:0",
-    ) as cluster:
+    with worker_processes() as cluster:
         yield cluster
 
 

@@ -16,8 +16,15 @@ import s3fs
 import zarr
 from click.testing import CliRunner
 from conftest import blobs, create_zarr
-from distributed import Client, LocalCluster
-from services import Folder, Relay, kill_until_done, serving, store_server
+from distributed import Client
+from services import (
+    Folder,
+    Relay,
+    kill_until_done,
+    serving,
+    store_server,
+    worker_processes,
+)
 from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
@@ -119,12 +126,7 @@ def stores(s3, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workers(s3):
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address="127.0.0.1:0",
-    ) as cluster:
+    with worker_processes() as cluster:
         yield cluster
 
 
