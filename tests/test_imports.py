@@ -15,7 +15,7 @@ import daskgmm
 PACKAGE = Path(daskgmm.__file__).parent
 
 LEVELS = [
-    {"errors", "config"},
+    {"errors", "config", "loaded"},
     {"kernel"},
     {"storage", "execution", "mixtures"},
     {"data"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Final, final
@@ -10,6 +9,7 @@ from typing import Any, Final, final
 import click
 
 from daskgmm.errors import DaskGMMError
+from daskgmm.loaded import is_a
 
 
 def _fit() -> click.Command:
@@ -107,19 +107,13 @@ class _Commands(click.Group):
         except (DaskGMMError, ValueError, OSError, ImportError) as error:
             raise _in_one_line(error, str(error)) from error
         except Exception as error:
-            if not _is_killed(error):
+            if not is_a(error, "distributed", "KilledWorker"):
                 raise
             raise _in_one_line(
                 error,
                 "A worker process died again and again, most likely for want of "
                 "memory: give it more with --memory-limit, or store smaller chunks.",
             ) from error
-
-
-def _is_killed(error: Exception) -> bool:
-    """Whether Dask gave up, as workers died: only who used it has loaded it."""
-    distributed = sys.modules.get("distributed")
-    return distributed is not None and isinstance(error, distributed.KilledWorker)
 
 
 def _warn(message: Warning | str, *_where: Any) -> None:

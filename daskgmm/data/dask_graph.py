@@ -18,7 +18,7 @@ from dask._task_spec import Task as Task
 from dask._task_spec import TaskRef as TaskRef
 from dask.utils import ensure_dict
 
-from daskgmm.execution.cluster import is_of_cluster
+from daskgmm.loaded import is_a
 
 Key = Any  # Hashable, but Dask's own annotations differ from version to version
 
@@ -88,7 +88,9 @@ class Graph:
 
     def __init__(self, graph: Mapping[Hashable, Any]) -> None:
         flat = ensure_dict(graph)
-        self.futures = {k: v for k, v in flat.items() if is_of_cluster(v, "Future")}
+        self.futures = {
+            k: v for k, v in flat.items() if is_a(v, "distributed", "Future")
+        }
         rest = {k: v for k, v in flat.items() if k not in self.futures}
         self.nodes: dict[Key, GraphNode] = convert_legacy_graph(
             rest, all_keys=set(flat)

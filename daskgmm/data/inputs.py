@@ -37,6 +37,7 @@ from daskgmm.data.source import Source
 from daskgmm.data.sources import open_source
 from daskgmm.data.weights import weights_of_rows_in_memory
 from daskgmm.errors import DataError
+from daskgmm.loaded import is_a
 
 _VARIABLES: Final = "daskgmm: variables of a Dataset"
 """The dimension along which a Dataset's variables are laid: a name nobody else uses."""
@@ -158,23 +159,23 @@ def open_input(X: Any, gaps: Gaps) -> Rows:
     """
     if type(X) is np.ndarray:
         return _RowsInMemory(X, gaps)
-    if _is(X, "xarray", "DataArray", "Dataset"):
+    if is_a(X, "xarray", "DataArray", "Dataset"):
         X = from_xarray(X)
     if isinstance(X, XarrayRows):
         return replace(X, gaps=gaps)
     if isinstance(X, Rows):
         return X
-    if _is(X, "dask.dataframe", "DataFrame"):
+    if is_a(X, "dask.dataframe", "DataFrame"):
         return _PartitionedRows(X, gaps)
-    if _is(X, "dask.dataframe", "Series", "Index"):
+    if is_a(X, "dask.dataframe", "Series", "Index"):
         raise DataError(
             f"X is a Dask {type(X).__name__}: expected a DataFrame. With one feature, "
             "it can be made by to_frame()."
         )
-    if _is(X, "pandas", "DataFrame"):
+    if is_a(X, "pandas", "DataFrame"):
         return _RowsInMemory(_in_memory(X), gaps)
     for module, names, advice in _NOT_TAKEN:
-        if _is(X, module, *names):
+        if is_a(X, module, *names):
             raise DataError(f"X is a {type(X).__module__}.{type(X).__name__}: {advice}")
     if _is_table(X):
         return _RowsInMemory(_in_memory(X.to_pandas()), gaps)
@@ -190,11 +191,11 @@ def _is_table(X: Any) -> bool:
     One of numbers, which scikit-learn would make an array of at eight bytes each, or
     with lists.
     """
-    if _is(X, "polars", "DataFrame"):
+    if is_a(X, "polars", "DataFrame"):
         kinds = X.dtypes
         numbers = all(kind.is_numeric() or str(kind) == "Boolean" for kind in kinds)
         return numbers or any(kind.is_nested() for kind in kinds)
-    if _is(X, "pyarrow", "Table", "RecordBatch"):
+    if is_a(X, "pyarrow", "Table", "RecordBatch"):
         kinds = [field.type for field in X.schema]
         arrow = sys.modules["pyarrow"]
         types = arrow.types
@@ -205,14 +206,6 @@ def _is_table(X: Any) -> bool:
             for kind in kinds
         ) or any(kind.num_fields for kind in kinds)
     return False
-
-
-def _is(value: Any, module: str, *names: str) -> bool:
-    """Whether a value is of a class of a module; without loading it."""
-    loaded = sys.modules.get(module)
-    # A name may be missing while another thread still imports the module.
-    classes = [getattr(loaded, name, None) for name in names]
-    return isinstance(value, tuple(c for c in classes if c is not None))
 
 
 @final
@@ -291,13 +284,13 @@ def _table_of_chunk(
 def _plain_weights(weights: Any) -> Any:
     """Weights without labels, in their order."""
     name = "sample_weight"
-    if _is(weights, "dask.dataframe", "Series"):
+    if is_a(weights, "dask.dataframe", "Series"):
         check_number(weights.dtype, name)
         return weights.map_partitions(_as_floats, meta=np.empty(0))
-    if _is(weights, "pandas", "Series") and weights.dtype != np.dtype(object):
+    if is_a(weights, "pandas", "Series") and weights.dtype != np.dtype(object):
         check_number(weights.dtype, name)
         return _as_floats(weights)
-    if not _is(weights, "xarray", "DataArray"):
+    if not is_a(weights, "xarray", "DataArray"):
         return weights
     _check_numbers(weights, name)
     return weights.data
@@ -316,7 +309,7 @@ def _are_plain(dtypes: Any, kinds: str) -> bool:
 def is_plain_frame(rows: Any) -> bool:
     """Whether a pandas DataFrame is made an array of in a dtype of its columns."""
     # Of booleans and numbers, pandas makes an array of objects.
-    return _is(rows, "pandas", "DataFrame") and _are_plain(rows.dtypes, "fiu")
+    return is_a(rows, "pandas", "DataFrame") and _are_plain(rows.dtypes, "fiu")
 
 
 def _in_memory(frame: Any) -> Any:
@@ -362,7 +355,7 @@ class _PartitionedRows(Rows):
         return _pandas_frame(columns=self._columns.names)
 
     def _laid(self, sample_weight: Any) -> Any:
-        if _is(sample_weight, "dask.dataframe", "Series"):
+        if is_a(sample_weight, "dask.dataframe", "Series"):
             ours, theirs = self.frame.divisions, sample_weight.divisions
             if None not in (*ours, *theirs) and ours != theirs:
                 raise DataError(
@@ -453,9 +446,9 @@ def from_xarray(data: Any, feature_dim: Hashable | None = None) -> XarrayRows:
     >>> GaussianMixture(2).fit(pixels).predict(pixels).sizes
     Frozen({'y': 20, 'x': 30})
     """
-    if _is(data, "xarray", "Dataset"):
+    if is_a(data, "xarray", "Dataset"):
         data, feature_dim = _variables(data, feature_dim)
-    elif not _is(data, "xarray", "DataArray"):
+    elif not is_a(data, "xarray", "DataArray"):
         raise DataError(
             f"Expected an xarray DataArray or Dataset, not {type(data).__name__}."
         )
@@ -568,7 +561,7 @@ class XarrayRows(Rows):
 
     def _laid(self, sample_weight: Any) -> Any:
         samples = self.array.dims[:-1]
-        if _is(sample_weight, "xarray", "DataArray"):
+        if is_a(sample_weight, "xarray", "DataArray"):
             return self._flat_weights(sample_weight)
         if len(samples) > 1 and sample_weight is not None:
             raise DataError(

@@ -32,6 +32,7 @@ from dask.system import CPU_COUNT
 from daskgmm.errors import ClusterError
 from daskgmm.execution.forking import after_fork
 from daskgmm.execution.watch import NO_ANSWER, Watch, address_of, ask, lost
+from daskgmm.loaded import is_a
 
 if TYPE_CHECKING:
     from distributed import Client, KilledWorker
@@ -51,6 +52,7 @@ _NO_CLIENT: Final = (
 )
 _MUCH: Final = 1e7
 """Bytes of sums that are worth a word."""
+
 Scheduler = Callable[..., Any]
 """What Dask runs graphs by: a client's `get`, or that of threads or of processes."""
 
@@ -100,25 +102,18 @@ def active_client() -> Client | None:
     return _client_of(chosen_scheduler())
 
 
-def is_of_cluster(value: Any, name: str) -> bool:
-    """Whether a value is of distributed's class of a name; without loading it."""
-    loaded = sys.modules.get("distributed")
-    # The name may be missing while another thread still imports it.
-    return isinstance(value, getattr(loaded, name, ()))
-
-
 def killed_worker(error: BaseException) -> KilledWorker | None:
     """An error, if it says that the workers of a task died again and again."""
     found: Any = error
     killed: KilledWorker | None = (
-        found if is_of_cluster(found, "KilledWorker") else None
+        found if is_a(found, "distributed", "KilledWorker") else None
     )
     return killed
 
 
 def _client_of(scheduler: Scheduler) -> Client | None:
     owner = getattr(scheduler, "__self__", None)
-    client: Client | None = owner if is_of_cluster(owner, "Client") else None
+    client: Client | None = owner if is_a(owner, "distributed", "Client") else None
     if client is not None and client.status == "closed":
         raise ClusterError(f"Dask's Client is closed. {_NO_CLIENT}")
     return client
