@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 
 import dask
 import dask.array as da
@@ -22,7 +24,7 @@ from sklearn.model_selection import GridSearchCV
 
 from daskgmm import GaussianMixture
 from daskgmm.errors import ClusterError
-from daskgmm.execution.cluster import each
+from daskgmm.execution.cluster import compute, each
 
 pytestmark = pytest.mark.timeout(100)
 
@@ -360,3 +362,53 @@ def test_forked_processes_fit_or_say_why_not(tmp_path):
     assert "closed" in lines[11].lower()
     rest = ("connected", "started", "on threads", "in memory")
     assert lines[12:] == [f"{name} True" for name in rest]
+
+
+SPANS = []
+"""When pieces of work began and ended, by threads of this process."""
+
+
+def note(seconds):
+    began = time.monotonic()
+    SPANS.append((began, np.inf))
+    time.sleep(seconds)
+    SPANS[SPANS.index((began, np.inf))] = began, time.monotonic()
+
+
+def wait_and_note():
+    assert compute(delayed(5)) == 5
+    note(0.5)
+
+
+def test_a_task_that_waited_takes_its_thread_again(tmp_path):
+    """Else a worker does more at once than it has threads for."""
+    SPANS.clear()
+    with cluster(tmp_path) as running, Client(running) as client:
+        first = client.submit(wait_and_note)
+        rest = [client.submit(note, 0.05, pure=False) for _ in range(30)]
+        client.gather([first, *rest])
+    assert len(SPANS) == 31
+    for (_, ended), (began, _) in pairwise(sorted(SPANS)):
+        assert began >= ended - 0.01
+
+
+def interrupt_once_begun():
+    while not SPANS:
+        time.sleep(0.01)
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_what_has_not_begun_is_left_after_an_interrupt(tmp_path):
+    """Also while the interrupt's traceback is kept, as notebooks keep it."""
+    SPANS.clear()
+    with cluster(tmp_path) as running, Client(running):
+        works = [delayed(note)(0.2 + 1e-6 * number) for number in range(30)]
+        thread = threading.Thread(target=interrupt_once_begun)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt) as _kept:
+            compute(delayed(works))
+        thread.join()
+        time.sleep(0.5)  # what had begun ends
+        n_begun = len(SPANS)
+        time.sleep(1.0)
+        assert len(SPANS) == n_begun < len(works)
