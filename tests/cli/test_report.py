@@ -1,0 +1,43 @@
+"""What commands tell of time: how long, and how long to go."""
+
+from __future__ import annotations
+
+import pytest
+
+from daskgmm.cli import report
+from daskgmm.cli.report import Report, seconds
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        (0.0, "0 ms"),
+        (0.0994, "99 ms"),
+        (0.1, "0.1 s"),
+        (99.94, "99.9 s"),
+        (100, "1 min 40 s"),
+        (3599, "59 min 59 s"),
+        (3599.7, "1 h 0 min"),
+        (7260, "2 h 1 min"),
+    ],
+)
+def test_times_for_people(time, said):
+    assert seconds(time) == said
+
+
+def test_a_line_now_and_then_where_no_bar_can_be_drawn(capsys, monkeypatch):
+    """Each ten seconds and at the end; the time to go is that of what this run did."""
+    now = 100.0
+    monkeypatch.setattr(report, "perf_counter", lambda: now)
+    told = Report(as_json=False)
+    with told.counting("parts") as observe:
+        for done in range(61, 101):  # 60 were done before, by a run that broke off
+            now += 4.0
+            observe(done, 100)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "63 of 100 parts, 2 min 28 s to go",
+        "66 of 100 parts, 2 min 16 s to go",
+    ]
+    assert lines[-1] == "100 of 100 parts"
+    assert len(lines) == 14
