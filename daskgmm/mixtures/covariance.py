@@ -284,6 +284,29 @@ class CovarianceShape(ABC):
         """Uᵀ of every component, (K, d, d) if dense, else (K, d)."""
 
     @abstractmethod
+    def distances(self, scatter: Array, factors: Array) -> float:
+        """Sum of the squared Mahalanobis distances of which a scatter is."""
+
+    @abstractmethod
+    def logs(self, covariances: Array, basis: Array, n_features: int) -> Array:
+        """Covariances as unbounded numbers, (n, P), all zero at that of the basis.
+
+        The sum of their squares is twice the divergence of Kullback and Leibler from a
+        Gaussian that has the basis as its factor, to second order.
+
+        Parameters
+        ----------
+        covariances : ndarray
+        basis : ndarray
+            Factors of precisions.
+        n_features : int
+        """
+
+    @abstractmethod
+    def of_logs(self, logs: Array, basis: Array, n_features: int) -> Array:
+        """The covariances that `logs` makes such numbers of."""
+
+    @abstractmethod
     def sample(
         self, random_state: np.random.RandomState, mean: Array, cov: Array, n: int
     ) -> Array:
@@ -468,6 +491,27 @@ class _MatrixShape(CovarianceShape):
         transposed = self._matrices(factors).swapaxes(-1, -2)
         return np.broadcast_to(transposed, (n_components, d, d))
 
+    def distances(self, scatter: Array, factors: Array) -> float:
+        precisions = self._matrices(self.precisions(factors))
+        matrices = _unpack(scatter, precisions.shape[-1])
+        return float(np.einsum("kij,kij->", precisions, matrices))
+
+    def logs(self, covariances: Array, basis: Array, n_features: int) -> Array:
+        bases = self._matrices(basis)
+        whitened = bases.swapaxes(-1, -2) @ self._matrices(covariances) @ bases
+        lower = np.asarray(np.linalg.cholesky(whitened), dtype=np.float64)
+        diagonals = np.einsum("kii->ki", lower)
+        diagonals[...] = np.sqrt(2.0) * np.log(diagonals)
+        return _pack(lower.swapaxes(-1, -2))
+
+    def of_logs(self, logs: Array, basis: Array, n_features: int) -> Array:
+        bases = self._matrices(basis)
+        lower = np.tril(_unpack(logs, bases.shape[-1]))
+        diagonals = np.einsum("kii->ki", lower)
+        diagonals[...] = np.exp(diagonals / np.sqrt(2.0))
+        roots = np.stack([_inverse_transposed(f) for f in bases]) @ lower
+        return self._store(roots @ roots.swapaxes(-1, -2))
+
     def sample(
         self, random_state: np.random.RandomState, mean: Array, cov: Array, n: int
     ) -> Array:
@@ -541,6 +585,21 @@ class _DiagonalShape(CovarianceShape):
 
     def kernel_factors(self, factors: Array, n_components: int, d: int) -> Array:
         return np.broadcast_to(self._variances(factors), (n_components, d))
+
+    def distances(self, scatter: Array, factors: Array) -> float:
+        return float((scatter * self._variances(factors) ** 2).sum())
+
+    def logs(self, covariances: Array, basis: Array, n_features: int) -> Array:
+        table = self._variances(basis)
+        ratios = self._variances(covariances) * table**2
+        logs: Array = np.log(ratios) * np.sqrt(n_features / table.shape[1] / 2.0)
+        return logs
+
+    def of_logs(self, logs: Array, basis: Array, n_features: int) -> Array:
+        table = self._variances(basis)
+        ratios = np.exp(logs / np.sqrt(n_features / table.shape[1] / 2.0))
+        variances: Array = (ratios / table**2).reshape(basis.shape)
+        return variances
 
     def sample(
         self, random_state: np.random.RandomState, mean: Array, cov: Array, n: int

@@ -191,6 +191,18 @@ class MaximumLikelihood:
         """Mean log likelihood of a row under the mixture that was sent out."""
         return moments.log_prob / moments.weight
 
+    def slope(self, mixture: Mixture) -> float:
+        """How fast the bound may fall along EM's own step, as it stays elsewhere.
+
+        With reg_covar, where EM stays is not where the bound is highest. In units of
+        `Coordinates`: of an upper bound of the gradient's length there.
+        """
+        shape, d = mixture.shape, mixture.n_features
+        precisions = shape.variances(shape.precisions(mixture.factors), d)
+        traces = precisions.sum(axis=1)
+        weights = np.ones(1) if shape.pooled else mixture.weights
+        return self.reg_covar * float(np.sqrt(weights @ traces**2))
+
 
 def _mixture(shape: CovarianceShape, found: Estimate, factored: Factored) -> Mixture:
     return Mixture(
