@@ -29,7 +29,10 @@ class Method(Protocol[Parameters]):
         """Mixtures that the next pass is to evaluate: one or more."""
 
     def after(
-        self, run: Run[Parameters], moments: Sequence[Moments]
+        self,
+        run: Run[Parameters],
+        proposed: Sequence[Mixture],
+        moments: Sequence[Moments],
     ) -> Run[Parameters]:
         """The run after a pass that gave these moments of what it proposed."""
 
@@ -81,7 +84,8 @@ def em(
                 totals = _same_rows(totals, mixtures[0], of_all[0])
             before, found = list(runs), iter(of_all)
             for i in turn:
-                runs[i] = method.after(runs[i], [next(found) for _ in proposed[i]])
+                of_its = [next(found) for _ in proposed[i]]
+                runs[i] = method.after(runs[i], proposed[i], of_its)
             _look_again(shards, before, runs, method)
         yield list(runs)
 

@@ -36,7 +36,10 @@ class PlainEM(Generic[Parameters]):
         return [self._mixture(run)]
 
     def after(
-        self, run: Run[Parameters], moments: Sequence[Moments]
+        self,
+        run: Run[Parameters],
+        proposed: Sequence[Mixture],
+        moments: Sequence[Moments],
     ) -> Run[Parameters]:
         """The run after one more iteration."""
         [its_moments] = moments
@@ -46,13 +49,13 @@ class PlainEM(Generic[Parameters]):
             at_last = run.n_iter + 1 >= self.stopping.max_iter
             found = self.rule.m_step(parameters, its_moments, at_last=at_last)
         except IllDefinedCovarianceError as error:
-            return _failed(run, error)
+            return failed(run, error)
         bound = self.rule.bound(parameters, its_moments)
-        return self._judged(
+        return self.judged(
             run, replace(run, parameters=found, bounds=(*run.bounds, bound))
         )
 
-    def _judged(self, before: Run[Parameters], run: Run[Parameters]) -> Run[Parameters]:
+    def judged(self, before: Run[Parameters], run: Run[Parameters]) -> Run[Parameters]:
         """A run, ended if it is time to."""
         tol = self.stopping.tol
         if tol > 0.0 and self._mixture(run).rough:
@@ -93,7 +96,7 @@ class PlainEM(Generic[Parameters]):
         try:
             finer = self.rule.refine(run.parameters, refined, at_last=at_last)
         except IllDefinedCovarianceError as error:
-            return _failed(before, error)
+            return failed(before, error)
         return replace(run, parameters=finer)
 
     def _mixture(self, run: Run[Parameters]) -> Mixture:
@@ -101,5 +104,6 @@ class PlainEM(Generic[Parameters]):
         return self.rule.message(run.parameters)
 
 
-def _failed(run: Run[Parameters], error: IllDefinedCovarianceError) -> Run[Parameters]:
+def failed(run: Run[Parameters], error: IllDefinedCovarianceError) -> Run[Parameters]:
+    """A run that ends with an error."""
     return replace(run, status=Status.FAILED, error=str(error))

@@ -74,7 +74,7 @@ def _moments(mixture, log_prob, scatter=None):
 
 
 def advance(run, moments, stopping):
-    return PlainEM(RULE, stopping).after(run, [moments])
+    return PlainEM(RULE, stopping).after(run, [run.parameters], [moments])
 
 
 def test_advance_keeps_scikit_learns_books():
@@ -164,15 +164,15 @@ class BestOfSeveral:
         steps = (0.0, 1e-3, -1e-3)[: 1 + 2 * (run.n_iter % 2)]
         return [replace(mixture, means=mixture.means + step) for step in steps]
 
-    def after(self, run, moments):
-        mixtures = self.propose(run)
+    def after(self, run, mixtures, moments):
         for its, mixture in zip(moments, mixtures, strict=True):
             np.testing.assert_array_equal(its.about, mixture.means)
         at = int(np.argmax([its.log_prob / its.weight for its in moments]))
         chosen = replace(run, parameters=mixtures[at])
         n_moved = run.memory.get("n_moved", np.zeros(1)) + (at > 0)
         return replace(
-            self._plain.after(chosen, [moments[at]]), memory={"n_moved": n_moved}
+            self._plain.after(chosen, [mixtures[at]], [moments[at]]),
+            memory={"n_moved": n_moved},
         )
 
     def look_again(self, before, run):

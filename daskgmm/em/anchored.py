@@ -1,0 +1,379 @@
+"""Anchored EM: a pass verifies what a corrected subsample says of all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskgmm.em.plain import PlainEM, failed
+from daskgmm.em.state import Run, Status
+from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.mixtures.coordinates import Coordinates
+from daskgmm.mixtures.correction import Correction
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
+from daskgmm.mixtures.refinement import Refined
+from daskgmm.mixtures.sufficient_statistics import Moments
+
+Array = NDArray[np.float64]
+OfSample = Callable[[Mixture], Moments]
+"""The E-step on the subsample: its moments about the mixture's means."""
+
+_DEPTH: Final = 10
+"""Steps that an extrapolation looks back on (Anderson's m)."""
+_FARTHEST: Final = 2.0
+"""Longest extrapolated change of a log weight, and of a log scale."""
+_RANK: Final = 1e-10
+"""Changes of steps that are smaller, beside the largest, are rounding."""
+_NOISE: Final = 16 * np.finfo(np.float64).eps
+"""What the mean of log densities is off by, as a part of them."""
+_NOTHING: Final = 1e-28
+"""A gain that no double precision tells from none: its square root is rounding."""
+_SETTLED: Final = 1e-3
+"""The part of a path's gain below which what is left to gain ends it."""
+
+
+Past = Sequence[tuple[Mixture, Mixture]]
+"""Anchors, each with the end of its path."""
+_PAST: Final = 5
+"""Most of them that a run remembers."""
+_SHOWN: Final = (1, 6)
+"""Places of a path that a pass evaluates, besides its end.
+
+The first one is EM's step on all rows, so that no pass gains less than EM's would.
+Early ones are better where the subsample is small, and says little of all rows.
+"""
+_MOST_STEPS: Final = 60
+"""Evaluations of the subsample between two passes, at most."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AnchoredEM:
+    """A `loop.Method`: between two passes, EM goes on on a corrected subsample.
+
+    A run has an anchor: the best mixture that a pass has evaluated, with the moments of
+    all rows at it. From there, EM climbs a likelihood of the subsample that is
+    corrected so that its gradient at the anchor is that of all rows (`Correction`), and
+    the next pass evaluates some points of that path. The first step is EM's own on all
+    rows, so what EM stays at, this stays at, and nothing else.
+
+    A run's parameters are always one step of EM on all rows from its anchor.
+
+    Attributes
+    ----------
+    rule : MaximumLikelihood
+    plain : PlainEM
+        By the same rule: when to stop.
+    of_sample : callable
+        The E-step on the subsample.
+    """
+
+    rule: MaximumLikelihood
+    plain: PlainEM[Mixture]
+    of_sample: OfSample
+
+    def propose(self, run: Run[Mixture]) -> Sequence[Mixture]:
+        """Points of a path from the anchor, or the newest mixture alone."""
+        anchor = _anchor(run)
+        if anchor is None:
+            return self.plain.propose(run)
+        path, _ = self._path(*anchor)
+        if len(path) < 2:
+            return self.plain.propose(run)
+        last = len(path) - 1
+        shown = [path[i] for i in sorted({min(i, last) for i in (*_SHOWN, last)})]
+        farther = _farther(_past(run), anchor[0], path[-1])
+        return shown if farther is None else [farther, *shown]
+
+    def _path(self, mixture: Mixture, of_all: Moments) -> tuple[list[Mixture], float]:
+        rule, shape = self.rule, mixture.shape
+        correction = Correction.between(shape, of_all, self.of_sample(mixture))
+
+        def step(here: Mixture, of_sample: Moments) -> Mixture:
+            corrected = correction.corrected(of_sample)
+            if not (corrected.mass > 0.0).all():
+                raise IllDefinedCovarianceError("A component has lost all its rows.")
+            return rule.m_step(here, corrected)
+
+        return ascend(
+            mixture,
+            step,
+            self.of_sample,
+            correction.objective,
+            most=_MOST_STEPS,
+            part=_SETTLED,
+            slope=rule.slope(mixture),
+        )
+
+    def after(
+        self,
+        run: Run[Mixture],
+        proposed: Sequence[Mixture],
+        moments: Sequence[Moments],
+    ) -> Run[Mixture]:
+        """The run, anchored at the best of all that passes have evaluated."""
+        rule, stopping = self.rule, self.plain.stopping
+        bounds = [rule.bound(m, its) for m, its in zip(proposed, moments, strict=True)]
+        at_last = run.n_iter + 1 >= stopping.max_iter
+        highest = int(np.argmax(bounds))
+        try:
+            steps = {
+                highest: rule.m_step(
+                    proposed[highest], moments[highest], at_last=at_last
+                )
+            }
+            least = _least_gain(proposed[highest], steps[highest])
+            slack = _slack(bounds[highest], rule.slope(proposed[highest]), least)
+            if _anchor(run) is not None and not bounds[highest] >= run.bound - slack:
+                books = (*run.bounds, run.bound)
+                return replace(run, bounds=books, status=Status.CONVERGED)
+            # Of those that are as high, the one that is nearest to where EM stays.
+            for i in range(len(bounds)):
+                if bounds[i] >= bounds[highest] - slack and i != highest:
+                    steps[i] = rule.m_step(proposed[i], moments[i], at_last=at_last)
+        except IllDefinedCovarianceError as error:
+            return failed(run, error)
+        at = min(steps, key=lambda i: _least_gain(proposed[i], steps[i]))
+        found = steps[at]
+        return self.plain.judged(
+            run,
+            replace(
+                run,
+                parameters=found,
+                bounds=(*run.bounds, bounds[at]),
+                memory=_memory(proposed[at], moments[at], self._past(run, proposed)),
+            ),
+        )
+
+    def _past(self, run: Run[Mixture], proposed: Sequence[Mixture]) -> Past:
+        """Anchors and the ends of their paths, with those of the pass that was."""
+        anchor = _anchor(run)
+        if anchor is None or len(proposed) < 2:
+            return _past(run)
+        return [*_past(run), (anchor[0], proposed[-1])][-_PAST:]
+
+    def look_again(
+        self, before: Run[Mixture], run: Run[Mixture]
+    ) -> tuple[Mixture, Mixture] | None:
+        """Where the newest mixture is rough: about the anchor that it follows."""
+        anchor = _anchor(run)
+        if run is before or run.status is Status.FAILED or anchor is None:
+            return None
+        rough = run.parameters
+        assert rough is not None
+        return (anchor[0], rough) if rough.rough else None
+
+    def refined(
+        self,
+        before: Run[Mixture],
+        run: Run[Mixture],
+        refined: Refined,
+        *,
+        at_last: bool,
+    ) -> Run[Mixture]:
+        """As plain EM has it: the newest mixture is measured again, not the anchor."""
+        return self.plain.refined(before, run, refined, at_last=at_last)
+
+
+_OF_MIXTURE: Final = "weights", "means", "covariances", "factors"
+_OF_MOMENTS: Final = "mass", "drift", "scatter", "log_prob", "weight"
+
+
+def _memory(mixture: Mixture, moments: Moments, past: Past) -> dict[str, NDArray[Any]]:
+    """What a run remembers: its anchor, and those before with the ends of their paths.
+
+    The latter in pairs, one after the other.
+    """
+    kept = {name: getattr(mixture, name) for name in _OF_MIXTURE}
+    kept |= {name: np.asarray(getattr(moments, name)) for name in _OF_MOMENTS}
+    before = [one for pair in past for one in pair]
+    if before:
+        for name in _OF_MIXTURE:
+            kept["past_" + name] = np.stack([getattr(one, name) for one in before])
+    return kept | {"rough": np.asarray(mixture.rough)}
+
+
+def _past(run: Run[Mixture]) -> Past:
+    """Earlier anchors of a run, each with the end of its path."""
+    if not run.memory or "past_means" not in run.memory:
+        return []
+    assert run.parameters is not None
+    of_all = zip(*(run.memory["past_" + name] for name in _OF_MIXTURE), strict=True)
+    before = [Mixture(run.parameters.shape, *one) for one in of_all]
+    return [*zip(before[::2], before[1::2], strict=True)]
+
+
+def _farther(past: Past, anchor: Mixture, end: Mixture) -> Mixture | None:
+    """Where a linear model of all paths so far has anchor and end the same."""
+    trail = Trail(Coordinates(anchor))
+    try:
+        for here, ahead in [*past, (anchor, end)]:
+            trail.add(here, ahead)
+    except np.linalg.LinAlgError:
+        return None
+    return trail.jump()[0]
+
+
+def _anchor(run: Run[Mixture]) -> tuple[Mixture, Moments] | None:
+    """A run's anchor and the moments of all rows at it; None before the first pass."""
+    memory = run.memory
+    if not memory:
+        return None
+    assert run.parameters is not None
+    mixture = Mixture(
+        run.parameters.shape,
+        *(memory[name] for name in _OF_MIXTURE),
+        rough=bool(memory["rough"]),
+    )
+    mass, drift, scatter = (memory[name] for name in _OF_MOMENTS[:3])
+    log_prob, weight = (float(memory[name]) for name in _OF_MOMENTS[3:])
+    return mixture, Moments(mixture.means, mass, drift, scatter, log_prob, weight)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A mixture on a path, what it is worth, and EM's step from it, if there is one."""
+
+    mixture: Mixture
+    value: float
+    ahead: Mixture | None
+
+    @property
+    def least_gain(self) -> float:
+        """What EM's step gains at least, to second order; infinite if there is none."""
+        return np.inf if self.ahead is None else _least_gain(self.mixture, self.ahead)
+
+
+def _slack(value: float, slope: float, least_gain: float) -> float:
+    """By how much EM's step may lower a value: rounding, and what reg_covar does."""
+    return float(_NOISE * (1.0 + abs(value)) + slope * np.sqrt(2.0 * least_gain))
+
+
+def _least_gain(here: Mixture, ahead: Mixture) -> float:
+    step = Coordinates(here).of(ahead)
+    return 0.5 * float(step @ step)
+
+
+@final
+class Trail:
+    """Where a path has been, and where a linear model of its steps would have it go.
+
+    Anderson acceleration (Anderson 1965; for EM, Henderson and Varadhan 2019).
+    """
+
+    def __init__(self, coordinates: Coordinates) -> None:
+        self._coordinates = coordinates
+        self._places: list[Array] = []
+        self._steps: list[Array] = []
+
+    def add(self, here: Mixture, ahead: Mixture) -> None:
+        """Add a step of EM's."""
+        place = self._coordinates.of(here)
+        self._places = [*self._places, place][-_DEPTH:]
+        self._steps = [*self._steps, self._coordinates.of(ahead) - place][-_DEPTH:]
+
+    @property
+    def least_gain(self) -> float:
+        """What the newest step gains at least, to second order."""
+        step = self._steps[-1]
+        return 0.5 * float(step @ step)
+
+    def jump(self) -> tuple[Mixture | None, float]:
+        """Where the linear model has its fixed point, and what is to gain until there.
+
+        None if there is no such mixture, or if it is the next one in any case.
+        """
+        step = self._steps[-1]
+        if len(self._places) < 2:
+            return None, self.least_gain
+        changes = np.diff(self._steps, axis=0).T
+        moves = np.diff(self._places, axis=0).T
+        parts = np.linalg.lstsq(changes, step, rcond=_RANK)[0]
+        jump = step - (moves + changes) @ parts
+        # EM's step is the gradient, and what it goes up by falls to none linearly.
+        gain = max(0.5 * float(step @ jump), self.least_gain)
+        jump *= min(1.0, _FARTHEST / self._coordinates.size(jump))
+        try:
+            mixture = self._coordinates.mixture(self._places[-1] + jump)
+        except (IllDefinedCovarianceError, np.linalg.LinAlgError):
+            return None, gain
+        return (None if mixture.rough else mixture), gain
+
+
+def ascend(
+    start: Mixture,
+    step: Callable[[Mixture, Moments], Mixture],
+    of_sample: OfSample,
+    value: Callable[[Mixture, Moments], float],
+    *,
+    most: int,
+    part: float = 0.0,
+    least: float = 0.0,
+    slope: float = 0.0,
+) -> tuple[list[Mixture], float]:
+    """Go uphill by EM's steps, and farther where that goes higher.
+
+    Parameters
+    ----------
+    start : Mixture
+    step : callable
+        EM's step from a mixture, by its moments.
+    of_sample : callable
+        The E-step.
+    value : callable
+        What the steps make larger, per row.
+    most : int
+        E-steps, at most.
+    part, least : float
+        It ends when what is left to gain is less than this part of what was gained,
+        or less than so much.
+    slope : float
+        See `MaximumLikelihood.slope`.
+
+    Returns
+    -------
+    path : list of Mixture
+        From the start on.
+    left : float
+        What is left to gain after the last one, per row, as predicted.
+    """
+
+    def at(mixture: Mixture) -> Point:
+        moments = of_sample(mixture)
+        try:
+            ahead = step(mixture, moments)
+        except IllDefinedCovarianceError:
+            ahead = None
+        return Point(mixture, value(mixture, moments), ahead)
+
+    trail = Trail(Coordinates(start))
+    here = first = at(start)
+    path, left, n_steps = [start], np.inf, 1
+    while n_steps < most and here.ahead is not None and not here.ahead.rough:
+        trail.add(here.mixture, here.ahead)
+        farther, left = trail.jump()
+        if left <= max(part * (here.value - first.value), least, _NOTHING):
+            break
+        there = None
+        if farther is not None:
+            there, n_steps = at(farther), n_steps + 1
+        # As high as EM's own step is at least; where that is less than what is known of
+        # heights, nearer to where EM stays.
+        gain = trail.least_gain
+        slack = _slack(here.value, slope, gain)
+        if there is None or not (
+            there.value >= here.value + gain - slack
+            and (gain > slack or there.least_gain < gain)
+        ):
+            there, n_steps = at(here.ahead), n_steps + 1
+        if not there.value >= here.value - slack:
+            break
+        here = there
+        path.append(here.mixture)
+    return path, left
