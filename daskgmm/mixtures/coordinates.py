@@ -35,7 +35,7 @@ class Coordinates:
         origin, d = self.origin, self.origin.n_features
         log_weights = np.log(mixture.weights / origin.weights)[:, np.newaxis]
         means = self._whitened(mixture.means - origin.means)
-        logs = origin.shape.logs(mixture.covariances, origin.factors, d)
+        logs = origin.shape.logs(mixture.factors, origin.factors, d)
         # In a tied mixture, all weight is that of the one covariance.
         parts = self._roots * log_weights, self._roots * means, self._scales * logs
         return np.concatenate([part.ravel() for part in parts])

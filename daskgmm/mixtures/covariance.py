@@ -288,7 +288,7 @@ class CovarianceShape(ABC):
         """Sum of the squared Mahalanobis distances of which a scatter is."""
 
     @abstractmethod
-    def logs(self, covariances: Array, basis: Array, n_features: int) -> Array:
+    def logs(self, factors: Array, basis: Array, n_features: int) -> Array:
         """Covariances as unbounded numbers, (n, P), all zero at that of the basis.
 
         The sum of their squares is twice the divergence of Kullback and Leibler from a
@@ -296,8 +296,7 @@ class CovarianceShape(ABC):
 
         Parameters
         ----------
-        covariances : ndarray
-        basis : ndarray
+        factors, basis : ndarray
             Factors of precisions.
         n_features : int
         """
@@ -496,10 +495,10 @@ class _MatrixShape(CovarianceShape):
         matrices = _unpack(scatter, precisions.shape[-1])
         return float(np.einsum("kij,kij->", precisions, matrices))
 
-    def logs(self, covariances: Array, basis: Array, n_features: int) -> Array:
-        bases = self._matrices(basis)
-        whitened = bases.swapaxes(-1, -2) @ self._matrices(covariances) @ bases
-        lower = np.asarray(np.linalg.cholesky(whitened), dtype=np.float64)
+    def logs(self, factors: Array, basis: Array, n_features: int) -> Array:
+        # Lower triangular, as both are: Cholesky's factor of the whitened covariance.
+        roots = np.stack([_inverse_transposed(f) for f in self._matrices(factors)])
+        lower = self._matrices(basis).swapaxes(-1, -2) @ roots
         diagonals = np.einsum("kii->ki", lower)
         diagonals[...] = np.sqrt(2.0) * np.log(diagonals)
         return _pack(lower.swapaxes(-1, -2))
@@ -589,16 +588,16 @@ class _DiagonalShape(CovarianceShape):
     def distances(self, scatter: Array, factors: Array) -> float:
         return float((scatter * self._variances(factors) ** 2).sum())
 
-    def logs(self, covariances: Array, basis: Array, n_features: int) -> Array:
+    def logs(self, factors: Array, basis: Array, n_features: int) -> Array:
         table = self._variances(basis)
-        ratios = self._variances(covariances) * table**2
-        logs: Array = np.log(ratios) * np.sqrt(n_features / table.shape[1] / 2.0)
+        ratios = table / self._variances(factors)
+        logs: Array = np.log(ratios) * np.sqrt(2.0 * n_features / table.shape[1])
         return logs
 
     def of_logs(self, logs: Array, basis: Array, n_features: int) -> Array:
         table = self._variances(basis)
-        ratios = np.exp(logs / np.sqrt(n_features / table.shape[1] / 2.0))
-        variances: Array = (ratios / table**2).reshape(basis.shape)
+        ratios = np.exp(logs / np.sqrt(2.0 * n_features / table.shape[1]))
+        variances: Array = ((ratios / table) ** 2).reshape(basis.shape)
         return variances
 
     def sample(
