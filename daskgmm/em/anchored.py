@@ -15,7 +15,6 @@ from daskgmm.errors import IllDefinedCovarianceError
 from daskgmm.mixtures.coordinates import Coordinates
 from daskgmm.mixtures.correction import Correction
 from daskgmm.mixtures.gaussian import Mixture
-from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 from daskgmm.mixtures.refinement import Refined
 from daskgmm.mixtures.sufficient_statistics import Moments
 
@@ -35,7 +34,6 @@ _NOTHING: Final = 1e-28
 """A gain that no double precision tells from none: its square root is rounding."""
 _SETTLED: Final = 1e-3
 """The part of a path's gain below which what is left to gain ends it."""
-
 
 Past = Sequence[tuple[Mixture, Mixture]]
 """Anchors, each with the end of its path."""
@@ -66,14 +64,12 @@ class AnchoredEM:
 
     Attributes
     ----------
-    rule : MaximumLikelihood
     plain : PlainEM
-        By the same rule: when to stop.
+        The rule, and when to stop.
     of_sample : callable
         The E-step on the subsample.
     """
 
-    rule: MaximumLikelihood
     plain: PlainEM[Mixture]
     of_sample: OfSample
 
@@ -91,7 +87,7 @@ class AnchoredEM:
         return shown if farther is None else [farther, *shown]
 
     def _path(self, mixture: Mixture, of_all: Moments) -> tuple[list[Mixture], float]:
-        rule, shape = self.rule, mixture.shape
+        rule, shape = self.plain.rule, mixture.shape
         correction = Correction.between(shape, of_all, self.of_sample(mixture))
 
         def step(here: Mixture, of_sample: Moments) -> Mixture:
@@ -117,7 +113,7 @@ class AnchoredEM:
         moments: Sequence[Moments],
     ) -> Run[Mixture]:
         """The run, anchored at the best of all that passes have evaluated."""
-        rule, stopping = self.rule, self.plain.stopping
+        rule, stopping = self.plain.rule, self.plain.stopping
         bounds = [rule.bound(m, its) for m, its in zip(proposed, moments, strict=True)]
         at_last = run.n_iter + 1 >= stopping.max_iter
         highest = int(np.argmax(bounds))
@@ -139,23 +135,15 @@ class AnchoredEM:
         except IllDefinedCovarianceError as error:
             return failed(run, error)
         at = min(steps, key=lambda i: _least_gain(proposed[i], steps[i]))
-        found = steps[at]
         return self.plain.judged(
             run,
             replace(
                 run,
-                parameters=found,
+                parameters=steps[at],
                 bounds=(*run.bounds, bounds[at]),
-                memory=_memory(proposed[at], moments[at], self._past(run, proposed)),
+                memory=_memory(proposed[at], moments[at], _past_after(run, proposed)),
             ),
         )
-
-    def _past(self, run: Run[Mixture], proposed: Sequence[Mixture]) -> Past:
-        """Anchors and the ends of their paths, with those of the pass that was."""
-        anchor = _anchor(run)
-        if anchor is None or len(proposed) < 2:
-            return _past(run)
-        return [*_past(run), (anchor[0], proposed[-1])][-_PAST:]
 
     def look_again(
         self, before: Run[Mixture], run: Run[Mixture]
@@ -208,14 +196,19 @@ def _past(run: Run[Mixture]) -> Past:
     return [*zip(before[::2], before[1::2], strict=True)]
 
 
+def _past_after(run: Run[Mixture], proposed: Sequence[Mixture]) -> Past:
+    """The same after a pass: with the anchor before it, if there was a path."""
+    anchor = _anchor(run)
+    if anchor is None or len(proposed) < 2:
+        return _past(run)
+    return [*_past(run), (anchor[0], proposed[-1])][-_PAST:]
+
+
 def _farther(past: Past, anchor: Mixture, end: Mixture) -> Mixture | None:
     """Where a linear model of all paths so far has anchor and end the same."""
     trail = Trail(Coordinates(anchor))
-    try:
-        for here, ahead in [*past, (anchor, end)]:
-            trail.add(here, ahead)
-    except np.linalg.LinAlgError:
-        return None
+    for here, ahead in [*past, (anchor, end)]:
+        trail.add(here, ahead)
     return trail.jump()[0]
 
 
@@ -298,10 +291,10 @@ class Trail:
         jump = step - (moves + changes) @ parts
         # EM's step is the gradient, and what it goes up by falls to none linearly.
         gain = max(0.5 * float(step @ jump), self.least_gain)
-        jump *= min(1.0, _FARTHEST / self._coordinates.size(jump))
+        jump *= _FARTHEST / max(_FARTHEST, self._coordinates.size(jump))
         try:
             mixture = self._coordinates.mixture(self._places[-1] + jump)
-        except (IllDefinedCovarianceError, np.linalg.LinAlgError):
+        except IllDefinedCovarianceError:
             return None, gain
         return (None if mixture.rough else mixture), gain
 
@@ -334,7 +327,7 @@ def ascend(
         It ends when what is left to gain is less than this part of what was gained,
         or less than so much.
     slope : float
-        See `MaximumLikelihood.slope`.
+        See `Rule.slope`.
 
     Returns
     -------

@@ -192,10 +192,10 @@ class MaximumLikelihood:
         return moments.log_prob / moments.weight
 
     def slope(self, mixture: Mixture) -> float:
-        """How fast the bound may fall along EM's own step, as it stays elsewhere.
+        """How fast the bound may fall along EM's own step, in units of `Coordinates`.
 
-        With reg_covar, where EM stays is not where the bound is highest. In units of
-        `Coordinates`: of an upper bound of the gradient's length there.
+        With reg_covar, where EM stays is not where the bound is highest: an upper bound
+        of the gradient's length there.
         """
         shape, d = mixture.shape, mixture.n_features
         precisions = shape.variances(shape.precisions(mixture.factors), d)

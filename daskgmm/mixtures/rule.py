@@ -50,3 +50,9 @@ class Rule(Protocol[Parameters]):
 
     def bound(self, parameters: Parameters, moments: Moments) -> float:
         """What EM makes larger, per row, at the parameters that the E-step was by."""
+
+    def slope(self, parameters: Parameters) -> float:
+        """How fast the bound may fall along EM's own step, by what draws it elsewhere.
+
+        In units of `Coordinates`: an upper bound; zero if EM never makes it fall.
+        """
