@@ -11,6 +11,7 @@ import zarr
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.e_step import e_step, message, moments
 from daskgmm.mixtures.gaussian import Mixture
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
@@ -106,9 +107,16 @@ def init_params(request):
     return request.param
 
 
-def sums_over(e_step, parts):
+def sums_over(its, parts):
     """What the kernel adds up over parts of rows, one after the other."""
-    added, scratch = np.zeros(e_step.padded_size), e_step.scratch()
+    added, scratch = np.zeros(its.padded_size), its.scratch()
     for part in parts:
-        passes.accumulate(e_step.compiled_plan, as_rows(part), None, added, scratch)
+        passes.accumulate(its.compiled_plan, as_rows(part), None, added, scratch)
     return added
+
+
+def moments_over(shards, mixture):
+    """What a pass over shards gives of one mixture."""
+    sent = message([mixture])
+    [found] = moments(sent, shards.reduce(e_step, sent), [mixture])
+    return found

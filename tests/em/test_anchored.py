@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import blobs, random_mixture
+from conftest import blobs, moments_over, random_mixture
 
 from daskgmm.data.sources import open_source
 from daskgmm.em.anchored import AnchoredEM, ascend
 from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.state import Run, Status
-from daskgmm.mixtures.e_step import e_step, message, moments
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 
 RULE = MaximumLikelihood(reg_covar=1e-6, row_weight=1.0)
@@ -22,11 +21,7 @@ def step_on(x, weights=None):
     """The E-step on rows, as a function of a mixture."""
     shards = open_source(x, sample_weight=weights).shards()
 
-    def moments_of(mixture):
-        sent = message([mixture])
-        return moments(sent, shards.reduce(e_step, sent), [mixture])[0]
-
-    return moments_of
+    return lambda mixture: moments_over(shards, mixture)
 
 
 def trained(x, start, method, weights=None):
@@ -85,9 +80,7 @@ def test_a_path_climbs_where_em_climbs(rows, covariance_type):
 def test_it_ends_where_em_ends(rows, covariance_type):
     """Both ends driven together, from the same start."""
     sampled, start = of_sample(rows, covariance_type)
-    ours, passes = trained(
-        rows, Run(start), AnchoredEM(RULE, plain_of(0.0, 60), sampled)
-    )
+    ours, passes = trained(rows, Run(start), AnchoredEM(plain_of(0.0, 60), sampled))
     theirs, _ = trained(rows, Run(ours.parameters), plain_of(0.0, 200))
     for name in ("weights", "means", "covariances"):
         got, expected = (getattr(r.parameters, name) for r in (ours, theirs))
@@ -101,25 +94,23 @@ def test_it_ends_where_em_ends(rows, covariance_type):
 
 def test_no_pass_loses(rows, covariance_type):
     sampled, start = of_sample(rows, covariance_type, n=200)
-    _, passes = trained(rows, Run(start), AnchoredEM(RULE, plain_of(0.0, 20), sampled))
+    _, passes = trained(rows, Run(start), AnchoredEM(plain_of(0.0, 20), sampled))
     assert (np.diff(passes[-1].bounds) > -1e-9).all()
 
 
 def test_few_passes(rows, covariance_type):
     sampled, start = of_sample(rows, covariance_type)
-    method = AnchoredEM(RULE, plain_of(1e-3, 100), sampled)
+    method = AnchoredEM(plain_of(1e-3, 100), sampled)
     run, passes = trained(rows, Run(start), method)
     assert run.status is Status.CONVERGED
     assert len(passes) <= 3
-    best, _ = trained(
-        rows, Run(run.parameters), AnchoredEM(RULE, plain_of(0.0, 12), sampled)
-    )
+    best, _ = trained(rows, Run(run.parameters), AnchoredEM(plain_of(0.0, 12), sampled))
     assert best.bound - run.bound < 1e-3
 
 
 def test_parameters_are_a_step_from_the_best_that_was_evaluated(rows, covariance_type):
     sampled, start = of_sample(rows, covariance_type)
-    run, _ = trained(rows, Run(start), AnchoredEM(RULE, plain_of(1e-3, 100), sampled))
+    run, _ = trained(rows, Run(start), AnchoredEM(plain_of(1e-3, 100), sampled))
     bound = RULE.bound(run.parameters, step_on(rows)(run.parameters))
     assert run.bound <= bound + 1e-9
     assert bound - run.bound < 1e-3
@@ -132,12 +123,12 @@ def test_weighted_rows_are_repeated_rows(rows, covariance_type):
     rule = MaximumLikelihood(1e-6, times.mean())
     plain = PlainEM(rule, Stopping(1e-6, 50))
     weighted, _ = trained(
-        rows, Run(start), AnchoredEM(rule, plain, sampled), times.astype(float)
+        rows, Run(start), AnchoredEM(plain, sampled), times.astype(float)
     )
     repeated, _ = trained(
         np.repeat(rows, times, axis=0),
         Run(start),
-        AnchoredEM(RULE, plain_of(1e-6, 50), sampled),
+        AnchoredEM(plain_of(1e-6, 50), sampled),
     )
     np.testing.assert_allclose(weighted.bounds, repeated.bounds, rtol=1e-9)
     np.testing.assert_allclose(
@@ -160,7 +151,7 @@ def test_a_sample_that_misleads_costs_a_pass_at_most(rows, covariance_type, kind
     start = near.parameters
     theirs, of_plain = trained(x, Run(start), plain_of(1e-5, 500))
     as_many = plain_of(0.0, len(of_plain) + 1)
-    ours, _ = trained(x, Run(start), AnchoredEM(RULE, as_many, step_on(sample)))
+    ours, _ = trained(x, Run(start), AnchoredEM(as_many, step_on(sample)))
     assert (np.diff(ours.bounds) > -1e-9).all()
     assert ours.bound >= theirs.bound - 1e-9
 
@@ -168,7 +159,7 @@ def test_a_sample_that_misleads_costs_a_pass_at_most(rows, covariance_type, kind
 def test_it_goes_on_from_what_a_run_remembers(rows, covariance_type):
     """The same bits: what a checkpoint keeps is enough."""
     sampled, start = of_sample(rows, covariance_type)
-    method = AnchoredEM(RULE, plain_of(0.0, 6), sampled)
+    method = AnchoredEM(plain_of(0.0, 6), sampled)
     ended, passes = trained(rows, Run(start), method)
     again, _ = trained(rows, passes[2], method)
     assert again.bounds == ended.bounds
@@ -176,3 +167,14 @@ def test_it_goes_on_from_what_a_run_remembers(rows, covariance_type):
         np.testing.assert_array_equal(
             getattr(again.parameters, name), getattr(ended.parameters, name)
         )
+
+
+def test_a_path_ends_where_there_is_nothing_to_gain(rows, covariance_type):
+    """One component is found by the first step: the next one is none."""
+    x = rows[:500]
+    mixture = random_mixture(np.random.default_rng(5), covariance_type, 1, D)
+    moments_of = step_on(x)
+    start = RULE.m_step(mixture, moments_of(mixture))
+    path, left = ascend(start, RULE.m_step, moments_of, RULE.bound, most=20)
+    assert left < 1e-20
+    np.testing.assert_allclose(path[-1].means[0], x.mean(axis=0), rtol=1e-12)

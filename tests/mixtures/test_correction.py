@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import blobs, random_mixture
+from conftest import blobs, moments_over, random_mixture
 
 from daskgmm.data.sources import open_source
 from daskgmm.mixtures.coordinates import Coordinates
 from daskgmm.mixtures.correction import Correction, moved
-from daskgmm.mixtures.e_step import e_step, message, moments
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 
 K, D = 3, 3
@@ -19,9 +18,7 @@ RULE = MaximumLikelihood(reg_covar=0.0, row_weight=1.0)
 
 
 def moments_of(x, mixture, weights=None):
-    sent = message([mixture])
-    shards = open_source(x, sample_weight=weights).shards()
-    return moments(sent, shards.reduce(e_step, sent), [mixture])[0]
+    return moments_over(open_source(x, sample_weight=weights).shards(), mixture)
 
 
 @pytest.fixture(params=[0.0, 1e4], ids=["near", "far from the origin"])
