@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import pkgutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -184,7 +185,8 @@ class Deployment:
     def _factory(self) -> Callable[..., Any]:
         package = self.cluster.split(".")[0]
         try:
-            found = pkgutil.resolve_name(self.cluster)
+            with _signals_kept():
+                found = pkgutil.resolve_name(self.cluster)
         except ModuleNotFoundError as error:
             missing = (error.name or package).split(".")[0]
             raise ModuleNotFoundError(
@@ -328,6 +330,22 @@ def read(path: str | os.PathLike[str]) -> Deployment:
 
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names))
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Handlers of signals stay as they are.
+
+    As it is imported, dask_jobqueue has Ctrl-C end the process with the exit status of
+    success (seen in 0.9).
+    """
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 def _causes(error: BaseException) -> str:

@@ -244,6 +244,33 @@ def test_job_scripts(system, tmp_path, monkeypatch):
     assert checked.returncode == 0
 
 
+_INTERRUPTED = """
+import signal, sys
+from daskgmm.execution import deploy
+
+# A job in a shell's background starts with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with deploy.read(sys.argv[1]).start():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("interrupted", "dask_jobqueue.runner" in sys.modules)
+"""
+
+
+def test_ctrl_c_is_no_success_on_a_batch_system(tmp_path):
+    """dask_jobqueue has it exit with 0, unless its handler is taken away again."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(CONFIGS / "slurm.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout == "interrupted True\n"
+
+
 @pytest.mark.parametrize("name", ["slurm.sbatch", "tls/make_certificates.sh"])
 def test_shell_scripts_parse(name):
     assert subprocess.run(["bash", "-n", CONFIGS / name]).returncode == 0
