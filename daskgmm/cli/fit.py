@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import click
+import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm.cli.common import check_arguments_apart, tell_forecast
@@ -43,6 +44,17 @@ def _interval(
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
     return interval
+
+
+def _init_size(
+    _context: click.Context, _parameter: click.Parameter, value: str
+) -> int | str:
+    """A number of rows, or 'auto'."""
+    if value == "auto":
+        return value
+    if not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither 'auto' nor a number from 1.")
+    return int(value)
 
 
 @click.command()
@@ -101,10 +113,18 @@ def _interval(
 )
 @click.option(
     "--init-size",
-    type=click.IntRange(min=1),
-    default=100_000,
+    default="auto",
     show_default=True,
-    help="Starts are found from so many rows, drawn uniformly.",
+    callback=_init_size,
+    help="Starts are found from so many rows, drawn uniformly. 'auto' draws 100,000, "
+    "or more where EM is accelerated and the model has many parameters.",
+)
+@click.option(
+    "--accelerate/--no-accelerate",
+    default=None,
+    help="Have EM go on on the rows that were drawn, between the passes, so that far "
+    "fewer passes lead to the same place.  [default: if there are 20 rows for each "
+    "that is drawn]",
 )
 @click.option(
     "--seed",
@@ -146,6 +166,7 @@ def fit(
     checkpoint: str | None,
     checkpoint_interval: int | str,
     overwrite: bool,
+    accelerate: bool | None,
     dry_run: bool,
     as_json: bool,
     data: Data,
@@ -174,7 +195,9 @@ def fit(
     check_free(model)
     if existing(model) is not None and not overwrite:
         raise PlaceError(f"{model} exists: pass --overwrite to replace it.")
-    mixture = GaussianMixture(**parameters)
+    mixture = GaussianMixture(
+        accelerate="auto" if accelerate is None else accelerate, **parameters
+    )
     report = Report(as_json=as_json)
     rows = data.open(store)
     if dry_run:
@@ -204,6 +227,9 @@ def _tell_fitted(
 ) -> None:
     how = "Converged" if mixture.converged_ else "Did not converge"
     report.say(f"{how} in {mixture.n_iter_} iterations, {seconds(time)}.")
+    left = mixture.remaining_gain_
+    if not np.isnan(left):
+        report.say(f"About {left:.1e} of the bound is left to gain.")
     if not mixture.converged_:
         report.say("Raise --max-iter or --tol, or try other starts.")
     if mixture.n_rows_skipped_:
@@ -215,6 +241,7 @@ def _tell_fitted(
         iterations=mixture.n_iter_,
         passes=mixture.n_passes_,
         bound=mixture.lower_bound_,
+        remaining_gain=None if np.isnan(left) else left,
         rows_skipped=mixture.n_rows_skipped_,
         seconds=time,
     )

@@ -40,13 +40,11 @@ Past = Sequence[tuple[Mixture, Mixture]]
 _PAST: Final = 5
 """Most of them that a run remembers."""
 _SHOWN: Final = (1, 6)
-"""Places of a path that a pass evaluates, besides its end.
+"""Places of a path that a wary pass evaluates, besides its end.
 
 The first one is EM's step on all rows, so that no pass gains less than EM's would.
 Early ones are better where the subsample is small, and says little of all rows.
 """
-_MOST_STEPS: Final = 60
-"""Evaluations of the subsample between two passes, at most."""
 
 
 @final
@@ -60,6 +58,11 @@ class AnchoredEM:
     the next pass evaluates some points of that path. The first step is EM's own on all
     rows, so what EM stays at, this stays at, and nothing else.
 
+    At first a pass evaluates the end of the path alone, and where there are earlier
+    ones, where they all lead to. Once that gained less than EM's step may have, the
+    run is wary: EM's own step is among what each pass evaluates. So a subsample that
+    misleads costs a pass, and no more.
+
     A run's parameters are always one step of EM on all rows from its anchor.
 
     Attributes
@@ -68,27 +71,44 @@ class AnchoredEM:
         The rule, and when to stop.
     of_sample : callable
         The E-step on the subsample.
+    trust : float
+        See `Correction`.
+    most : int
+        Evaluations of the subsample between two passes, at most.
     """
 
     plain: PlainEM[Mixture]
     of_sample: OfSample
+    trust: float = 1.0
+    most: int = 60
 
     def propose(self, run: Run[Mixture]) -> Sequence[Mixture]:
         """Points of a path from the anchor, or the newest mixture alone."""
         anchor = _anchor(run)
         if anchor is None:
             return self.plain.propose(run)
-        path, _ = self._path(*anchor)
+        path = self._path(*anchor).mixtures
         if len(path) < 2:
             return self.plain.propose(run)
         last = len(path) - 1
-        shown = [path[i] for i in sorted({min(i, last) for i in (*_SHOWN, last)})]
+        places = (*_SHOWN, last) if _is_wary(run) else (last,)
+        shown = [path[i] for i in sorted({min(i, last) for i in places})]
         farther = _farther(_past(run), anchor[0], path[-1])
         return shown if farther is None else [farther, *shown]
 
-    def _path(self, mixture: Mixture, of_all: Moments) -> tuple[list[Mixture], float]:
+    def remaining_gain(self, run: Run[Mixture]) -> float:
+        """What is left to gain from the run's bound on, as predicted; or NaN."""
+        anchor = _anchor(run)
+        if anchor is None or run.status is Status.FAILED:
+            return np.nan
+        path = self._path(*anchor)
+        return path.gain + path.left if np.isfinite(path.left) else np.nan
+
+    def _path(self, mixture: Mixture, of_all: Moments) -> Path:
         rule, shape = self.plain.rule, mixture.shape
-        correction = Correction.between(shape, of_all, self.of_sample(mixture))
+        correction = Correction.between(
+            shape, of_all, self.of_sample(mixture), self.trust
+        )
 
         def step(here: Mixture, of_sample: Moments) -> Mixture:
             corrected = correction.corrected(of_sample)
@@ -101,7 +121,7 @@ class AnchoredEM:
             step,
             self.of_sample,
             correction.objective,
-            most=_MOST_STEPS,
+            most=self.most,
             part=_SETTLED,
             slope=rule.slope(mixture),
         )
@@ -113,37 +133,62 @@ class AnchoredEM:
         moments: Sequence[Moments],
     ) -> Run[Mixture]:
         """The run, anchored at the best of all that passes have evaluated."""
-        rule, stopping = self.plain.rule, self.plain.stopping
-        bounds = [rule.bound(m, its) for m, its in zip(proposed, moments, strict=True)]
-        at_last = run.n_iter + 1 >= stopping.max_iter
-        highest = int(np.argmax(bounds))
-        try:
-            steps = {
-                highest: rule.m_step(
-                    proposed[highest], moments[highest], at_last=at_last
-                )
-            }
-            least = _least_gain(proposed[highest], steps[highest])
-            slack = _slack(bounds[highest], rule.slope(proposed[highest]), least)
-            if _anchor(run) is not None and not bounds[highest] >= run.bound - slack:
-                books = (*run.bounds, run.bound)
-                return replace(run, bounds=books, status=Status.CONVERGED)
-            # Of those that are as high, the one that is nearest to where EM stays.
-            for i in range(len(bounds)):
-                if bounds[i] >= bounds[highest] - slack and i != highest:
-                    steps[i] = rule.m_step(proposed[i], moments[i], at_last=at_last)
-        except IllDefinedCovarianceError as error:
+        points, error = self._points(run, proposed, moments)
+        anchor, was_wary = _anchor(run), _is_wary(run)
+        at, slack = self._best(points)
+        if at is None and (anchor is None or was_wary):
+            assert error is not None
             return failed(run, error)
-        at = min(steps, key=lambda i: _least_gain(proposed[i], steps[i]))
-        return self.plain.judged(
-            run,
-            replace(
-                run,
-                parameters=steps[at],
-                bounds=(*run.bounds, bounds[at]),
-                memory=_memory(proposed[at], moments[at], _past_after(run, proposed)),
-            ),
-        )
+        if anchor is None:
+            assert at is not None
+            return self.plain.judged(run, _moved(run, points[at], moments[at], []))
+        least_gain = _least_gain(anchor[0], _parameters(run))
+        gain = -np.inf if at is None else points[at].value - run.bound
+        wary = was_wary or not gain >= least_gain
+        if at is not None and gain >= -slack:
+            past = _past_after(run, anchor[0], proposed)
+            after = _moved(run, points[at], moments[at], past)
+        else:
+            after = replace(run, bounds=(*run.bounds, run.bound), memory=run.memory)
+            if was_wary:  # EM's own step gains nothing
+                return replace(after, status=Status.CONVERGED)
+        after = replace(after, memory={**after.memory, "wary": np.asarray(wary)})
+        if wary and not was_wary and 2.0 * least_gain >= self.plain.stopping.tol:
+            return self.plain.exhausted(after)
+        return self.plain.judged(run, after)
+
+    def _points(
+        self,
+        run: Run[Mixture],
+        proposed: Sequence[Mixture],
+        moments: Sequence[Moments],
+    ) -> tuple[list[Point], IllDefinedCovarianceError | None]:
+        """What a pass found, and the last error of those that EM cannot go on from."""
+        rule, last_error = self.plain.rule, None
+        at_last = run.n_iter + 1 >= self.plain.stopping.max_iter
+        points = []
+        for mixture, its_moments in zip(proposed, moments, strict=True):
+            step = None
+            try:
+                step = rule.m_step(mixture, its_moments, at_last=at_last)
+            except IllDefinedCovarianceError as error:
+                last_error = error
+            points.append(Point(mixture, rule.bound(mixture, its_moments), step))
+        return points, last_error
+
+    def _best(self, points: Sequence[Point]) -> tuple[int | None, float]:
+        """The highest one, and what heights are known to; or None.
+
+        Of those that are as high, the one that is nearest to where EM stays.
+        """
+        there = [i for i, point in enumerate(points) if point.ahead is not None]
+        if not there:
+            return None, 0.0
+        highest = points[max(there, key=lambda i: points[i].value)]
+        slope = self.plain.rule.slope(highest.mixture)
+        slack = _slack(highest.value, slope, highest.least_gain)
+        as_high = [i for i in there if points[i].value >= highest.value - slack]
+        return min(as_high, key=lambda i: points[i].least_gain), slack
 
     def look_again(
         self, before: Run[Mixture], run: Run[Mixture]
@@ -152,8 +197,7 @@ class AnchoredEM:
         anchor = _anchor(run)
         if run is before or run.status is Status.FAILED or anchor is None:
             return None
-        rough = run.parameters
-        assert rough is not None
+        rough = _parameters(run)
         return (anchor[0], rough) if rough.rough else None
 
     def refined(
@@ -186,22 +230,41 @@ def _memory(mixture: Mixture, moments: Moments, past: Past) -> dict[str, NDArray
     return kept | {"rough": np.asarray(mixture.rough)}
 
 
+def _moved(run: Run[Mixture], to: Point, moments: Moments, past: Past) -> Run[Mixture]:
+    """The run, anchored at a point."""
+    return replace(
+        run,
+        parameters=to.ahead,
+        bounds=(*run.bounds, to.value),
+        memory=_memory(to.mixture, moments, past),
+    )
+
+
+def _parameters(run: Run[Mixture]) -> Mixture:
+    assert run.parameters is not None
+    return run.parameters
+
+
+def _is_wary(run: Run[Mixture]) -> bool:
+    """Whether the subsample has misled it."""
+    return bool(run.memory.get("wary", False))
+
+
 def _past(run: Run[Mixture]) -> Past:
     """Earlier anchors of a run, each with the end of its path."""
-    if not run.memory or "past_means" not in run.memory:
+    if "past_means" not in run.memory:
         return []
-    assert run.parameters is not None
+    shape = _parameters(run).shape
     of_all = zip(*(run.memory["past_" + name] for name in _OF_MIXTURE), strict=True)
-    before = [Mixture(run.parameters.shape, *one) for one in of_all]
+    before = [Mixture(shape, *one) for one in of_all]
     return [*zip(before[::2], before[1::2], strict=True)]
 
 
-def _past_after(run: Run[Mixture], proposed: Sequence[Mixture]) -> Past:
-    """The same after a pass: with the anchor before it, if there was a path."""
-    anchor = _anchor(run)
-    if anchor is None or len(proposed) < 2:
-        return _past(run)
-    return [*_past(run), (anchor[0], proposed[-1])][-_PAST:]
+def _past_after(
+    run: Run[Mixture], anchor: Mixture, proposed: Sequence[Mixture]
+) -> Past:
+    """The same with the anchor before a pass, and the end of its path."""
+    return [*_past(run), (anchor, proposed[-1])][-_PAST:]
 
 
 def _farther(past: Past, anchor: Mixture, end: Mixture) -> Mixture | None:
@@ -217,9 +280,8 @@ def _anchor(run: Run[Mixture]) -> tuple[Mixture, Moments] | None:
     memory = run.memory
     if not memory:
         return None
-    assert run.parameters is not None
     mixture = Mixture(
-        run.parameters.shape,
+        _parameters(run).shape,
         *(memory[name] for name in _OF_MIXTURE),
         rough=bool(memory["rough"]),
     )
@@ -241,6 +303,29 @@ class Point:
     def least_gain(self) -> float:
         """What EM's step gains at least, to second order; infinite if there is none."""
         return np.inf if self.ahead is None else _least_gain(self.mixture, self.ahead)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Where `ascend` went.
+
+    Attributes
+    ----------
+    mixtures : list of Mixture
+        From the start on.
+    value : float
+        Of the last one, per row.
+    gain : float
+        By how much that is more than the start's.
+    left : float
+        What is left to gain after it, as predicted; infinite if nothing is known.
+    """
+
+    mixtures: list[Mixture]
+    value: float
+    gain: float
+    left: float
 
 
 def _slack(value: float, slope: float, least_gain: float) -> float:
@@ -309,7 +394,7 @@ def ascend(
     part: float = 0.0,
     least: float = 0.0,
     slope: float = 0.0,
-) -> tuple[list[Mixture], float]:
+) -> Path:
     """Go uphill by EM's steps, and farther where that goes higher.
 
     Parameters
@@ -331,10 +416,7 @@ def ascend(
 
     Returns
     -------
-    path : list of Mixture
-        From the start on.
-    left : float
-        What is left to gain after the last one, per row, as predicted.
+    Path
     """
 
     def at(mixture: Mixture) -> Point:
@@ -347,7 +429,7 @@ def ascend(
 
     trail = Trail(Coordinates(start))
     here = first = at(start)
-    path, left, n_steps = [start], np.inf, 1
+    mixtures, left, n_steps = [start], np.inf, 1
     while n_steps < most and here.ahead is not None and not here.ahead.rough:
         trail.add(here.mixture, here.ahead)
         farther, left = trail.jump()
@@ -368,5 +450,5 @@ def ascend(
         if not there.value >= here.value - slack:
             break
         here = there
-        path.append(here.mixture)
-    return path, left
+        mixtures.append(here.mixture)
+    return Path(mixtures, here.value, here.value - first.value, left)

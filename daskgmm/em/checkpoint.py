@@ -22,6 +22,7 @@ import numpy as np
 from dask.utils import parse_timedelta
 from numpy.typing import NDArray
 
+from daskgmm.em.acceleration import Sampling
 from daskgmm.em.scan import Survey, digest_of
 from daskgmm.em.state import Run, State, Status
 from daskgmm.errors import CheckpointError, ModelFileError, NewerFormatError
@@ -32,7 +33,7 @@ from daskgmm.storage.retry import check_free
 from daskgmm.storage.urls import absolute, check_writable
 
 _KIND: Final = "checkpoint"
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of what is written; a fit goes on from no other one."""
 _MEMORY: Final = "memory"
 _ARRAYS: Final = ("weights", "means", "covariances", "factors")
@@ -118,7 +119,7 @@ class Checkpoint:
         check_writable(place)
         self.url = place.rstrip("/")
 
-    def recall(self, found: Survey) -> State | None:
+    def recall(self, found: Survey, sampled: Sampling) -> State | None:
         """The state to go on from, if there is one.
 
         Raises
@@ -130,6 +131,9 @@ class Checkpoint:
         self._identity = {
             "version of daskgmm": version("daskgmm"),
             **{name: describe(value) for name, value in self.parameters.items()},
+            "accelerate": sampled.accelerated,
+            "init_size": sampled.size,
+            "rows that starts are found from": sampled.start_size,
             **_identity_of(found),
         }
         check_free(self._place(0))
@@ -241,6 +245,7 @@ def _encode(state: State) -> dict[str, Any]:
         },
         "n_passes": state.n_passes,
         "random_state": state.random_state,
+        "before_draw": state.before_draw,
     }
 
 
@@ -263,7 +268,12 @@ def _decode(fitted: Mapping[str, Any]) -> State:
         )
         for run, mixture in enumerate(mixtures)
     ]
-    return State(tuple(runs), int(fitted["n_passes"]), fitted["random_state"])
+    return State(
+        tuple(runs),
+        int(fitted["n_passes"]),
+        fitted["random_state"],
+        fitted["before_draw"],
+    )
 
 
 def _mixtures(fitted: Mapping[str, Any]) -> list[Mixture | None]:

@@ -10,14 +10,23 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from daskgmm.data.source import Source
+from daskgmm.em.acceleration import (
+    Accelerate,
+    InitSize,
+    Sampling,
+    improved,
+    on_sample,
+    sampling,
+)
+from daskgmm.em.anchored import AnchoredEM
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.progress import Callback, Progress
-from daskgmm.em.scan import Survey, subsample, survey
+from daskgmm.em.scan import Survey, survey
 from daskgmm.em.state import Run, State, Status, best
+from daskgmm.em.subsample import Subsample, subsample
 from daskgmm.errors import DataError, IllDefinedCovarianceError
-from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 
@@ -25,13 +34,14 @@ from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 @final
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to fit: scikit-learn's parameters of these names, and `init_size`."""
+    """How to fit: the estimator's parameters of these names."""
 
     start: Start
     stopping: Stopping
     reg_covar: float
     n_init: int
-    init_size: int
+    init_size: InitSize
+    accelerate: Accelerate
 
 
 @final
@@ -49,18 +59,21 @@ class Outcome:
         EM passes over the data.
     n_skipped : int
         Rows that were left out, as they have NaN.
+    remaining_gain : float
+        What is left to gain, as predicted; NaN if nothing predicts it.
     """
 
     run: Run[Mixture]
     mixture: Mixture
     n_passes: int
     n_skipped: int
+    remaining_gain: float = np.nan
 
 
 class Keeper(Protocol):
     """Keeps states where they outlive the process."""
 
-    def recall(self, found: Survey) -> State | None:
+    def recall(self, found: Survey, sampled: Sampling) -> State | None:
         """The newest state of this fit to these data, if one was kept."""
 
     def keep(self, state: State, *, at_once: bool) -> None:
@@ -103,10 +116,16 @@ def train(
     shards = source.shards()
     found = survey(shards, digest=keeper is not None)
     _check_enough(found, settings.start.n_components)
-    state = keeper.recall(found) if keeper else None
+    sampled = _sampling(settings, source.n_features, found)
+    state = keeper.recall(found, sampled) if keeper else None
+    before_draw = _copied(random_state) if state is None else state.before_draw
+    rows = None
+    if sampled.accelerated or not (state or warm or settings.start.complete):
+        drawn_by = random_state if state is None else _copied(before_draw)
+        rows = subsample(shards, found, sampled.size, drawn_by)
     if state is None:
-        runs = [warm] if warm else _starts(shards, found, settings, random_state)
-        state = State(tuple(runs), 0, random_state)
+        runs = [warm] if warm else _starts(rows, settings, sampled, random_state)
+        state = State(tuple(runs), 0, random_state, before_draw)
         _keep(keeper, state, at_once=True)
     elif random_state is not check_random_state(None):
         # The user's own, not the global one, goes on from where the starts left it.
@@ -116,14 +135,42 @@ def train(
         there = [run for run in state.runs if run.parameters is not None]
         return _outcome(there[-1], 0, found)
     rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
+    plain = PlainEM(rule, settings.stopping)
+    anchored = None
+    if sampled.accelerated:
+        assert rows is not None
+        anchored = AnchoredEM(
+            plain, on_sample(rows), sampled.trust, sampled.most_between
+        )
     began = perf_counter()
-    for runs in em(shards, state.runs, PlainEM(rule, settings.stopping)):
-        state = State(tuple(runs), state.n_passes + 1, random_state)
+    for runs in em(shards, state.runs, anchored or plain):
+        n_passes = state.n_passes + 1
+        state = State(tuple(runs), n_passes, random_state, before_draw)
         _keep(keeper, state, at_once=not any(run.is_live for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
         callback(Progress(state.n_passes, runs, found.n_rows, seconds))
     source.check_unchanged()
-    return _outcome(state.runs[best(state.runs)], state.n_passes, found)
+    run = state.runs[best(state.runs)]
+    left = np.nan if anchored is None else anchored.remaining_gain(run)
+    return _outcome(run, state.n_passes, found, left)
+
+
+def _sampling(settings: Settings, n_features: int, found: Survey) -> Sampling:
+    return sampling(
+        # No pass, no acceleration.
+        settings.accelerate if settings.stopping.max_iter else False,
+        settings.init_size,
+        settings.start,
+        n_features,
+        found.n_weighted,
+    )
+
+
+def _copied(random_state: np.random.RandomState) -> np.random.RandomState:
+    """One that draws the same numbers."""
+    copy = np.random.RandomState()
+    copy.set_state(random_state.get_state())
+    return copy
 
 
 def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
@@ -131,30 +178,32 @@ def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
         keeper.keep(state, at_once=at_once)
 
 
-def _outcome(run: Run[Mixture], n_passes: int, found: Survey) -> Outcome:
+def _outcome(
+    run: Run[Mixture], n_passes: int, found: Survey, remaining_gain: float = np.nan
+) -> Outcome:
     assert run.parameters is not None
-    return Outcome(run, run.parameters, n_passes, found.n_skipped)
+    return Outcome(run, run.parameters, n_passes, found.n_skipped, remaining_gain)
 
 
 def _starts(
-    shards: Shards,
-    found: Survey,
+    rows: Subsample | None,
     settings: Settings,
+    sampled: Sampling,
     random_state: np.random.RandomState,
 ) -> list[Run[Mixture]]:
     start = settings.start
-    rows = (
-        None
-        if start.complete
-        else subsample(shards, found, settings.init_size, random_state)
-    )
+    of_start = None if rows is None else rows.thinned(sampled.start_size)
     runs: list[Run[Mixture]] = []
     for _ in range(settings.n_init):
         try:
-            mixture = seed(start, rows, settings.reg_covar, random_state)
+            mixture = seed(start, of_start, settings.reg_covar, random_state)
             runs.append(Run(mixture))
         except IllDefinedCovarianceError as error:
             runs.append(Run(None, Status.FAILED, error=str(error)))
+    if sampled.accelerated and not start.complete:
+        assert rows is not None
+        rule = MaximumLikelihood(settings.reg_covar, row_weight=1.0)
+        runs = improved(runs, rule, rows, sampled)
     best(runs)  # raises if none is left
     return runs
 

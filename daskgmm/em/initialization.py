@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.cluster import KMeans, kmeans_plusplus
 
-from daskgmm.em.scan import Subsample
+from daskgmm.em.subsample import Subsample
 from daskgmm.execution.threads import single_threaded_openmp
 from daskgmm.mixtures.covariance import CovarianceShape
 from daskgmm.mixtures.gaussian import Mixture

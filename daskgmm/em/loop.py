@@ -78,8 +78,7 @@ def em(
         proposed = {i: method.propose(runs[i]) for i in live}
         for turn in _turns(proposed, shards.sums_bytes):
             mixtures = [mixture for i in turn for mixture in proposed[i]]
-            sent = message(mixtures)
-            of_all = moments(sent, shards.reduce(e_step, sent), mixtures)
+            of_all = evaluated(shards, mixtures)
             if not shards.is_fixed:
                 totals = _same_rows(totals, mixtures[0], of_all[0])
             before, found = list(runs), iter(of_all)
@@ -88,6 +87,12 @@ def em(
                 runs[i] = method.after(runs[i], proposed[i], of_its)
             _look_again(shards, before, runs, method)
         yield list(runs)
+
+
+def evaluated(shards: Shards, mixtures: Sequence[Mixture]) -> Sequence[Moments]:
+    """The E-step: moments of the rows at each mixture, in one pass."""
+    sent = message(mixtures)
+    return moments(sent, shards.reduce(e_step, sent), mixtures)
 
 
 def _turns(

@@ -62,6 +62,10 @@ class PlainEM(Generic[Parameters]):
             tol = max(tol, self._mixture(before).rounding)
         if abs(run.change) < tol or (tol > 0.0 and self._is_settled(run)):
             return replace(run, status=Status.CONVERGED)
+        return self.exhausted(run)
+
+    def exhausted(self, run: Run[Parameters]) -> Run[Parameters]:
+        """A run, ended if it has had all its iterations."""
         if run.n_iter >= self.stopping.max_iter:
             return replace(run, status=Status.EXHAUSTED)
         return run

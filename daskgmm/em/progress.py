@@ -118,6 +118,7 @@ class Reporter:
         how = {
             Status.CONVERGED: "converged",
             Status.EXHAUSTED: "did not converge",
+            Status.OUTDONE: "was outdone by others on a subsample",
             Status.FAILED: f"failed: {run.error}",
         }[run.status]
         which = "Initialization" if progress.n_runs == 1 else f"Initialization {i}"

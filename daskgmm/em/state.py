@@ -25,6 +25,7 @@ class Status(enum.Enum):
     TRAINING = "training"
     CONVERGED = "converged"
     EXHAUSTED = "exhausted"
+    OUTDONE = "outdone"
     FAILED = "failed"
 
 
@@ -89,11 +90,14 @@ class State:
         EM passes so far.
     random_state : RandomState
         As the starts left it.
+    before_draw : RandomState
+        As it was before rows were drawn for them.
     """
 
     runs: tuple[Run[Mixture], ...]
     n_passes: int
     random_state: np.random.RandomState
+    before_draw: np.random.RandomState
 
 
 def best(runs: Sequence[Run[Any]]) -> int:

@@ -24,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 from daskgmm.data.gaps import Nan
 from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
+from daskgmm.em.acceleration import Accelerate, InitSize
 from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, train
 from daskgmm.em.initialization import Start
@@ -49,7 +50,8 @@ _FITTED = (
     "lower_bounds_",
     "n_features_in_",
 )
-_OURS = ("init_size", "missing_chunks", "nan")
+_FITTED_OURS = ("n_passes_", "n_rows_skipped_", "remaining_gain_")
+_OURS = ("accelerate", "init_size", "missing_chunks", "nan")
 
 
 class GaussianMixture(MixtureBase):
@@ -93,10 +95,19 @@ default='kmeans'
         1 prints iterations, 2 also the time and the change of the bound.
     verbose_interval : int, default=10
         Iterations between two prints.
-    init_size : int, default=100_000
+    init_size : 'auto' or int, default='auto'
         Starts are found from this many rows, drawn uniformly: from all rows if there
         are no more. The draw depends on the number of rows and `random_state`, not on
-        how the data are chunked.
+        how the data are chunked. 'auto' draws 100,000, and where EM is accelerated 40
+        for each free parameter of the mixture, if that is more, or as many as
+        `daskgmm.sample-memory` of Dask's configuration holds, if that is fewer.
+    accelerate : 'auto' or bool, default='auto'
+        Whether EM goes on on the rows that were drawn, before the first pass and
+        between two passes, so that far fewer passes lead to the same place. Its fixed
+        points are those of EM on all rows; `tol` ends it likewise. With 'auto' it does
+        if there are 20 rows or more for each of those that are drawn, and the start is
+        not given completely; without more rows than are drawn, it never does. Restarts
+        begin on the rows that were drawn, and the best three there go on.
     missing_chunks : {'error', 'fill'}, default='error'
         What a chunk that is not in its Zarr store is: an error, or, as for Zarr, full
         of the array's fill value.
@@ -122,6 +133,11 @@ default='kmeans'
     n_passes_ : int
         Passes of EM over the data, for all runs together. Passes in which covariances
         close to singular are looked at once more are not counted.
+    remaining_gain_ : float
+        How much more the mean log likelihood of a row would gain, from `lower_bound_`
+        on, as the rows that were drawn predict it; NaN where EM was not accelerated.
+        It is no bound: with hundreds of drawn rows for each parameter, the truth was 1
+        to 4 times as much; with 40, and components that overlap, up to 30 times.
     n_rows_skipped_ : int
         Rows that were left out of the fit, as they have NaN.
     n_features_in_ : int
@@ -167,7 +183,8 @@ default='kmeans'
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn_mixture.GaussianMixture._parameter_constraints,
-        "init_size": [Interval(Integral, 1, None, closed="left")],
+        "accelerate": [StrOptions({"auto"}), "boolean"],
+        "init_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "missing_chunks": [StrOptions({"error", "fill"})],
         "nan": [StrOptions({"error", "skip"})],
     }
@@ -189,7 +206,8 @@ default='kmeans'
         warm_start: bool = False,
         verbose: int = 0,
         verbose_interval: int = 10,
-        init_size: int = 100_000,
+        init_size: InitSize = "auto",
+        accelerate: Accelerate = "auto",
         missing_chunks: Missing = "error",
         nan: Nan = "error",
     ) -> None:
@@ -208,6 +226,7 @@ default='kmeans'
         self.verbose = verbose
         self.verbose_interval = verbose_interval
         self.init_size = init_size
+        self.accelerate = accelerate
         self.missing_chunks = missing_chunks
         self.nan = nan
 
@@ -371,13 +390,21 @@ default='kmeans'
             precisions=precisions,
         )
         stopping = Stopping(self.tol, self.max_iter)
-        return Settings(start, stopping, self.reg_covar, self.n_init, self.init_size)
+        return Settings(
+            start,
+            stopping,
+            self.reg_covar,
+            self.n_init,
+            self.init_size,
+            self.accelerate,
+        )
 
     def _what_is_fitted(
         self, source: Source, warm: Run[Mixture] | None
     ) -> dict[str, Any]:
         """What a checkpoint must agree in, by name."""
-        silent = ("verbose", "verbose_interval")
+        # What the last two come to depends on the number of rows too.
+        silent = ("verbose", "verbose_interval", "accelerate", "init_size")
         parameters = {
             name: value
             for name, value in self.get_params(deep=False).items()
@@ -417,6 +444,7 @@ default='kmeans'
         self.lower_bounds_ = list(run.bounds)
         self.n_passes_ = outcome.n_passes
         self.n_rows_skipped_ = outcome.n_skipped
+        self.remaining_gain_ = outcome.remaining_gain
 
     def to_sklearn(self) -> sklearn_mixture.GaussianMixture:
         """The same model as scikit-learn's estimator, fitted if this one is."""
@@ -493,7 +521,7 @@ def load(url: str) -> GaussianMixture:
 
 
 def _fitted_names(model: BaseEstimator) -> list[str]:
-    names = [*_FITTED, "n_passes_", "n_rows_skipped_", "feature_names_in_"]
+    names = [*_FITTED, *_FITTED_OURS, "feature_names_in_"]
     return [name for name in names if hasattr(model, name)]
 
 

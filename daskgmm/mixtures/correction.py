@@ -39,14 +39,19 @@ class Correction:
     Zhu, Teh and Zhang 2018 is the same): in an exponential family, the gradient is the
     moments of the E-step less those of the model.
 
+    The fewer the rows for each parameter, the less the subsample knows of directions
+    in which the likelihood is flat. So it is trusted in part: the other part of all
+    rows keeps the responsibilities that it has at the anchor, which is EM's own bound
+    on the likelihood (with no trust, the first step is EM's, and the last).
+
     Attributes
     ----------
     shape : CovarianceShape
     factor : float
-        What the subsample's moments are multiplied by: the weight of all rows over
-        its weight.
+        What the subsample's moments are multiplied by: the weight of all rows that it
+        stands for over its weight.
     rest : Moments
-        About the anchor's means. Its masses add up to zero.
+        About the anchor's means.
     """
 
     shape: CovarianceShape
@@ -55,10 +60,22 @@ class Correction:
 
     @classmethod
     def between(
-        cls, shape: CovarianceShape, of_all: Moments, of_sample: Moments
+        cls,
+        shape: CovarianceShape,
+        of_all: Moments,
+        of_sample: Moments,
+        trust: float = 1.0,
     ) -> Correction:
-        """The correction from both moments at the anchor."""
-        factor = of_all.weight / of_sample.weight
+        """The correction from both moments at the anchor.
+
+        Parameters
+        ----------
+        shape : CovarianceShape
+        of_all, of_sample : Moments
+        trust : float
+            The part of all rows that the subsample stands for, from 0 to 1.
+        """
+        factor = trust * of_all.weight / of_sample.weight
         return cls(shape, factor, of_all + _scaled(of_sample, -factor))
 
     def corrected(self, of_sample: Moments) -> Moments:
@@ -75,7 +92,7 @@ class Correction:
         rest = moved(self.shape, self.rest, mixture.means)
         squares = self.shape.distances(rest.scatter, mixture.factors)
         added = rest.mass @ mixture.log_normalisers() - 0.5 * squares
-        weight = self.factor * of_sample.weight
+        weight = self.factor * of_sample.weight + self.rest.weight
         return float((self.factor * of_sample.log_prob + added) / weight)
 
 

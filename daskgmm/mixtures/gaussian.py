@@ -58,9 +58,7 @@ class Mixture:
     @property
     def n_parameters(self) -> int:
         """Free parameters: of the covariances, the means and the weights."""
-        n_components, n_features = self.n_components, self.n_features
-        of_covariances = self.shape.n_parameters(n_components, n_features)
-        return of_covariances + n_features * n_components + n_components - 1
+        return n_parameters(self.shape, self.n_components, self.n_features)
 
     @property
     def centre(self) -> Array:
@@ -121,3 +119,9 @@ class Mixture:
             for k, count in enumerate(counts)
         ]
         return np.vstack(rows), np.repeat(np.arange(self.n_components), counts)
+
+
+def n_parameters(shape: CovarianceShape, n_components: int, n_features: int) -> int:
+    """Free parameters of a mixture: of the covariances, the means and the weights."""
+    of_covariances = shape.n_parameters(n_components, n_features)
+    return of_covariances + n_features * n_components + n_components - 1

@@ -266,7 +266,7 @@ def _encode(name: str, value: Any, arrays: Arrays) -> Any:
         return {"strings": [str(item) for item in value]}
     kind = "list" if isinstance(value, list) else "array"
     arrays[name] = np.asarray(value)
-    if arrays[name].dtype.kind not in "fiu":
+    if arrays[name].dtype.kind not in "bfiu":
         raise TypeError(f"{name} cannot be saved: {value!r}")
     return {kind: name}
 

@@ -420,6 +420,7 @@ def test_fit_and_info_tell_programs(run, store, tmp_path):
         "iterations": fitted.n_iter_,
         "passes": fitted.n_passes_,
         "bound": fitted.lower_bound_,
+        "remaining_gain": None,
         "rows_skipped": 0,
     }
     assert len(PASS.findall(result.stderr)) == fitted.n_passes_
@@ -429,6 +430,25 @@ def test_fit_and_info_tell_programs(run, store, tmp_path):
     told = json.loads(run_alone("info", store, "--json").stdout)
     assert (told["type"], told["shape"], told["checksums"]) == ("array", [N, D], False)
     assert "complete" not in told
+
+
+@pytest.mark.parametrize("option", ["--accelerate", "--no-accelerate", None])
+def test_fits_are_accelerated_as_told(run, store, tmp_path, option):
+    args = ["fit", store, tmp_path / "m", "-k", K, "--seed", 0, "--init-size", 150]
+    result = run(*args, *([option] if option else []))
+    assert result.exit_code == 0, result.output
+    fitted = load(tmp_path / "m")
+    chosen = {"--accelerate": True, "--no-accelerate": False, None: "auto"}[option]
+    assert (fitted.accelerate, fitted.init_size) == (chosen, 150)
+    told = f"About {fitted.remaining_gain_:.1e} of the bound is left to gain."
+    assert (told in result.output) is (option != "--no-accelerate")
+
+
+@pytest.mark.parametrize("size", ["0", "many", "-3", "1.5"])
+def test_an_init_size_that_is_none_is_named(run, store, tmp_path, size):
+    result = run("fit", store, tmp_path / "m", "-k", K, f"--init-size={size}")
+    assert result.exit_code == 2
+    assert f"{size!r} is neither 'auto' nor a number from 1" in result.stderr
 
 
 def test_predict_tells_programs(run, store, model, tmp_path):

@@ -17,6 +17,7 @@ from services import kill_until_done
 
 from daskgmm import GaussianMixture, load
 from daskgmm.data.sources import open_source
+from daskgmm.em.acceleration import Sampling
 from daskgmm.em.checkpoint import Checkpoint, Interval, parse_interval
 from daskgmm.em.scan import survey
 from daskgmm.em.state import Run, State, Status
@@ -35,7 +36,11 @@ FITTED = (
     "n_iter_",
     "n_passes_",
     "converged_",
+    "remaining_gain_",
 )
+
+
+SAMPLED = Sampling(100, 100)
 
 
 class Broken(Exception):
@@ -72,15 +77,21 @@ def model(covariance_type="full", **parameters):
     )
 
 
+@pytest.mark.parametrize("accelerate", [False, True])
 @pytest.mark.parametrize("after", [1, 4])
 @pytest.mark.parametrize("lazy", [False, True])
-def test_a_fit_goes_on_with_the_same_bits(tmp_path, covariance_type, after, lazy):
+def test_a_fit_goes_on_with_the_same_bits(
+    tmp_path, covariance_type, after, lazy, accelerate
+):
+    def model_of():
+        return model(covariance_type, accelerate=accelerate, init_size=200)
+
     x = blobs(0, 3000, 3, 3, spread=1.5)
     rows = da.from_array(x, chunks=(400, 3)) if lazy else x
     weights = np.random.default_rng(0).random(3000)
-    expected = model(covariance_type).fit(rows, sample_weight=weights)
-    break_off(model(covariance_type), rows, tmp_path, after, sample_weight=weights)
-    resumed = model(covariance_type)
+    expected = model_of().fit(rows, sample_weight=weights)
+    break_off(model_of(), rows, tmp_path, after, sample_weight=weights)
+    resumed = model_of()
     passes = []
     resumed.fit(
         rows,
@@ -149,18 +160,19 @@ def test_every_kind_of_run_is_kept(tmp_path, covariance_type):
         Run(mixture, Status.CONVERGED, (-5.0, -np.inf, np.nan)),
         Run(mixture),
     )
-    state = State(runs, 7, np.random.RandomState(3))
+    state = State(runs, 7, np.random.RandomState(3), np.random.RandomState(4))
     found = survey(open_source(blobs(0, 50, 2, 3)).shards(), digest=True)
 
     def keeper():
         return Checkpoint(tmp_path, Interval(1, None), {"n_components": 3})
 
     first = keeper()
-    assert first.recall(found) is None
+    assert first.recall(found, SAMPLED) is None
     first.keep(state, at_once=True)
-    got = keeper().recall(found)
+    got = keeper().recall(found, SAMPLED)
     assert got.n_passes == 7
-    assert got.random_state.randint(10**6) == np.random.RandomState(3).randint(10**6)
+    for kept, seed in ((got.random_state, 3), (got.before_draw, 4)):
+        assert kept.randint(10**6) == np.random.RandomState(seed).randint(10**6)
     for run, expected in zip(got.runs, runs, strict=True):
         assert (run.status, run.error) == (expected.status, expected.error)
         assert run.previous == expected.previous
@@ -189,9 +201,10 @@ def test_runs_of_any_shape_and_memory_are_kept(tmp_path):
     )
     found = survey(open_source(blobs(0, 50, 2, 3)).shards(), digest=True)
     first = _keeper(tmp_path)
-    assert first.recall(found) is None
-    first.keep(State(runs, 1, np.random.RandomState(3)), at_once=True)
-    got = _keeper(tmp_path).recall(found).runs
+    assert first.recall(found, SAMPLED) is None
+    drawn_by = np.random.RandomState(3)
+    first.keep(State(runs, 1, drawn_by, drawn_by), at_once=True)
+    got = _keeper(tmp_path).recall(found, SAMPLED).runs
     assert [len(run.memory) for run in got] == [0, 0, 0, 0, 0, 2]
     for name, kept in memory.items():
         np.testing.assert_array_equal(got[5].memory[name], kept)
@@ -204,7 +217,7 @@ def test_runs_of_any_shape_and_memory_are_kept(tmp_path):
             )
 
 
-@pytest.mark.parametrize("theirs", [None, 3])
+@pytest.mark.parametrize("theirs", [None, 2, 4])
 def test_another_format_is_refused_by_name(tmp_path, theirs):
     """The first one did not say which it was; nothing is written over."""
     x = blobs(3, 1000, 2, 3)

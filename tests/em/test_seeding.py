@@ -15,7 +15,8 @@ from scipy import stats
 from daskgmm import GaussianMixture
 from daskgmm.data.sources import open_source
 from daskgmm.em.initialization import Start, seed
-from daskgmm.em.scan import _draw_numbers, subsample, survey
+from daskgmm.em.scan import survey
+from daskgmm.em.subsample import _draw_numbers, subsample
 from daskgmm.mixtures.covariance import SHAPES
 
 

@@ -58,21 +58,37 @@ def test_moments_about_other_points(covariance_type, rows, anchor):
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("trust", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_at_the_anchor_it_is_all_rows(rows, anchor, weighted):
+def test_at_the_anchor_it_is_all_rows(rows, anchor, weighted, trust):
     rng = np.random.default_rng(6)
     weights = rng.uniform(0.5, 2.0, len(rows)) if weighted else None
     of_all = moments_of(rows, anchor, weights)
     of_sample = moments_of(rows[:200], anchor)
-    correction = Correction.between(anchor.shape, of_all, of_sample)
+    correction = Correction.between(anchor.shape, of_all, of_sample, trust)
     assert_same(correction.corrected(of_sample), of_all, 1e-12)
 
 
-def test_the_gradient_at_the_anchor_is_that_of_all_rows(rows, anchor):
+def test_without_trust_it_stays_at_ems_own_step(rows, anchor):
+    of_all = moments_of(rows, anchor)
+    correction = Correction.between(
+        anchor.shape, of_all, moments_of(rows[:200], anchor), trust=0.0
+    )
+    first = RULE.m_step(anchor, of_all)
+    then = RULE.m_step(first, correction.corrected(moments_of(rows[:200], first)))
+    for name in ("weights", "means", "covariances"):
+        got, expected = getattr(then, name), getattr(first, name)
+        np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("trust", [0.3, 1.0])
+def test_the_gradient_at_the_anchor_is_that_of_all_rows(rows, anchor, trust):
     """By central differences, along directions of the coordinates."""
     sample = rows[:200]
     of_all = moments_of(rows, anchor)
-    correction = Correction.between(anchor.shape, of_all, moments_of(sample, anchor))
+    correction = Correction.between(
+        anchor.shape, of_all, moments_of(sample, anchor), trust
+    )
     coordinates = Coordinates(anchor)
     rng = np.random.default_rng(7)
     for _ in range(4):

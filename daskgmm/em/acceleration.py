@@ -1,0 +1,228 @@
+"""Whether a fit is accelerated, by how many rows, and what that begins with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, final
+
+from daskgmm import config
+from daskgmm.data.in_memory import ArraySource
+from daskgmm.em.anchored import OfSample, ascend
+from daskgmm.em.initialization import Start
+from daskgmm.em.loop import evaluated
+from daskgmm.em.plain import failed
+from daskgmm.em.state import Run, Status
+from daskgmm.em.subsample import Subsample
+from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.mixtures.gaussian import Mixture, n_parameters
+from daskgmm.mixtures.rule import Rule
+from daskgmm.mixtures.sufficient_statistics import Moments
+
+Accelerate = bool | Literal["auto"]
+InitSize = int | Literal["auto"]
+
+_START_ROWS: Final = 100_000
+"""Rows that starts are found from, where nothing else is said."""
+_ROWS_PER_PARAMETER: Final = 40
+"""Rows of a subsample that says enough of all rows; 15 is too few."""
+_ENOUGH_ROWS: Final = 20
+"""Rows for each of the subsample, from which on its work pays in any case."""
+
+_PART: Final = 8
+"""EM on the subsample begins on an eighth of it."""
+_ENOUGH_FOR_PART: Final = 20
+"""Rows for each parameter, below which that leads nowhere."""
+_MOST_ON_PART: Final = 200
+"""Evaluations of the part for each restart, at most."""
+_NEAR: Final = 0.01
+"""The part of what a subsample's optimum is off by that its starts may be off by."""
+_NEAR_ON_PART: Final = 0.1
+"""The same for the part of it."""
+_PROMOTED: Final = 3
+"""Most restarts that go on with all rows: the best of them on the subsample."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What a fit takes from a subsample.
+
+    Attributes
+    ----------
+    size : int
+        Rows that are drawn.
+    start_size : int
+        Rows of them that starts are found from.
+    part_size : int
+        Rows of them that EM begins on; 0 if it begins on all of them.
+    most_at_start : int
+        Evaluations of the subsample for each restart before the first pass, at most.
+    most_between : int
+        The same between two passes; 0 if EM is not accelerated.
+    trust : float
+        See `Correction`.
+    """
+
+    size: int
+    start_size: int
+    part_size: int = 0
+    most_at_start: int = 0
+    most_between: int = 0
+    trust: float = 0.0
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether EM is."""
+        return self.most_between > 0
+
+
+def sampling(
+    accelerate: Accelerate,
+    init_size: InitSize,
+    start: Start,
+    n_features: int,
+    n_rows: int,
+) -> Sampling:
+    """What a fit to so many rows takes from a subsample.
+
+    It depends on numbers alone, never on the clock.
+    """
+    its_parameters = n_parameters(start.shape, start.n_components, n_features)
+    start_size = _START_ROWS if init_size == "auto" else int(init_size)
+    size = _auto_size(its_parameters, n_features) if init_size == "auto" else start_size
+    enough = _ENOUGH_ROWS * size if accelerate == "auto" else size + 1
+    wanted = not start.complete if accelerate == "auto" else accelerate
+    if not wanted or n_rows < enough:
+        return Sampling(start_size, start_size)
+    part_size = size // _PART
+    return Sampling(
+        size,
+        min(size, start_size),
+        part_size if part_size >= _ENOUGH_FOR_PART * its_parameters else 0,
+        most_at_start=_between(120, 0.3 * n_rows / size, 300),
+        most_between=_between(15, 0.15 * n_rows / size, 30),
+        trust=1.0 / (1.0 + math.sqrt(its_parameters / size)),
+    )
+
+
+def _between(least: int, number: float, most: int) -> int:
+    return min(max(least, int(number)), most)
+
+
+def _auto_size(its_parameters: int, n_features: int) -> int:
+    in_memory = int(config.size("sample-memory") / (8 * n_features))
+    return min(max(_START_ROWS, _ROWS_PER_PARAMETER * its_parameters), in_memory)
+
+
+def on_sample(rows: Subsample) -> OfSample:
+    """The E-step on a subsample, on this process's threads."""
+    shards = ArraySource(rows.x, rows.weights).shards()
+
+    def of_sample(mixture: Mixture) -> Moments:
+        [its_moments] = evaluated(shards, [mixture])
+        return its_moments
+
+    return of_sample
+
+
+def improved(
+    runs: Sequence[Run[Mixture]],
+    rule: Rule[Mixture],
+    rows: Subsample,
+    sampled: Sampling,
+) -> list[Run[Mixture]]:
+    """Starts, after EM on the subsample; those that others have outdone there end.
+
+    It begins on a part of the subsample, if that is enough for it, and the best three
+    go on on all of it.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Some may have failed.
+    rule : Rule
+        The subsample's.
+    rows : Subsample
+    sampled : Sampling
+    """
+    whole = _Climb(rule, rows, _NEAR, sampled.most_at_start)
+    if not sampled.part_size:
+        return _promoted(_each(_each(runs, whole.step), whole.to_end), whole)
+    part = rows.thinned(sampled.part_size)
+    climb = _Climb(rule, part, _NEAR_ON_PART, _MOST_ON_PART)
+    runs = _each(_each(runs, climb.step), climb.to_end)
+    return _each(_promoted(runs, whole), whole.to_end)
+
+
+@final
+class _Climb:
+    """EM on some rows, from starts to near its end.
+
+    Parameters
+    ----------
+    rule : Rule
+    rows : Subsample
+    near : float
+        It ends where less is left to gain than this part of what sampling makes the
+        optimum be off by, ½ p/n for p parameters and n rows.
+    most : int
+        Evaluations, at most.
+    """
+
+    def __init__(
+        self, rule: Rule[Mixture], rows: Subsample, near: float, most: int
+    ) -> None:
+        self._rule, self._of_sample = rule, on_sample(rows)
+        self._near = 0.5 * near / len(rows.x)
+        self._most = most
+
+    def step(self, start: Mixture) -> Mixture:
+        """EM's own: starts are not what it leads to, of one row or not normalised."""
+        return self._rule.m_step(start, self._of_sample(start))
+
+    def to_end(self, start: Mixture) -> Mixture:
+        """The end of the path."""
+        return ascend(
+            start,
+            self._rule.m_step,
+            self._of_sample,
+            self._rule.bound,
+            most=self._most,
+            least=self._near * start.n_parameters,
+            slope=self._rule.slope(start),
+        ).mixtures[-1]
+
+    def value(self, mixture: Mixture) -> float:
+        """The bound."""
+        return self._rule.bound(mixture, self._of_sample(mixture))
+
+
+def _each(
+    runs: Sequence[Run[Mixture]], change: Callable[[Mixture], Mixture]
+) -> list[Run[Mixture]]:
+    """Live runs with their parameters changed, failed where there are none then."""
+    changed: list[Run[Mixture]] = []
+    for run in runs:
+        if run.is_live and run.parameters is not None:
+            try:
+                run = replace(run, parameters=change(run.parameters))
+            except IllDefinedCovarianceError as error:
+                run = failed(run, error)
+        changed.append(run)
+    return changed
+
+
+def _promoted(runs: Sequence[Run[Mixture]], climb: _Climb) -> list[Run[Mixture]]:
+    """The runs, all but the best ended."""
+    values = {
+        i: climb.value(run.parameters)
+        for i, run in enumerate(runs)
+        if run.is_live and run.parameters is not None
+    }
+    best = sorted(values, key=lambda i: -values[i])[:_PROMOTED]
+    return [
+        replace(run, status=Status.OUTDONE) if i in values and i not in best else run
+        for i, run in enumerate(runs)
+    ]
