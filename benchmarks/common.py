@@ -78,6 +78,10 @@ class Row:
     peak_mb: float | None = None
     peer_peak_mb: float | None = None
     size: float | None = None
+    passes: float | None = None
+    peer_passes: float | None = None
+    gap: float | None = None
+    peer_gap: float | None = None
 
     def show(self) -> None:
         """Print it."""
@@ -88,9 +92,18 @@ class Row:
         other = f" /{self.peer_peak_mb:6.0f}" if self.peer_peak_mb is not None else ""
         print(
             f"{self.section:12}{self.case:42}{_time(self.seconds):>10}{ratio}"
-            f" {self.target:8}{share}{memory}{other:9} {peers}",
+            f" {self.target:8}{share}{memory}{other:9} {peers}{self._ends()}",
             flush=True,
         )
+
+    def _ends(self) -> str:
+        """Passes, and what is left to gain to the optimum; both of the peer too."""
+        if self.passes is None or self.gap is None:
+            return ""
+        ours = f"; {self.passes:.0f} passes, {self.gap:.1e} left"
+        if self.peer_passes is None or self.peer_gap is None:
+            return ours
+        return f"{ours} (peer {self.peer_passes:.0f}, {self.peer_gap:.1e})"
 
 
 HEADER = (

@@ -22,7 +22,7 @@ from sklearn.mixture import GaussianMixture as ScikitLearn
 from daskgmm import GaussianMixture
 from daskgmm.data.block import Block
 from daskgmm.data.prefetch import read_ahead
-from daskgmm.em import scan
+from daskgmm.em import subsample
 from daskgmm.errors import StoreError
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
@@ -146,10 +146,10 @@ def test_a_row_without_weight_may_be_infinitely_far(lazy):
 
 def test_a_point_that_rounding_puts_behind_the_last_row_is_the_last_row():
     block = Block(0, np.arange(6.0).reshape(3, 2), np.array([0.2, 0.5, 0.3]))
-    message = scan._Targets(
+    message = subsample._Targets(
         np.array([0.0, 1.1]), np.array([0.1, 1.05]), by_number=False
     )
-    rows, times = scan._take_from(message, block)
+    rows, times = subsample._take_from(message, block)
     np.testing.assert_array_equal(rows, [[0.0, 1.0], [4.0, 5.0]])
     np.testing.assert_array_equal(times, [1.0, 1.0])
 

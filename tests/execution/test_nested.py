@@ -398,9 +398,12 @@ def interrupt_once_begun():
     signal.raise_signal(signal.SIGINT)
 
 
-def test_what_has_not_begun_is_left_after_an_interrupt(tmp_path):
+def test_what_has_not_begun_is_left_after_an_interrupt(tmp_path, request):
     """Also while the interrupt's traceback is kept, as notebooks keep it."""
     SPANS.clear()
+    # Libraries and shells have their own ways with the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with cluster(tmp_path) as running, Client(running):
         works = [delayed(note)(0.2 + 1e-6 * number) for number in range(30)]
         thread = threading.Thread(target=interrupt_once_begun)
