@@ -133,6 +133,7 @@ def few_passes(_machine: dict[str, float]) -> Iterator[Row]:
             times = data.times if init_size < DRAWN else 20
             if init_size <= DRAWN:
                 yield _beside_plain(data, init_size, times)
+    yield _beside_plain(OVERLAP, DRAWN, ROWS // DRAWN)
 
 
 def _beside_plain(data: DataSet, init_size: int, times: int) -> Row:

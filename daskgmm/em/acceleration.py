@@ -31,15 +31,16 @@ _ENOUGH_ROWS: Final = 20
 """Rows for each of the subsample, from which on its work pays in any case."""
 
 _PART: Final = 8
-"""EM on the subsample begins on an eighth of it."""
+"""EM on the subsample begins on an eighth of it,"""
 _ENOUGH_FOR_PART: Final = 20
-"""Rows for each parameter, below which that leads nowhere."""
-_MOST_ON_PART: Final = 200
+"""or so many rows for each parameter: fewer lead nowhere."""
+_MOST_ON_PART: Final = 300
 """Evaluations of the part for each restart, at most."""
-_NEAR: Final = 0.01
-"""The part of what a subsample's optimum is off by that its starts may be off by."""
-_NEAR_ON_PART: Final = 0.1
-"""The same for the part of it."""
+_NEAR: Final = 1e-3
+"""The part of what a subsample's optimum is off by that its starts may be off by.
+
+As predicted, which on plateaus is far less than the truth.
+"""
 _PROMOTED: Final = 3
 """Most restarts that go on with all rows: the best of them on the subsample."""
 
@@ -96,11 +97,11 @@ def sampling(
     wanted = not start.complete if accelerate == "auto" else accelerate
     if not wanted or n_rows < enough:
         return Sampling(start_size, start_size)
-    part_size = size // _PART
+    part_size = max(size // _PART, _ENOUGH_FOR_PART * its_parameters)
     return Sampling(
         size,
         min(size, start_size),
-        part_size if part_size >= _ENOUGH_FOR_PART * its_parameters else 0,
+        part_size if 2 * part_size <= size else 0,
         most_at_start=_between(120, 0.3 * n_rows / size, 300),
         most_between=_between(15, 0.15 * n_rows / size, 30),
         trust=1.0 / (1.0 + math.sqrt(its_parameters / size)),
@@ -147,11 +148,11 @@ def improved(
     rows : Subsample
     sampled : Sampling
     """
-    whole = _Climb(rule, rows, _NEAR, sampled.most_at_start)
+    whole = _Climb(rule, rows, sampled.most_at_start)
     if not sampled.part_size:
         return _promoted(_each(_each(runs, whole.step), whole.to_end), whole)
     part = rows.thinned(sampled.part_size)
-    climb = _Climb(rule, part, _NEAR_ON_PART, _MOST_ON_PART)
+    climb = _Climb(rule, part, _MOST_ON_PART)
     runs = _each(_each(runs, climb.step), climb.to_end)
     return _each(_promoted(runs, whole), whole.to_end)
 
@@ -164,18 +165,14 @@ class _Climb:
     ----------
     rule : Rule
     rows : Subsample
-    near : float
-        It ends where less is left to gain than this part of what sampling makes the
-        optimum be off by, ½ p/n for p parameters and n rows.
+        By them their optimum is off by ½ p/n, for p parameters and n rows.
     most : int
         Evaluations, at most.
     """
 
-    def __init__(
-        self, rule: Rule[Mixture], rows: Subsample, near: float, most: int
-    ) -> None:
+    def __init__(self, rule: Rule[Mixture], rows: Subsample, most: int) -> None:
         self._rule, self._of_sample = rule, on_sample(rows)
-        self._near = 0.5 * near / len(rows.x)
+        self._near = 0.5 * _NEAR / len(rows.x)
         self._most = most
 
     def step(self, start: Mixture) -> Mixture:
