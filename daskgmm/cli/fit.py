@@ -186,7 +186,8 @@ def fit(
       daskgmm fit rows.zarr model.zarr -k 8 --dry-run
 
     With --checkpoint, a fit that was broken off goes on when the same command is given
-    again, and ends with the same model to the last bit.
+    again, and ends with the same model to the last bit. It also goes on with a larger
+    --max-iter or a lower --tol, with more restarts, or accelerated.
     """  # noqa: D301
     check_arguments_apart(
         {"MODEL": model, "--checkpoint": checkpoint},
@@ -219,11 +220,15 @@ def fit(
             checkpoint_interval=checkpoint_interval,
         )
     mixture.save(model, overwrite=overwrite)
-    _tell_fitted(mixture, model, perf_counter() - began, report)
+    _tell_fitted(mixture, model, checkpoint, perf_counter() - began, report)
 
 
 def _tell_fitted(
-    mixture: GaussianMixture, model: str, time: float, report: Report
+    mixture: GaussianMixture,
+    model: str,
+    checkpoint: str | None,
+    time: float,
+    report: Report,
 ) -> None:
     how = "Converged" if mixture.converged_ else "Did not converge"
     report.say(f"{how} in {mixture.n_iter_} iterations, {seconds(time)}.")
@@ -232,6 +237,8 @@ def _tell_fitted(
         report.say(f"About {left:.1e} of the bound is left to gain.")
     if not mixture.converged_:
         report.say("Raise --max-iter or --tol, or try other starts.")
+        if checkpoint is not None:
+            report.say(f"With a larger --max-iter, it goes on from {checkpoint}.")
     if mixture.n_rows_skipped_:
         report.say(f"{mixture.n_rows_skipped_:,} rows with NaN were left out.")
     report.say(f"The model is in {model}.")

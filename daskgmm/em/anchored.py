@@ -96,6 +96,11 @@ class AnchoredEM:
         farther = _farther(_past(run), anchor[0], path[-1])
         return shown if farther is None else [farther, *shown]
 
+    def reopened(self, run: Run[Mixture]) -> Run[Mixture]:
+        """As plain EM has it; but where EM's own step gained nothing, no limit did."""
+        at_end = _is_wary(run) and run.change == 0.0
+        return run if at_end else self.plain.reopened(run)
+
     def remaining_gain(self, run: Run[Mixture]) -> float:
         """What is left to gain from the run's bound on, as predicted; or NaN."""
         anchor = _anchor(run)
@@ -165,15 +170,15 @@ class AnchoredEM:
     ) -> tuple[list[Point], IllDefinedCovarianceError | None]:
         """What a pass found, and the last error of those that EM cannot go on from."""
         rule, last_error = self.plain.rule, None
-        at_last = run.n_iter + 1 >= self.plain.stopping.max_iter
         points = []
         for mixture, its_moments in zip(proposed, moments, strict=True):
-            step = None
+            step, doubt = None, ""
             try:
-                step = rule.m_step(mixture, its_moments, at_last=at_last)
+                step, doubt = self.plain.m_step(run, mixture, its_moments)
             except IllDefinedCovarianceError as error:
                 last_error = error
-            points.append(Point(mixture, rule.bound(mixture, its_moments), step))
+            bound = rule.bound(mixture, its_moments)
+            points.append(Point(mixture, bound, step, doubt))
         return points, last_error
 
     def _best(self, points: Sequence[Point]) -> tuple[int | None, float]:
@@ -236,6 +241,7 @@ def _moved(run: Run[Mixture], to: Point, moments: Moments, past: Past) -> Run[Mi
         run,
         parameters=to.ahead,
         bounds=(*run.bounds, to.value),
+        error=to.doubt,
         memory=_memory(to.mixture, moments, past),
     )
 
@@ -293,11 +299,15 @@ def _anchor(run: Run[Mixture]) -> tuple[Mixture, Moments] | None:
 @final
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A mixture on a path, what it is worth, and EM's step from it, if there is one."""
+    """A mixture on a path, what it is worth, and EM's step from it, if there is one.
+
+    The doubt is what forbids another step after that.
+    """
 
     mixture: Mixture
     value: float
     ahead: Mixture | None
+    doubt: str = ""
 
     @property
     def least_gain(self) -> float:

@@ -122,6 +122,9 @@ class Checkpoint:
     def recall(self, found: Survey, sampled: Sampling) -> State | None:
         """The state to go on from, if there is one.
 
+        It may be of a fit with a lower `max_iter`, a higher `tol`, fewer restarts or no
+        acceleration: of this one, then, it is a part.
+
         Raises
         ------
         CheckpointError
@@ -185,11 +188,11 @@ class Checkpoint:
         return model
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
-        names = {**self._identity, **theirs}
+        ours = self._identity
         differing = [
-            f"{name} was {theirs.get(name)!r} and is {self._identity.get(name)!r}"
-            for name in names
-            if theirs.get(name) != self._identity.get(name)
+            f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
+            for name in {**ours, **theirs}
+            if theirs.get(name) != ours.get(name) and not _is_part(name, theirs, ours)
         ]
         if differing:
             raise CheckpointError(
@@ -197,6 +200,20 @@ class Checkpoint:
                 f"{'; '.join(differing)}. Fit with what it was made with, or choose "
                 "another place, or delete it."
             )
+
+
+def _is_part(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether a fit with their value has done a part of what one with ours has to."""
+    if name not in theirs or name not in ours:
+        return False
+    was, now = theirs[name], ours[name]
+    if name in ("max_iter", "n_init"):
+        return bool(was < now)
+    if name == "tol":
+        return bool(now < was)
+    # Plain EM may go on accelerated. What was drawn has had its use then.
+    drawn = ("accelerate", "init_size", "rows that starts are found from")
+    return name in drawn and not theirs["accelerate"] and bool(ours["accelerate"])
 
 
 def _identity_of(found: Survey) -> dict[str, Any]:

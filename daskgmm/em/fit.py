@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol, final
 
@@ -119,17 +119,23 @@ def train(
     sampled = _sampling(settings, source.n_features, found)
     state = keeper.recall(found, sampled) if keeper else None
     before_draw = _copied(random_state) if state is None else state.before_draw
+    n_starts = 0 if warm else settings.n_init - (len(state.runs) if state else 0)
     rows = None
-    if sampled.accelerated or not (state or warm or settings.start.complete):
+    if sampled.accelerated or (n_starts and not settings.start.complete):
         drawn_by = random_state if state is None else _copied(before_draw)
         rows = subsample(shards, found, sampled.size, drawn_by)
+    is_new = state is None
     if state is None:
-        runs = [warm] if warm else _starts(rows, settings, sampled, random_state)
-        state = State(tuple(runs), 0, random_state, before_draw)
-        _keep(keeper, state, at_once=True)
+        state = State((warm,) if warm else (), 0, random_state, before_draw)
     elif random_state is not check_random_state(None):
         # The user's own, not the global one, goes on from where the starts left it.
         random_state.set_state(state.random_state.get_state())
+        state = replace(state, random_state=random_state)
+    if is_new or n_starts:
+        starts = _starts(rows, n_starts, settings, sampled, state.random_state)
+        state = replace(state, runs=(*state.runs, *starts))
+        best(state.runs)  # raises if none is left
+        _keep(keeper, state, at_once=True)
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
         there = [run for run in state.runs if run.parameters is not None]
@@ -142,10 +148,12 @@ def train(
         anchored = AnchoredEM(
             plain, on_sample(rows), sampled.trust, sampled.most_between
         )
+    method = anchored or plain
+    # They may have ended by other limits.
+    state = replace(state, runs=tuple(map(method.reopened, state.runs)))
     began = perf_counter()
-    for runs in em(shards, state.runs, anchored or plain):
-        n_passes = state.n_passes + 1
-        state = State(tuple(runs), n_passes, random_state, before_draw)
+    for runs in em(shards, state.runs, method):
+        state = replace(state, runs=tuple(runs), n_passes=state.n_passes + 1)
         _keep(keeper, state, at_once=not any(run.is_live for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
         callback(Progress(state.n_passes, runs, found.n_rows, seconds))
@@ -187,6 +195,7 @@ def _outcome(
 
 def _starts(
     rows: Subsample | None,
+    n_starts: int,
     settings: Settings,
     sampled: Sampling,
     random_state: np.random.RandomState,
@@ -194,7 +203,7 @@ def _starts(
     start = settings.start
     of_start = None if rows is None else rows.thinned(sampled.start_size)
     runs: list[Run[Mixture]] = []
-    for _ in range(settings.n_init):
+    for _ in range(n_starts):
         try:
             mixture = seed(start, of_start, settings.reg_covar, random_state)
             runs.append(Run(mixture))
@@ -204,7 +213,6 @@ def _starts(
         assert rows is not None
         rule = MaximumLikelihood(settings.reg_covar, row_weight=1.0)
         runs = improved(runs, rule, rows, sampled)
-    best(runs)  # raises if none is left
     return runs
 
 

@@ -46,14 +46,39 @@ class PlainEM(Generic[Parameters]):
         parameters = run.parameters
         assert parameters is not None
         try:
-            at_last = run.n_iter + 1 >= self.stopping.max_iter
-            found = self.rule.m_step(parameters, its_moments, at_last=at_last)
+            found, doubt = self.m_step(run, parameters, its_moments)
         except IllDefinedCovarianceError as error:
             return failed(run, error)
         bound = self.rule.bound(parameters, its_moments)
-        return self.judged(
-            run, replace(run, parameters=found, bounds=(*run.bounds, bound))
-        )
+        after = replace(run, parameters=found, bounds=(*run.bounds, bound), error=doubt)
+        return self.judged(run, after)
+
+    def m_step(
+        self, run: Run[Parameters], parameters: Parameters, its_moments: Moments
+    ) -> tuple[Parameters, str]:
+        """The M-step of a run's next iteration, and what forbids another one or "".
+
+        Raises
+        ------
+        IllDefinedCovarianceError
+            If a covariance is not positive definite.
+        """
+        try:
+            return self.rule.m_step(parameters, its_moments), ""
+        except IllDefinedCovarianceError as error:
+            if run.n_iter + 1 < self.stopping.max_iter:
+                raise
+            kept = self.rule.m_step(parameters, its_moments, at_last=True)
+            return kept, str(error)
+
+    def reopened(self, run: Run[Parameters]) -> Run[Parameters]:
+        """A run that had ended by other limits, as these have it."""
+        if run.status not in (Status.CONVERGED, Status.EXHAUSTED):
+            return run
+        reopened = self.judged(run, replace(run, status=Status.TRAINING))
+        if reopened.is_live and run.error:
+            return replace(run, status=Status.FAILED)
+        return reopened
 
     def judged(self, before: Run[Parameters], run: Run[Parameters]) -> Run[Parameters]:
         """A run, ended if it is time to."""

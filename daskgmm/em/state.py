@@ -44,7 +44,7 @@ class Run(Generic[Parameters]):
     previous : float
         Bound that the first iteration's is compared with.
     error : str
-        Why the run failed.
+        Why the run failed; of one that is exhausted, why it would have failed next.
     memory : mapping of str to ndarray
         What else its method goes on from.
     """

@@ -269,6 +269,10 @@ default='kmeans'
             How often: after so many passes over the data, or after a time such as
             '30s'. The starts and the end are kept in any case.
 
+            A fit with a larger `max_iter`, a lower `tol`, more restarts or
+            acceleration goes on from there too; the first two end with the same bits
+            as one that had them from the start.
+
         Returns
         -------
         GaussianMixture
@@ -319,10 +323,15 @@ default='kmeans'
             outcome = train(source, settings, random_state, warm, observe, keeper)
             self._set_attributes(outcome, source.dtype)
         if not self.converged_ and self.max_iter > 0:
+            goes_on = (
+                ""
+                if checkpoint is None
+                else f" With a larger max_iter, fit goes on from {checkpoint}."
+            )
             warnings.warn(
                 "Best performing initialization did not converge. "
                 "Try different init parameters, or increase max_iter, "
-                "tol, or check for degenerate data.",
+                "tol, or check for degenerate data." + goes_on,
                 ConvergenceWarning,
                 stacklevel=2,
             )

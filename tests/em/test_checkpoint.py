@@ -14,6 +14,7 @@ import pytest
 import zarr
 from conftest import blobs, create_zarr, random_mixture
 from services import kill_until_done
+from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture, load
 from daskgmm.data.sources import open_source
@@ -21,7 +22,7 @@ from daskgmm.em.acceleration import Sampling
 from daskgmm.em.checkpoint import Checkpoint, Interval, parse_interval
 from daskgmm.em.scan import survey
 from daskgmm.em.state import Run, State, Status
-from daskgmm.errors import CheckpointError, ModelFileError
+from daskgmm.errors import CheckpointError, IllDefinedCovarianceError, ModelFileError
 from daskgmm.storage import models
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -102,6 +103,95 @@ def test_a_fit_goes_on_with_the_same_bits(
     )
     assert passes[0] == after + 1
     assert_same(resumed, expected)
+
+
+LONGER = {
+    "a larger max_iter": ({"max_iter": 5}, {}),
+    "a lower tol": ({"tol": 1e-2}, {}),
+    "both": ({"max_iter": 5, "tol": 1e-3}, {}),
+}
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize("change", LONGER)
+def test_a_longer_fit_goes_on_with_the_same_bits(
+    tmp_path, covariance_type, change, accelerate
+):
+    x = blobs(0, 3000, 3, 3, spread=1.5)
+    shorter, longer = LONGER[change]
+    common = {"accelerate": accelerate, "init_size": 200}
+    expected = model(covariance_type, **common, **longer).fit(x)
+    first = model(covariance_type, **common, **shorter).fit(x, checkpoint=tmp_path)
+    assert first.n_iter_ < expected.n_iter_
+    passes = []
+    resumed = model(covariance_type, **common, **longer)
+    resumed.fit(x, checkpoint=tmp_path, callback=lambda p: passes.append(p.n_pass))
+    assert passes[0] == first.n_passes_ + 1
+    for name in FITTED:
+        if name != "n_passes_":  # a restart that had ended goes on later
+            np.testing.assert_array_equal(
+                getattr(resumed, name), getattr(expected, name)
+            )
+    # The way back is another fit.
+    with pytest.raises(CheckpointError, match=next(iter(shorter))):
+        model(covariance_type, **common, **shorter).fit(x, checkpoint=tmp_path)
+
+
+def test_more_restarts_train_alone(tmp_path):
+    x = blobs(0, 3000, 3, 3, spread=1.5)
+    first = model(n_init=2).fit(x, checkpoint=tmp_path)
+    live = []
+    more = model(n_init=4)
+    more.fit(x, checkpoint=tmp_path, callback=lambda p: live.append(p.n_live))
+    assert max(live) <= 2
+    assert len(live) < first.n_passes_ + more.n_passes_
+    expected = model(n_init=4).fit(x)
+    for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+        np.testing.assert_array_equal(getattr(more, name), getattr(expected, name))
+
+
+def test_plain_em_goes_on_accelerated(tmp_path, covariance_type):
+    x = blobs(0, 3000, 3, 3, spread=1.5)
+    plain = model(covariance_type, n_init=1, accelerate=False)
+    break_off(plain, x, tmp_path, after=2)
+    bounds = []
+    ours = model(covariance_type, n_init=1, accelerate=True, init_size=200)
+    ours.fit(x, checkpoint=tmp_path, callback=lambda p: bounds.append(p.bound))
+    plain.fit(x)
+    assert ours.lower_bounds_[:3] == plain.lower_bounds_[:3]
+    assert len(ours.lower_bounds_) == len(bounds) + 2
+    assert ours.n_iter_ < plain.n_iter_
+    with pytest.raises(CheckpointError, match="accelerate was True and is False"):
+        plain.fit(x, checkpoint=tmp_path)
+
+
+def test_what_collapsed_at_last_is_not_gone_on_from(tmp_path):
+    """A fit that had the larger max_iter from the start would have ended there."""
+    x = np.concatenate([blobs(0, 300, 2, 2), [[40.0, 40.0]]])
+    start = {
+        "means_init": [*x[:2], x[-1]],
+        "weights_init": np.full(3, 1 / 3),
+        "precisions_init": np.stack([np.eye(2)] * 3),
+        "reg_covar": 0.0,
+        "n_init": 1,
+    }
+    kept = model(max_iter=1, **start).fit(x, checkpoint=tmp_path)
+    assert not kept.converged_
+    errors = []
+    for place in (tmp_path, None):
+        with pytest.raises(IllDefinedCovarianceError) as caught:
+            model(max_iter=9, **start).fit(x, checkpoint=place)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
+def test_the_warning_says_that_a_longer_fit_goes_on(tmp_path):
+    x = blobs(0, 3000, 3, 3, spread=1.5)
+    with pytest.warns(ConvergenceWarning, match="larger max_iter, fit goes on from"):
+        model(max_iter=2).fit(x, checkpoint=tmp_path)
+    with pytest.warns(ConvergenceWarning) as caught:
+        model(max_iter=2).fit(x)
+    assert "goes on" not in str(caught[0].message)
 
 
 def test_what_was_ended_is_not_done_again(tmp_path):
