@@ -9,7 +9,7 @@ from typing import Final, Literal, final
 
 from daskgmm import config
 from daskgmm.data.in_memory import ArraySource
-from daskgmm.em.anchored import OfSample, ascend
+from daskgmm.em.anchored import OfSample, ascend, is_heavy
 from daskgmm.em.initialization import Start
 from daskgmm.em.loop import evaluated
 from daskgmm.em.plain import failed
@@ -133,6 +133,7 @@ def improved(
     rule: Rule[Mixture],
     rows: Subsample,
     sampled: Sampling,
+    tol: float,
 ) -> list[Run[Mixture]]:
     """Starts, after EM on the subsample; those that others have outdone there end.
 
@@ -147,14 +148,22 @@ def improved(
         The subsample's.
     rows : Subsample
     sampled : Sampling
+    tol : float
+        See `is_heavy`: where it is, nothing is done.
     """
     whole = _Climb(rule, rows, sampled.most_at_start)
+    stepped = _each(runs, whole.step)
+    if any(
+        is_heavy(rule.slope(run.parameters), tol)
+        for run in stepped
+        if run.is_live and run.parameters is not None
+    ):
+        return list(runs)
     if not sampled.part_size:
-        return _promoted(_each(_each(runs, whole.step), whole.to_end), whole)
+        return _promoted(_each(stepped, whole.to_end), whole)
     part = rows.thinned(sampled.part_size)
     climb = _Climb(rule, part, _MOST_ON_PART)
-    runs = _each(_each(runs, climb.step), climb.to_end)
-    return _each(_promoted(runs, whole), whole.to_end)
+    return _each(_promoted(_each(stepped, climb.to_end), whole), whole.to_end)
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
@@ -32,6 +33,10 @@ _NOISE: Final = 16 * np.finfo(np.float64).eps
 """What the mean of log densities is off by, as a part of them."""
 _NOTHING: Final = 1e-28
 """A gain that no double precision tells from none: its square root is rounding."""
+_SMALL_PART: Final = 0.1
+"""The part of a gain that reg_covar may take."""
+_LEAST_TOL: Final = 1e-5
+"""A gain below which the length of EM's own steps tells where it stays."""
 _SETTLED: Final = 1e-3
 """The part of a path's gain below which what is left to gain ends it."""
 
@@ -85,7 +90,7 @@ class AnchoredEM:
     def propose(self, run: Run[Mixture]) -> Sequence[Mixture]:
         """Points of a path from the anchor, or the newest mixture alone."""
         anchor = _anchor(run)
-        if anchor is None:
+        if anchor is None or self._is_heavy(run):
             return self.plain.propose(run)
         path = self._path(*anchor).mixtures
         if len(path) < 2:
@@ -138,6 +143,8 @@ class AnchoredEM:
         moments: Sequence[Moments],
     ) -> Run[Mixture]:
         """The run, anchored at the best of all that passes have evaluated."""
+        if self._is_heavy(run):
+            return self.plain.after(replace(run, memory={}), proposed, moments)
         points, error = self._points(run, proposed, moments)
         anchor, was_wary = _anchor(run), _is_wary(run)
         at, slack = self._best(points)
@@ -161,6 +168,10 @@ class AnchoredEM:
         if wary and not was_wary and 2.0 * least_gain >= self.plain.stopping.tol:
             return self.plain.exhausted(after)
         return self.plain.judged(run, after)
+
+    def _is_heavy(self, run: Run[Mixture]) -> bool:
+        mixture = _parameters(run)
+        return is_heavy(self.plain.rule.slope(mixture), self.plain.stopping.tol)
 
     def _points(
         self,
@@ -336,6 +347,22 @@ class Path:
     value: float
     gain: float
     left: float
+
+
+def is_heavy(slope: float, tol: float) -> bool:
+    """Whether where EM stays is so far from where the bound is highest, that plain EM
+    it must be.
+
+    A gain of `tol` is made by a step of about √(2 tol), and the bound's slope along it,
+    which reg_covar makes, is then no small part of that gain.
+
+    Parameters
+    ----------
+    slope : float
+        See `Rule.slope`.
+    tol : float
+    """
+    return slope > _SMALL_PART * math.sqrt(max(tol, _LEAST_TOL) / 2.0)
 
 
 def _slack(value: float, slope: float, least_gain: float) -> float:

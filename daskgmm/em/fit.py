@@ -212,7 +212,7 @@ def _starts(
     if sampled.accelerated and not start.complete:
         assert rows is not None
         rule = MaximumLikelihood(settings.reg_covar, row_weight=1.0)
-        runs = improved(runs, rule, rows, sampled)
+        runs = improved(runs, rule, rows, sampled, settings.stopping.tol)
     return runs
 
 

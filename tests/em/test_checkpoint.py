@@ -106,9 +106,9 @@ def test_a_fit_goes_on_with_the_same_bits(
 
 
 LONGER = {
-    "a larger max_iter": ({"max_iter": 5}, {}),
+    "a larger max_iter": ({"max_iter": 3}, {}),
     "a lower tol": ({"tol": 1e-2}, {}),
-    "both": ({"max_iter": 5, "tol": 1e-3}, {}),
+    "both": ({"max_iter": 3, "tol": 1e-3}, {}),
 }
 
 
@@ -122,7 +122,7 @@ def test_a_longer_fit_goes_on_with_the_same_bits(
     common = {"accelerate": accelerate, "init_size": 200}
     expected = model(covariance_type, **common, **longer).fit(x)
     first = model(covariance_type, **common, **shorter).fit(x, checkpoint=tmp_path)
-    assert first.n_iter_ < expected.n_iter_
+    assert first.n_passes_ < expected.n_passes_
     passes = []
     resumed = model(covariance_type, **common, **longer)
     resumed.fit(x, checkpoint=tmp_path, callback=lambda p: passes.append(p.n_pass))
@@ -167,22 +167,28 @@ def test_plain_em_goes_on_accelerated(tmp_path, covariance_type):
 
 def test_what_collapsed_at_last_is_not_gone_on_from(tmp_path):
     """A fit that had the larger max_iter from the start would have ended there."""
-    x = np.concatenate([blobs(0, 300, 2, 2), [[40.0, 40.0]]])
-    start = {
-        "means_init": [*x[:2], x[-1]],
-        "weights_init": np.full(3, 1 / 3),
-        "precisions_init": np.stack([np.eye(2)] * 3),
-        "reg_covar": 0.0,
-        "n_init": 1,
-    }
-    kept = model(max_iter=1, **start).fit(x, checkpoint=tmp_path)
-    assert not kept.converged_
-    errors = []
-    for place in (tmp_path, None):
-        with pytest.raises(IllDefinedCovarianceError) as caught:
-            model(max_iter=9, **start).fit(x, checkpoint=place)
-        errors.append(str(caught.value))
-    assert errors[0] == errors[1]
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(60, 2)) + rng.integers(0, 3, size=(60, 1)) * 3
+    one = GaussianMixture(
+        6, covariance_type="spherical", reg_covar=0, random_state=2, tol=0
+    )
+
+    def fails_at(max_iter, **parameters):
+        with pytest.raises(IllDefinedCovarianceError) as raised:
+            one.set_params(max_iter=max_iter).fit(x, **parameters)
+        return str(raised.value)
+
+    error = fails_at(100)
+    kept = 0
+    for kept in range(1, 100):  # the last one that scikit-learn would keep
+        try:
+            one.set_params(max_iter=kept + 1).fit(x)
+        except IllDefinedCovarianceError:
+            break
+    one.set_params(max_iter=kept).fit(x, checkpoint=tmp_path)
+    passes = []
+    assert fails_at(100, checkpoint=tmp_path, callback=passes.append) == error
+    assert passes == []
 
 
 def test_the_warning_says_that_a_longer_fit_goes_on(tmp_path):

@@ -15,7 +15,7 @@ from daskgmm.estimators.base import PARAMETERS
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 N, D, K = 20_000, 3, 4
-SAMPLE = 500
+SAMPLE = 1000
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_attributes_mean_what_they_did(rows):
 
 
 def test_on_from_20_rows_for_each_that_is_drawn(rows):
-    few, enough = rows[: 20 * SAMPLE - 1], rows[: 20 * SAMPLE]
+    few, enough = rows[:-1], rows
     for x, accelerated in ((few, False), (enough, True)):
         auto = model(accelerate="auto").fit(x)
         assert same(auto, model(accelerate=accelerated).fit(x))
@@ -99,20 +99,20 @@ def test_on_from_20_rows_for_each_that_is_drawn(rows):
 
 def test_rows_without_weight_do_not_count(rows):
     weights = np.ones(N)
-    weights[20 * SAMPLE - 1 :] = 0.0
+    weights[-1:] = 0.0
     auto = model(accelerate="auto").fit(rows, sample_weight=weights)
     assert np.isnan(auto.remaining_gain_)
 
 
 def test_a_complete_start_is_gone_on_from_as_it_is(rows):
-    before = model(max_iter=3, accelerate=False).fit(rows)
+    before = model(max_iter=2, accelerate=False).fit(rows)
     start = complete(before)
     auto = model(accelerate="auto", **start).fit(rows)
     assert same(auto, model(accelerate=False, **start).fit(rows))
     accelerated = model(accelerate=True, **start).fit(rows)
     assert accelerated.lower_bounds_[0] >= before.lower_bounds_[-1]
     assert accelerated.lower_bounds_[0] == pytest.approx(auto.lower_bounds_[0], 1e-9)
-    assert accelerated.n_passes_ < auto.n_passes_
+    assert accelerated.lower_bound_ > auto.lower_bound_
 
 
 @pytest.mark.parametrize("accelerate", ["auto", True])
@@ -167,7 +167,8 @@ def test_verbose_tells_of_restarts_that_were_outdone(rows, capsys):
     assert capsys.readouterr().out.count("was outdone by others on a subsample") == 1
 
 
-def test_a_warm_start_goes_on_from_its_parameters(rows):
+def test_a_warm_start_goes_on_from_its_parameters():
+    rows = blobs(7, N, D, K, spread=2.5)
     fitted = model(warm_start=True, tol=1e-7, max_iter=60).fit(rows)
     passes, bound = fitted.n_passes_, fitted.lower_bound_
     fitted.fit(rows)
@@ -177,21 +178,30 @@ def test_a_warm_start_goes_on_from_its_parameters(rows):
     other = blobs(6, N, D, K, spread=1.5)
     fitted.fit(other)
     assert fitted.score(other) > fitted.lower_bounds_[0]
-    assert fitted.remaining_gain_ >= 0.0
 
 
-@pytest.mark.parametrize("reg_covar", [0.0, 0.1])
-def test_reg_covar(rows, covariance_type, reg_covar):
-    ended = model(covariance_type=covariance_type, reg_covar=reg_covar, tol=1e-6)
-    ended.fit(rows)
-    theirs = sklearn_mixture.GaussianMixture(
-        K,
-        covariance_type=covariance_type,
-        reg_covar=reg_covar,
-        tol=1e-6,
-        **complete(ended),
-    ).fit(rows)
-    assert abs(theirs.lower_bound_ - ended.lower_bound_) < 1e-3
+@pytest.mark.parametrize("reg_covar", [0.0, 1e-5])
+def test_reg_covar(covariance_type, reg_covar):
+    """What EM with it stays at, which is not where the bound is highest."""
+    rows = blobs(7, N, D, K, spread=2.5)
+    common = {"covariance_type": covariance_type, "reg_covar": reg_covar}
+    ended = model(tol=1e-6, **common).fit(rows)
+    further = model(tol=0, max_iter=100, accelerate=False, **common, **complete(ended))
+    further.fit(rows)
+    assert ended.remaining_gain_ < 1e-5
+    for name in ("weights_", "means_", "covariances_"):
+        got, expected = (getattr(fitted, name) for fitted in (ended, further))
+        np.testing.assert_allclose(got, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("n_init", [1, 4])
+def test_with_a_heavy_reg_covar_it_is_plain_em(rows, covariance_type, n_init):
+    """Its bound may fall, and says nothing of what is better."""
+    parameters = {"covariance_type": covariance_type, "n_init": n_init}
+    heavy = model(reg_covar=0.1, **parameters).fit(rows)
+    plain = model(reg_covar=0.1, accelerate=False, **parameters).fit(rows)
+    assert same(heavy, plain)
+    assert np.isnan(heavy.remaining_gain_)
 
 
 def test_what_is_left_to_gain_is_told(rows, tmp_path):
@@ -223,10 +233,14 @@ ADVERSARIAL = {
 @pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_it_costs_a_pass_more_than_plain_em_at_most(rows, covariance_type, kind):
     x = da.from_array(ADVERSARIAL[kind](rows), chunks=(2500, D))
-    ours = model(covariance_type=covariance_type).fit(x)
-    plain = model(covariance_type=covariance_type, accelerate=False).fit(x)
-    assert ours.n_passes_ <= plain.n_passes_ + 1
-    assert ours.lower_bound_ >= plain.lower_bound_ - 1e-3
+    common = {"covariance_type": covariance_type, "tol": 1e-4}
+    start = complete(model(**common, max_iter=3, accelerate=False).fit(x))
+    ours = model(**common, **start).fit(x)
+    plain = model(**common, **start, accelerate=False).fit(x)
+    # Until it is as high; it may go on to where EM would stop before.
+    there = np.array(ours.lower_bounds_) >= plain.lower_bound_ - 1e-4
+    assert np.argmax(there) + 1 <= plain.n_passes_ + 1
+    assert there[-1]
 
 
 def test_without_an_iteration_the_start_is_kept(rows):
