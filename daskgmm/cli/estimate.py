@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Final, final
 
@@ -52,6 +52,8 @@ class Forecast:
         Of what a pass adds up, in each thread: by features, components and starts.
     passes : int
         Passes over the data, at most.
+    likely_passes : int or None
+        What they likely are; None if that is not known.
     threads : int or None
         Of all workers together; None if that is not known here.
     threads_per_worker : int or None
@@ -70,6 +72,7 @@ class Forecast:
     block_bytes: int
     sums_bytes: int
     passes: int
+    likely_passes: int | None
     threads: int | None
     threads_per_worker: int | None
     memory_per_worker: int | None
@@ -92,7 +95,7 @@ class Forecast:
             "machine; how many threads there will be is not known here"
             if self.seconds is None or self.seconds_per_pass is None
             else f"{format_time(self.seconds_per_pass)} a pass, "
-            f"{format_time(self.seconds)} in all at most: an estimate, from one block "
+            f"{self._in_all()}: an estimate, from one block "
             f"on this machine and {self.threads} thread(s)"
         )
         rows = _UNKNOWN if self.rows is None else f"{self.rows:,}"
@@ -108,11 +111,20 @@ class Forecast:
             "Bytes per pass     : "
             + (_UNKNOWN if n_bytes is None else f"{n_bytes:,} uncompressed"),
             f"Passes             : {self.passes}"
-            + (" at most" if self.passes > 1 else ""),
+            + (" at most" if self.passes > 1 else "")
+            + ("" if self.likely_passes is None else f", {self.likely_passes} likely"),
             f"Memory per worker  : {memory}{of_sums}",
             f"Time               : {time}",
             "Nothing was started or written.",
         ]
+
+    def _in_all(self) -> str:
+        assert self.seconds is not None and self.seconds_per_pass is not None
+        at_most = f"{format_time(self.seconds)} in all at most"
+        if self.likely_passes is None:
+            return at_most
+        likely = format_time(self.likely_passes * self.seconds_per_pass)
+        return f"{likely} in all likely, {at_most}"
 
 
 def forecast_fit(
@@ -139,8 +151,21 @@ def forecast_fit(
     # Starts that take more train in turns.
     together = max(1, min(model.n_init, int(config.size("sums-memory") // of_run)))
     turns = -(-model.n_init // together)
-    passes = turns * model.max_iter + _LOOKS
-    return _forecast(lazy, try_block, passes, threads, per_worker, together * of_run)
+    forecast = _forecast(
+        lazy,
+        try_block,
+        turns * model.max_iter + _LOOKS,
+        threads,
+        per_worker,
+        together * of_run,
+    )
+    if forecast.rows is None:
+        return forecast
+    likely = model._likely_passes(forecast.features, forecast.rows)
+    if likely is None:
+        return forecast
+    likely = turns * min(likely, model.max_iter) + _LOOKS
+    return replace(forecast, likely_passes=likely)
 
 
 def forecast_answer(
@@ -193,6 +218,7 @@ def _forecast(
         block_bytes=largest,
         sums_bytes=sums,
         passes=passes,
+        likely_passes=None,
         threads=threads,
         threads_per_worker=per_worker,
         memory_per_worker=None

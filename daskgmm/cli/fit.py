@@ -207,7 +207,7 @@ def fit(
     began = perf_counter()
     with (
         cluster.connect(),
-        report.passes(mixture.max_iter) as observe,
+        report.passes(mixture.max_iter, mixture.tol) as observe,
         warnings.catch_warnings(),
     ):
         for told_below in (ConvergenceWarning, SkippedRowsWarning):

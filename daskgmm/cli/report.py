@@ -62,7 +62,7 @@ class Report:
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
     @contextmanager
-    def passes(self, most: int) -> Iterator[Callable[[Pass], None]]:
+    def passes(self, most: int, tol: float) -> Iterator[Callable[[Pass], None]]:
         """Show the passes of a fit, of which there are so many at most."""
         resumed = _Resumed(self)
         with self._bar("finding starts") as bar:
@@ -70,7 +70,7 @@ class Report:
 
             def observe(progress: Pass) -> None:
                 resumed.observe(progress)
-                self.say(_pass_line(progress, most))
+                self.say(_pass_line(progress, most, tol))
                 if bar is not None and task is not None:
                     bar.update(
                         task,
@@ -122,10 +122,14 @@ class _Resumed:
         self._first = False
 
 
-def _pass_line(progress: Pass, most: int) -> str:
+def _pass_line(progress: Pass, most: int, tol: float) -> str:
     line = f"{demo.progress_line(progress)}  {seconds(progress.seconds)}"
-    left = (most - progress.n_pass) * progress.seconds
-    return f"{line}, at most {seconds(left)} to go" if progress.n_live else line
+    if not progress.n_live:
+        return line
+    left, likely = most - progress.n_pass, progress.likely_passes(tol)
+    if likely is not None and likely < left:
+        return f"{line}, about {seconds(likely * progress.seconds)} to go"
+    return f"{line}, at most {seconds(left * progress.seconds)} to go"
 
 
 def seconds(time: float) -> str:

@@ -116,7 +116,7 @@ def train(
     shards = source.shards()
     found = survey(shards, digest=keeper is not None)
     _check_enough(found, settings.start.n_components)
-    sampled = _sampling(settings, source.n_features, found)
+    sampled = sampled_of(settings, source.n_features, found.n_weighted)
     state = keeper.recall(found, sampled) if keeper else None
     before_draw = _copied(random_state) if state is None else state.before_draw
     n_starts = 0 if warm else settings.n_init - (len(state.runs) if state else 0)
@@ -163,14 +163,15 @@ def train(
     return _outcome(run, state.n_passes, found, left)
 
 
-def _sampling(settings: Settings, n_features: int, found: Survey) -> Sampling:
+def sampled_of(settings: Settings, n_features: int, n_rows: int) -> Sampling:
+    """What a fit to so many rows, with weight, takes from a subsample."""
     return sampling(
         # No pass, no acceleration.
         settings.accelerate if settings.stopping.max_iter else False,
         settings.init_size,
         settings.start,
         n_features,
-        found.n_weighted,
+        n_rows,
     )
 
 

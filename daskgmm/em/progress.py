@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
+
+import numpy as np
 
 from daskgmm.em.state import Run, Status
 
@@ -63,6 +66,25 @@ class Progress:
     def change(self) -> float:
         """The last change of that run's bound."""
         return self._leader.change
+
+    def likely_passes(self, tol: float) -> int | None:
+        """Passes to go, if the gains of all runs go on to shrink as they did last.
+
+        None where that says nothing: of two passes, or where gains grow, or without a
+        `tol` to end it.
+        """
+        to_go = [_passes_to_go(run.bounds, tol) for run in self.runs if run.is_live]
+        known = [n for n in to_go if n is not None]
+        return max(known, default=0) if len(known) == len(to_go) else None
+
+
+def _passes_to_go(bounds: Sequence[float], tol: float) -> int | None:
+    if len(bounds) < 3 or tol <= 0.0:
+        return None
+    before, last = (abs(gain) for gain in np.diff(bounds[-3:]))
+    if not 0.0 < last < before:
+        return None
+    return max(1, math.ceil(math.log(tol / last) / math.log(last / before)))
 
 
 Callback = Callable[[Progress], object]

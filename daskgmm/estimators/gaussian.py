@@ -24,9 +24,9 @@ from sklearn.utils.validation import check_is_fitted
 from daskgmm.data.gaps import Nan
 from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
-from daskgmm.em.acceleration import Accelerate, InitSize
+from daskgmm.em.acceleration import Accelerate, InitSize, likely_passes
 from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
-from daskgmm.em.fit import Outcome, Settings, train
+from daskgmm.em.fit import Outcome, Settings, sampled_of, train
 from daskgmm.em.initialization import Start
 from daskgmm.em.plain import Stopping
 from daskgmm.em.progress import Callback, Progress, Reporter
@@ -408,6 +408,11 @@ default='kmeans'
             self.init_size,
             self.accelerate,
         )
+
+    def _likely_passes(self, n_features: int, n_rows: int) -> int | None:
+        """Passes that a fit to so many rows likely takes, None if that is not known."""
+        sampled = sampled_of(self._settings(n_features), n_features, n_rows)
+        return likely_passes(sampled)
 
     def _what_is_fitted(
         self, source: Source, warm: Run[Mixture] | None

@@ -444,6 +444,20 @@ def test_fits_are_accelerated_as_told(run, store, tmp_path, option):
     assert (told in result.output) is (option != "--no-accelerate")
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_longer_fit_goes_on_from_the_checkpoint(run, store, tmp_path):
+    place = tmp_path / "c"
+    common = ["-k", K, "--seed", 0, "--tol", 0]
+    args = ["fit", store, tmp_path / "m", *common, "--checkpoint", place]
+    result = run(*args, "--max-iter", 2)
+    assert "Did not converge in 2 iterations" in result.output
+    assert f"With a larger --max-iter, it goes on from {place}." in result.output
+    result = run(*args, "--max-iter", 4, "--overwrite")
+    assert "Going on from the checkpoint after pass 2." in result.output
+    expected = GaussianMixture(K, random_state=0, tol=0, max_iter=4).fit(str(store))
+    np.testing.assert_array_equal(load(tmp_path / "m").means_, expected.means_)
+
+
 @pytest.mark.parametrize("size", ["0", "many", "-3", "1.5"])
 def test_an_init_size_that_is_none_is_named(run, store, tmp_path, size):
     result = run("fit", store, tmp_path / "m", "-k", K, f"--init-size={size}")
@@ -536,7 +550,7 @@ def test_a_dry_run_tells_and_does_nothing(store, model, tmp_path):
     assert told["sums_bytes"] == most_sums(5) * of_leaf
     of_threads = 3 * (2 * 700 * D * 8 + told["sums_bytes"])
     assert told["memory_per_worker"] == 400_000_000 + of_threads
-    assert told["passes"] == 12
+    assert (told["passes"], told["likely_passes"]) == (12, None)
     seconds = told["seconds_per_block"]
     assert seconds > 0
     assert told["seconds_per_pass"] == pytest.approx(seconds)  # 5 blocks, 5 threads
@@ -549,6 +563,17 @@ def test_a_dry_run_tells_and_does_nothing(store, model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"rows.zarr", "model.zarr"}
 
 
+def test_a_dry_run_tells_how_many_passes_are_likely(store, tmp_path):
+    args = ("fit", store, tmp_path / "m", "-k", K, "--init-size", 100, "--dry-run")
+    told = json.loads(run_alone(*args, "--json").stdout)
+    assert (told["passes"], told["likely_passes"]) == (102, 6)
+    assert "102 at most, 6 likely" in run_alone(*args, "--workers", 1).stdout
+    told = json.loads(run_alone(*args, "--json", "--max-iter", 1).stdout)
+    assert (told["passes"], told["likely_passes"]) == (3, 3)
+    told = json.loads(run_alone(*args, "--json", "--no-accelerate").stdout)
+    assert told["likely_passes"] is None
+
+
 def test_a_dry_run_asks_no_scheduler(store, tmp_path):
     scheduler = ("--scheduler", "tcp://127.0.0.1:9")
     args = ("fit", store, tmp_path / "m", "-k", K, "--dry-run", *scheduler)
@@ -558,11 +583,11 @@ def test_a_dry_run_asks_no_scheduler(store, tmp_path):
     assert "for each of its threads" in result.stdout
 
 
-def test_a_fit_says_how_long_it_goes_on_at_most(run, store, tmp_path):
+def test_a_fit_says_how_long_it_goes_on(run, store, tmp_path):
     result = run("fit", store, tmp_path / "m", "-k", K, "--seed", 0)
     lines = PASS.findall(result.stdout)
     to_go = re.findall(
-        r"^pass .* rows/s  \S+ m?s, at most \S+ .*to go$", result.stdout, re.M
+        r"^pass .* rows/s  \S+ m?s, (about|at most) \S+ .*to go$", result.stdout, re.M
     )
     assert len(to_go) == len(lines) - 1  # all but the last
 

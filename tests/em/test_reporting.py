@@ -10,6 +10,7 @@ from conftest import blobs
 from sklearn.mixture import GaussianMixture as Reference
 
 from daskgmm import GaussianMixture, Progress
+from daskgmm.em.state import Run, Status
 
 
 def _without_times(text):
@@ -60,3 +61,22 @@ def test_a_callback_is_told_of_each_pass():
 def test_a_callback_that_cannot_be_called_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"callback must be callable .* got 'print'"):
         GaussianMixture(2).fit(tmp_path / "nothing is there", callback="print")
+
+
+def progress_of(*bounds):
+    runs = [Run(None, bounds=tuple(its)) for its in bounds]
+    return Progress(1, runs, 10, 1.0)
+
+
+def test_passes_to_go_are_told_by_how_gains_shrink():
+    # Gains of 4, 2, and then 1, 1/2, ..., until less than 1/5.
+    shrinking = (0.0, 4.0, 6.0)
+    assert progress_of(shrinking).likely_passes(0.2) == 4
+    assert progress_of(shrinking, (0.0, 1.0, 1.25)).likely_passes(0.2) == 4
+    assert progress_of(shrinking).likely_passes(1.9) == 1
+    for unknown in ((0.0, 4.0), (0.0, 2.0, 6.0), (0.0, 4.0, 4.0)):
+        assert progress_of(unknown).likely_passes(0.2) is None
+        assert progress_of(shrinking, unknown).likely_passes(0.2) is None
+    assert progress_of(shrinking).likely_passes(0.0) is None
+    ended = Run(None, Status.CONVERGED, (0.0, 1.0, 1.1))
+    assert Progress(1, [ended], 10, 1.0).likely_passes(0.2) == 0
