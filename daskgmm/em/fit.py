@@ -132,8 +132,14 @@ def train(
         random_state.set_state(state.random_state.get_state())
         state = replace(state, random_state=random_state)
     if is_new or n_starts:
-        starts = _starts(rows, n_starts, settings, sampled, state.random_state)
-        state = replace(state, runs=(*state.runs, *starts))
+        # No name for them: they are large, and not to be held for the whole fit.
+        state = replace(
+            state,
+            runs=(
+                *state.runs,
+                *_starts(rows, n_starts, settings, sampled, state.random_state),
+            ),
+        )
         best(state.runs)  # raises if none is left
         _keep(keeper, state, at_once=True)
     if settings.stopping.max_iter == 0:
