@@ -112,7 +112,7 @@ class AnchoredEM:
         if anchor is None or run.status is Status.FAILED:
             return np.nan
         path = self._path(*anchor)
-        return path.gain + path.left if np.isfinite(path.left) else np.nan
+        return max(path.gain + path.left, 0.0) if np.isfinite(path.left) else np.nan
 
     def _path(self, mixture: Mixture, of_all: Moments) -> Path:
         rule, shape = self.plain.rule, mixture.shape
