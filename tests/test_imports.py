@@ -199,7 +199,7 @@ def _of_self(node):
 
 _CORES = {"numba", "zarr"}
 """Packages whose `core` is not for others."""
-OURS = {"_n_parameters", "_score", "_find", "_facts"}
+OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"}
 """Private names of this package that another of its modules uses."""
 
 
