@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol, final
@@ -27,6 +28,7 @@ from daskgmm.em.scan import Survey, survey
 from daskgmm.em.state import Run, State, Status, best
 from daskgmm.em.subsample import Subsample, subsample
 from daskgmm.errors import DataError, IllDefinedCovarianceError
+from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
 
@@ -117,31 +119,7 @@ def train(
     found = survey(shards, digest=keeper is not None)
     _check_enough(found, settings.start.n_components)
     sampled = sampled_of(settings, source.n_features, found.n_weighted)
-    state = keeper.recall(found, sampled) if keeper else None
-    before_draw = _copied(random_state) if state is None else state.before_draw
-    n_starts = 0 if warm else settings.n_init - (len(state.runs) if state else 0)
-    rows = None
-    if sampled.accelerated or (n_starts and not settings.start.complete):
-        drawn_by = random_state if state is None else _copied(before_draw)
-        rows = subsample(shards, found, sampled.size, drawn_by)
-    is_new = state is None
-    if state is None:
-        state = State((warm,) if warm else (), 0, random_state, before_draw)
-    elif random_state is not check_random_state(None):
-        # The user's own, not the global one, goes on from where the starts left it.
-        random_state.set_state(state.random_state.get_state())
-        state = replace(state, random_state=random_state)
-    if is_new or n_starts:
-        # No name for them: they are large, and not to be held for the whole fit.
-        state = replace(
-            state,
-            runs=(
-                *state.runs,
-                *_starts(rows, n_starts, settings, sampled, state.random_state),
-            ),
-        )
-        best(state.runs)  # raises if none is left
-        _keep(keeper, state, at_once=True)
+    state, rows = _begun(shards, found, settings, sampled, random_state, warm, keeper)
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
         there = [run for run in state.runs if run.parameters is not None]
@@ -181,11 +159,37 @@ def sampled_of(settings: Settings, n_features: int, n_rows: int) -> Sampling:
     )
 
 
-def _copied(random_state: np.random.RandomState) -> np.random.RandomState:
-    """One that draws the same numbers."""
-    copy = np.random.RandomState()
-    copy.set_state(random_state.get_state())
-    return copy
+def _begun(
+    shards: Shards,
+    found: Survey,
+    settings: Settings,
+    sampled: Sampling,
+    random_state: np.random.RandomState,
+    warm: Run[Mixture] | None,
+    keeper: Keeper | None,
+) -> tuple[State, Subsample | None]:
+    """The state to go on from, and the rows that were drawn, if anything needs them."""
+    recalled = keeper.recall(found, sampled) if keeper else None
+    # Copies take as long as a pass over few rows: none is made that nobody keeps.
+    before_draw = deepcopy(random_state) if keeper and not recalled else None
+    n_begun = len(recalled.runs) if recalled else 0
+    n_starts = 0 if warm else settings.n_init - n_begun
+    rows = None
+    if sampled.accelerated or (n_starts and not settings.start.complete):
+        drawn_by = deepcopy(recalled.before_draw) if recalled else random_state
+        assert drawn_by is not None
+        rows = subsample(shards, found, sampled.size, drawn_by)
+    state = recalled or State((warm,) if warm else (), 0, random_state, before_draw)
+    if recalled and random_state is not check_random_state(None):
+        # The user's own, not the global one, goes on from where the starts left it.
+        random_state.set_state(recalled.random_state.get_state())
+        state = replace(state, random_state=random_state)
+    if n_starts or not recalled:
+        starts = _starts(rows, n_starts, settings, sampled, state.random_state)
+        state = replace(state, runs=(*state.runs, *starts))
+        best(state.runs)  # raises if none is left
+        _keep(keeper, state, at_once=True)
+    return state, rows
 
 
 def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:

@@ -90,14 +90,14 @@ class State:
         EM passes so far.
     random_state : RandomState
         As the starts left it.
-    before_draw : RandomState
-        As it was before rows were drawn for them.
+    before_draw : RandomState or None
+        As it was before rows were drawn for them; None if no state is kept.
     """
 
     runs: tuple[Run[Mixture], ...]
     n_passes: int
     random_state: np.random.RandomState
-    before_draw: np.random.RandomState
+    before_draw: np.random.RandomState | None
 
 
 def best(runs: Sequence[Run[Any]]) -> int:
