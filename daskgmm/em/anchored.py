@@ -84,8 +84,8 @@ class AnchoredEM:
 
     plain: PlainEM[Mixture]
     of_sample: OfSample
-    trust: float = 1.0
-    most: int = 60
+    trust: float
+    most: int
 
     def propose(self, run: Run[Mixture]) -> Sequence[Mixture]:
         """Points of a path from the anchor, or the newest mixture alone."""
@@ -161,7 +161,7 @@ class AnchoredEM:
             past = _past_after(run, anchor[0], proposed)
             after = _moved(run, points[at], moments[at], past)
         else:
-            after = replace(run, bounds=(*run.bounds, run.bound), memory=run.memory)
+            after = replace(run, bounds=(*run.bounds, run.bound))
             if was_wary:  # EM's own step gains nothing
                 return replace(after, status=Status.CONVERGED)
         after = replace(after, memory={**after.memory, "wary": np.asarray(wary)})
@@ -211,7 +211,9 @@ class AnchoredEM:
     ) -> tuple[Mixture, Mixture] | None:
         """Where the newest mixture is rough: about the anchor that it follows."""
         anchor = _anchor(run)
-        if run is before or run.status is Status.FAILED or anchor is None:
+        if anchor is None:  # with a heavy reg_covar: what it follows is that before
+            return self.plain.look_again(before, run)
+        if run is before or run.status is Status.FAILED:
             return None
         rough = _parameters(run)
         return (anchor[0], rough) if rough.rough else None
@@ -335,16 +337,13 @@ class Path:
     ----------
     mixtures : list of Mixture
         From the start on.
-    value : float
-        Of the last one, per row.
     gain : float
-        By how much that is more than the start's.
+        By how much the last one's value is more than the start's, per row.
     left : float
         What is left to gain after it, as predicted; infinite if nothing is known.
     """
 
     mixtures: list[Mixture]
-    value: float
     gain: float
     left: float
 
@@ -488,4 +487,4 @@ def ascend(
             break
         here = there
         mixtures.append(here.mixture)
-    return Path(mixtures, here.value, here.value - first.value, left)
+    return Path(mixtures, here.value - first.value, left)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import blobs, moments_over, random_mixture
@@ -40,7 +42,7 @@ def started(x, covariance_type, seed=0):
 
 @pytest.fixture(scope="module")
 def rows():
-    return blobs(1, 10_000, D, K, spread=2.0)
+    return blobs(1, 20_000, D, K, spread=2.0)[:10_000]
 
 
 def plain_of(tol, max_iter):
@@ -74,13 +76,12 @@ def test_a_path_climbs_where_em_climbs(rows, covariance_type):
     start = started(x, covariance_type)
     path = ascend(start, RULE.m_step, counted, RULE.bound, most=500, least=1e-8)
     values = [RULE.bound(m, moments_of(m)) for m in path.mixtures]
-    assert path.value == values[-1]
     assert path.gain == values[-1] - values[0]
     assert (np.diff(values) > 0.0).all()
     ended, passes = trained(x, Run(start), plain_of(1e-12, 5000))
     np.testing.assert_allclose(values[-1], ended.bound, rtol=1e-6)
     assert 0.0 < path.left < 1e-8
-    assert n_evaluated < len(passes) / 1.5
+    assert n_evaluated < len(passes) / 2
 
 
 def test_it_ends_where_em_ends(rows, covariance_type):
@@ -160,6 +161,15 @@ def test_a_sample_that_misleads_costs_a_pass_at_most(rows, covariance_type, kind
     ours, _ = trained(x, Run(start), anchored(as_many, step_on(sample)))
     assert (np.diff(ours.bounds) > -1e-9).all()
     assert ours.bound >= theirs.bound - 1e-9
+
+
+def test_without_an_anchor_rough_covariances_are_looked_at_as_in_plain_em(rows):
+    """As with a heavy reg_covar, where there is none."""
+    start = started(rows, "full")
+    before, after = Run(start), Run(replace(start, rough=True), bounds=(-3.0,))
+    method = anchored(plain_of(1e-3, 100), step_on(rows[:500]))
+    assert method.look_again(before, after) == (start, after.parameters)
+    assert method.look_again(before, before) is None
 
 
 def test_it_goes_on_from_what_a_run_remembers(rows, covariance_type):
