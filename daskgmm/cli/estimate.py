@@ -52,8 +52,6 @@ class Forecast:
         Of what a pass adds up, in each thread: by features, components and starts.
     passes : int
         Passes over the data, at most.
-    likely_passes : int or None
-        What they likely are; None if that is not known.
     threads : int or None
         Of all workers together; None if that is not known here.
     threads_per_worker : int or None
@@ -63,6 +61,8 @@ class Forecast:
         To read and compute the block that was tried, on one thread of this machine.
     seconds_per_pass, seconds : float or None
         With so many threads: an estimate.
+    likely_passes : int or None
+        What the passes likely are; None if that is not known.
     """
 
     rows: int | None
@@ -72,13 +72,13 @@ class Forecast:
     block_bytes: int
     sums_bytes: int
     passes: int
-    likely_passes: int | None
     threads: int | None
     threads_per_worker: int | None
     memory_per_worker: int | None
     seconds_per_block: float
     seconds_per_pass: float | None
     seconds: float | None
+    likely_passes: int | None = None
 
     def lines(self) -> list[str]:
         """For people."""
@@ -218,7 +218,6 @@ def _forecast(
         block_bytes=largest,
         sums_bytes=sums,
         passes=passes,
-        likely_passes=None,
         threads=threads,
         threads_per_worker=per_worker,
         memory_per_worker=None

@@ -38,7 +38,7 @@ def _interval(
     _context: click.Context, _parameter: click.Parameter, value: str
 ) -> int | str:
     """An interval as `fit` takes it: digits alone are passes."""
-    interval = int(value) if value.isdigit() else value
+    interval = int(value) if value.isdecimal() else value
     try:
         parse_interval(interval)
     except ValueError as error:
@@ -52,7 +52,7 @@ def _init_size(
     """A number of rows, or 'auto'."""
     if value == "auto":
         return value
-    if not value.isdigit() or int(value) < 1:
+    if not value.isdecimal() or int(value) < 1:
         raise click.BadParameter(f"{value!r} is neither 'auto' nor a number from 1.")
     return int(value)
 

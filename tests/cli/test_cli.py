@@ -458,11 +458,20 @@ def test_a_longer_fit_goes_on_from_the_checkpoint(run, store, tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "m").means_, expected.means_)
 
 
-@pytest.mark.parametrize("size", ["0", "many", "-3", "1.5"])
+@pytest.mark.parametrize("size", ["0", "many", "-3", "1.5", "²"])
 def test_an_init_size_that_is_none_is_named(run, store, tmp_path, size):
     result = run("fit", store, tmp_path / "m", "-k", K, f"--init-size={size}")
     assert result.exit_code == 2
     assert f"{size!r} is neither 'auto' nor a number from 1" in result.stderr
+
+
+@pytest.mark.parametrize("interval", ["0", "soon", "²"])
+def test_an_interval_that_is_none_is_named(run, store, tmp_path, interval):
+    result = run(
+        "fit", store, tmp_path / "m", "-k", K, "--checkpoint-interval", interval
+    )
+    assert result.exit_code == 2
+    assert "must be a number of passes" in result.stderr
 
 
 def test_predict_tells_programs(run, store, model, tmp_path):
