@@ -48,10 +48,7 @@ class DataSet:
 def mixture(
     n_components: int, n_features: int, distance: float, weights: Any = None
 ) -> Callable[[Rng, int], Array]:
-    """Components of spread about 1, whose means lie `distance` apart or more.
-
-    They are drawn nearer and nearer until the nearest two are that far.
-    """
+    """Components of spread about 1, whose means lie `distance` apart in the median."""
 
     def draw(rng: Rng, n: int) -> Array:
         means = rng.normal(size=(n_components, n_features))
@@ -175,9 +172,10 @@ def _timed(model: Any, x: Any) -> tuple[Any, float]:
 
 def _optimum(fitted: GaussianMixture, x: Any) -> float:
     """The mean log likelihood where a fit would end if it went on."""
-    parameters = {**fitted.get_params(), "accelerate": True, "tol": 1e-10}
-    further = GaussianMixture(**{**parameters, "max_iter": 60})
-    further.set_params(
+    further = GaussianMixture(**fitted.get_params()).set_params(
+        accelerate=True,
+        tol=1e-10,
+        max_iter=60,
         weights_init=fitted.weights_.astype(np.float64),
         means_init=fitted.means_,
         precisions_init=fitted.precisions_,

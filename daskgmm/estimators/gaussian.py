@@ -136,9 +136,8 @@ default='kmeans'
     remaining_gain_ : float
         How much more the mean log likelihood of a row would gain, from `lower_bound_`
         on, as the rows that were drawn predict it; NaN where EM was not accelerated,
-        or nothing predicts it.
-        It is no bound: with hundreds of drawn rows for each parameter, the truth was 1
-        to 4 times as much; with 40, and components that overlap, up to 30 times.
+        or nothing predicts it. It is no bound: with hundreds of drawn rows for each
+        parameter the truth was 1 to 4 times as much, with 40 a fifth of it to 30 times.
     n_rows_skipped_ : int
         Rows that were left out of the fit, as they have NaN.
     n_features_in_ : int

@@ -10,7 +10,10 @@ from conftest import blobs
 from sklearn import mixture as sklearn_mixture
 
 from daskgmm import GaussianMixture, load
+from daskgmm.em.acceleration import sampling
+from daskgmm.em.initialization import Start
 from daskgmm.estimators.base import PARAMETERS
+from daskgmm.mixtures.covariance import SHAPES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -253,10 +256,6 @@ def test_without_an_iteration_the_start_is_kept(rows):
 )
 def test_how_many_rows_are_drawn(d, k, size):
     """40 for each parameter, within what Dask's configuration allows."""
-    from daskgmm.em.acceleration import sampling
-    from daskgmm.em.initialization import Start
-    from daskgmm.mixtures.covariance import SHAPES
-
     start = Start(k, SHAPES["full"], "kmeans", None, None, None)
     with dask.config.set({"daskgmm.sample-memory": "64 MB"}):
         drawn = sampling(True, "auto", start, d, 10**9)
