@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, final
 
@@ -36,6 +36,13 @@ class ArraySource(Source):
 
     def check_unchanged(self) -> None:
         """Of memory, nothing tells."""
+
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        if self._weights is not None or self._nan != "error":
+            return None
+        n_rows, size = len(self._x), block_rows(*self._x.shape)
+        return [min(size, n_rows - first) for first in range(0, n_rows, size)]
 
     def shards(self) -> Shards:
         n_leaves = -(-len(self._x) // block_rows(*self._x.shape))

@@ -72,6 +72,12 @@ class DaskSource(Source):
         self.n_features = int(x.shape[1])
         self.dtype = float_dtype(x.dtype)
 
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        lengths = self._x.chunks[0]
+        counts_all = self._weights is None and self._gaps.nan == "error"
+        return lengths if counts_all and not np.isnan(sum(lengths)) else None
+
     def shards(self) -> Shards:
         collections = [c for c in (self._x, self._weights) if c is not None]
         # Not optimised by Dask: it fuses shared work into each block that uses it, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +31,11 @@ class Source(ABC):
 
     n_features: int
     dtype: np.dtype[Any]
+
+    @property
+    @abstractmethod
+    def lengths(self) -> Sequence[int] | None:
+        """Rows of each block, if they are known unread and all count alike."""
 
     @abstractmethod
     def shards(self) -> Shards:

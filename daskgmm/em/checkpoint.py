@@ -85,7 +85,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.random.RandomState):
-        algorithm, keys, *rest = value.get_state(legacy=True)
+        algorithm, keys, *rest = models.state_of(value)
         return f"{algorithm} {digest_of(np.asarray(keys)).hex()} {rest}"
     array = np.asarray(value)
     return f"array of {array.dtype} {array.shape} {digest_of(array).hex()}"

@@ -24,9 +24,9 @@ from daskgmm.em.initialization import Start, seed
 from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.progress import Callback, Progress
-from daskgmm.em.scan import Survey, survey
+from daskgmm.em.scan import Survey, of_lengths, survey
 from daskgmm.em.state import Run, State, Status, best
-from daskgmm.em.subsample import Subsample, subsample
+from daskgmm.em.subsample import Subsample, subsample, survey_and_draw
 from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.gaussian import Mixture
@@ -115,11 +115,9 @@ def train(
     StoreError
         If the data have changed meanwhile, as far as their store tells.
     """
-    shards = source.shards()
-    found = survey(shards, digest=keeper is not None)
-    _check_enough(found, settings.start.n_components)
-    sampled = sampled_of(settings, source.n_features, found.n_weighted)
-    state, rows = _begun(shards, found, settings, sampled, random_state, warm, keeper)
+    read = _first_read(source, settings, random_state, warm, keep=keeper is not None)
+    shards, found, sampled = read.shards, read.found, read.sampled
+    state, rows = _begun(read, settings, random_state, warm, keeper)
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
         there = [run for run in state.runs if run.parameters is not None]
@@ -136,7 +134,7 @@ def train(
     # They may have ended by other limits.
     state = replace(state, runs=tuple(map(method.reopened, state.runs)))
     began = perf_counter()
-    for runs in em(shards, state.runs, method):
+    for runs in em(shards, state.runs, method, unread=read.unread):
         state = replace(state, runs=tuple(runs), n_passes=state.n_passes + 1)
         _keep(keeper, state, at_once=not any(run.is_live for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
@@ -159,27 +157,83 @@ def sampled_of(settings: Settings, n_features: int, n_rows: int) -> Sampling:
     )
 
 
-def _begun(
-    shards: Shards,
-    found: Survey,
+@final
+@dataclass(frozen=True, slots=True)
+class _FirstRead:
+    """What the data are, by one read of them.
+
+    Rows were drawn in it, if all that a draw depends on was known before: if not, or if
+    nothing needs any, there are none. Where nothing needs such a read at all, what is
+    found is what was known before. Without a checkpoint, `before_draw` is not kept.
+    """
+
+    shards: Shards
+    found: Survey
+    unread: bool
+    sampled: Sampling
+    rows: Subsample | None
+    before_draw: np.random.RandomState | None
+
+    def drawn(self, random_state: np.random.RandomState) -> Subsample:
+        """Rows drawn by a random state, in another read."""
+        return subsample(self.shards, self.found, self.sampled.size, random_state)
+
+
+def _first_read(
+    source: Source,
     settings: Settings,
-    sampled: Sampling,
+    random_state: np.random.RandomState,
+    warm: Run[Mixture] | None,
+    *,
+    keep: bool,
+) -> _FirstRead:
+    shards, lengths, d = source.shards(), source.lengths, source.n_features
+    # Copies take as long as a pass over few rows: none is made that nobody keeps.
+    before_draw = deepcopy(random_state) if keep else None
+    rows, unread = None, False
+    likely = None if lengths is None else sampled_of(settings, d, sum(lengths))
+    if likely is None or lengths is None:
+        found = survey(shards, digest=keep)
+    elif _needs_rows(settings, likely, warm):
+        found, rows = survey_and_draw(
+            shards, lengths, likely.size, random_state, digest=keep
+        )
+    elif keep or settings.stopping.max_iter == 0:
+        found = survey(shards, digest=keep)
+    else:
+        found, unread = of_lengths(lengths), True
+    _check_enough(found, settings.start.n_components)
+    sampled = sampled_of(settings, d, found.n_weighted)
+    return _FirstRead(shards, found, unread, sampled, rows, before_draw)
+
+
+def _needs_rows(
+    settings: Settings, sampled: Sampling, warm: Run[Mixture] | None
+) -> bool:
+    return sampled.accelerated or not (warm or settings.start.complete)
+
+
+def _begun(
+    read: _FirstRead,
+    settings: Settings,
     random_state: np.random.RandomState,
     warm: Run[Mixture] | None,
     keeper: Keeper | None,
 ) -> tuple[State, Subsample | None]:
     """The state to go on from, and the rows that were drawn, if anything needs them."""
+    found, sampled, rows = read.found, read.sampled, read.rows
     recalled = keeper.recall(found, sampled) if keeper else None
-    # Copies take as long as a pass over few rows: none is made that nobody keeps.
-    before_draw = deepcopy(random_state) if keeper and not recalled else None
     n_begun = len(recalled.runs) if recalled else 0
     n_starts = 0 if warm else settings.n_init - n_begun
-    rows = None
     if sampled.accelerated or (n_starts and not settings.start.complete):
-        drawn_by = deepcopy(recalled.before_draw) if recalled else random_state
-        assert drawn_by is not None
-        rows = subsample(shards, found, sampled.size, drawn_by)
-    state = recalled or State((warm,) if warm else (), 0, random_state, before_draw)
+        if recalled and not _are_alike(recalled.before_draw, read.before_draw):
+            assert recalled.before_draw is not None
+            rows = read.drawn(deepcopy(recalled.before_draw))
+        elif rows is None:
+            rows = read.drawn(random_state)
+    state = recalled or State(
+        (warm,) if warm else (), 0, random_state, read.before_draw
+    )
     if recalled and random_state is not check_random_state(None):
         # The user's own, not the global one, goes on from where the starts left it.
         random_state.set_state(recalled.random_state.get_state())
@@ -190,6 +244,16 @@ def _begun(
         best(state.runs)  # raises if none is left
         _keep(keeper, state, at_once=True)
     return state, rows
+
+
+def _are_alike(
+    a: np.random.RandomState | None, b: np.random.RandomState | None
+) -> bool:
+    """Whether two random states draw the same."""
+    if a is None or b is None:
+        return False
+    pairs = zip(a.get_state(), b.get_state(), strict=True)
+    return all(np.array_equal(*pair) for pair in pairs)
 
 
 def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
+from daskgmm.data.block import Block
+from daskgmm.em.scan import checked
 from daskgmm.em.state import Run
 from daskgmm.errors import DataError
 from daskgmm.execution.runners import Shards
-from daskgmm.mixtures.e_step import e_step, message, moments, sums_bytes
+from daskgmm.execution.tree import LeafFunction
+from daskgmm.mixtures.e_step import (
+    FlatSums,
+    Message,
+    e_step,
+    message,
+    moments,
+    sums_bytes,
+)
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.refinement import Refined, look_again, refine
 from daskgmm.mixtures.rule import Parameters
@@ -59,7 +69,11 @@ class Method(Protocol[Parameters]):
 
 
 def em(
-    shards: Shards, runs: Sequence[Run[Parameters]], method: Method[Parameters]
+    shards: Shards,
+    runs: Sequence[Run[Parameters]],
+    method: Method[Parameters],
+    *,
+    unread: bool = False,
 ) -> Iterator[list[Run[Parameters]]]:
     """Train runs, yielding all of them after each pass over the data.
 
@@ -67,10 +81,18 @@ def em(
     the number of runs, unless their sums take too much memory. Covariances close to
     singular take further passes, within the same iteration.
 
+    Parameters
+    ----------
+    shards : Shards
+    runs : sequence of Run
+    method : Method
+    unread : bool
+        Whether the first pass is the first read of the data, and is to check them.
+
     Raises
     ------
     DataError
-        If the rows are not the same in all passes.
+        If the rows are not the same in all passes; of unread ones, as `scan.survey`.
     """
     runs = list(runs)
     totals: Totals | None = None
@@ -78,7 +100,7 @@ def em(
         proposed = {i: method.propose(runs[i]) for i in live}
         for turn in _turns(proposed, shards.sums_bytes):
             mixtures = [mixture for i in turn for mixture in proposed[i]]
-            of_all = evaluated(shards, mixtures)
+            of_all = evaluated(shards, mixtures, checked_e_step if unread else e_step)
             if not shards.is_fixed:
                 totals = _same_rows(totals, mixtures[0], of_all[0])
             before, found = list(runs), iter(of_all)
@@ -86,13 +108,21 @@ def em(
                 of_its = [next(found) for _ in proposed[i]]
                 runs[i] = method.after(runs[i], proposed[i], of_its)
             _look_again(shards, before, runs, method)
+        unread = False
         yield list(runs)
 
 
-def evaluated(shards: Shards, mixtures: Sequence[Mixture]) -> Sequence[Moments]:
+def evaluated(
+    shards: Shards, mixtures: Sequence[Mixture], leaf: LeafFunction = e_step
+) -> Sequence[Moments]:
     """The E-step: moments of the rows at each mixture, in one pass."""
     sent = message(mixtures)
-    return moments(sent, shards.reduce(e_step, sent), mixtures)
+    return moments(sent, shards.reduce(leaf, sent), mixtures)
+
+
+def checked_e_step(sent: Message, blocks: Iterator[Block]) -> FlatSums:
+    """`e_step` of rows that nobody has looked at before."""
+    return e_step(sent, map(checked, blocks))
 
 
 def _turns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -100,11 +100,18 @@ def survey(shards: Shards, *, digest: bool = False) -> Survey:
     DataError
         Naming the block, row and column of a NaN or infinity, or a negative weight.
     """
-    result: Survey = shards.reduce(_survey_leaf, digest)
+    result: Survey = shards.reduce(survey_leaf, digest)
     return result
 
 
-def _survey_leaf(digest: bool, blocks: Iterator[Block]) -> Survey:
+def of_lengths(lengths: Sequence[int]) -> Survey:
+    """The survey of blocks of so many rows, without weights, before they are read."""
+    blocks = [BlockSummary(i, n, n, float(n)) for i, n in enumerate(lengths)]
+    return Survey(tuple(blocks), 1.0, 1.0)
+
+
+def survey_leaf(digest: bool, blocks: Iterable[Block]) -> Survey:
+    """The survey of some blocks: see `survey`."""
     summaries = []
     lightest, heaviest = np.inf, -np.inf
     for block in blocks:
@@ -141,6 +148,12 @@ def digest_of(array: NDArray[Any] | None) -> bytes:
     digest = hashlib.sha256(array.dtype.str.encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.digest()[:16]
+
+
+def checked(block: Block) -> Block:
+    """The block itself, if all its numbers are finite; else DataError."""
+    check_finite(block)
+    return block
 
 
 def check_finite(block: Block) -> None:

@@ -1,8 +1,8 @@
-"""Rows drawn from all rows: what starts are found from."""
+"""Rows drawn from all rows: what starts are found from, and EM goes on on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskgmm.data.block import Block
-from daskgmm.em.scan import Survey
+from daskgmm.em.scan import Survey, survey_leaf
 from daskgmm.execution.runners import Shards
 
 Array = NDArray[np.float64]
@@ -62,17 +62,66 @@ def subsample(
     (or their weights) and the random state alone, and takes memory for the drawn
     rows only.
     """
-    if of.n_weighted <= size:
-        return _as_subsample(shards.reduce(_take_all, None), of.equal_weights)
-    if of.equal_weights:
-        targets = _draw_numbers(of.n_weighted, size, random_state).astype(np.float64)
-        measures = [float(block.n_weighted) for block in of.blocks]
-    else:
+    if of.n_weighted > size and not of.equal_weights:
         targets = np.sort(random_state.uniform(size=size)) * of.weight
-        measures = [block.weight for block in of.blocks]
-    starts = np.concatenate([[0.0], np.cumsum(measures)])
-    message = _Targets(starts, targets, of.equal_weights)
-    return _as_subsample(shards.reduce(_take_drawn, message), of.equal_weights)
+        weights = [block.weight for block in of.blocks]
+        message: _Targets | None = _Targets(_starts(weights), targets, False)
+    else:
+        message = _by_number([b.n_weighted for b in of.blocks], size, random_state)
+    return _as_subsample(shards.reduce(_take, message), of.equal_weights)
+
+
+def survey_and_draw(
+    shards: Shards,
+    lengths: Sequence[int],
+    size: int,
+    random_state: np.random.RandomState,
+    *,
+    digest: bool = False,
+) -> tuple[Survey, Subsample | None]:
+    """`survey` and `subsample` in one read, of blocks whose lengths are known.
+
+    Parameters
+    ----------
+    shards : Shards
+        Without weights.
+    lengths : sequence of int
+        Rows of each block. Where they turn out to be others, nothing is drawn, and the
+        random state is as before.
+    size, random_state
+        As of `subsample`.
+    digest : bool
+        As of `survey`.
+
+    Raises
+    ------
+    DataError
+        As `survey`.
+    """
+    before = random_state.get_state(legacy=False) if sum(lengths) > size else None
+    message = _ToDraw(digest, _by_number(lengths, size, random_state))
+    both: _Surveyed = shards.reduce(_survey_and_take, message)
+    found = both.survey
+    if not both.drawn.x or [block.n_rows for block in found.blocks] != [*lengths]:
+        if before is not None:
+            random_state.set_state(before)
+        return found, None
+    return found, _as_subsample(both.drawn, found.equal_weights)
+
+
+def _by_number(
+    lengths: Sequence[int], size: int, random_state: np.random.RandomState
+) -> _Targets | None:
+    """Rows to take of blocks of such lengths; None for all of them."""
+    n_rows = sum(lengths)
+    if n_rows <= size:
+        return None
+    targets = _draw_numbers(n_rows, size, random_state).astype(np.float64)
+    return _Targets(_starts(lengths), targets, True)
+
+
+def _starts(measures: Sequence[float]) -> Array:
+    return np.concatenate([[0.0], np.cumsum(measures, dtype=np.float64)])
 
 
 def _draw_numbers(
@@ -102,20 +151,59 @@ class _Targets:
     targets: Array
     by_number: bool
 
+    def fits(self, block: Block) -> bool:
+        """Whether a block without weights is as long as its stretch."""
+        start, end = self.starts[block.index : block.index + 2]
+        return bool(len(block.x) == end - start)
 
-def _take_all(_message: None, blocks: Iterator[Block]) -> Drawn:
+
+@final
+@dataclass(frozen=True, slots=True)
+class _ToDraw:
+    """What a read is to take a survey, with digests or not, and draw."""
+
+    digest: bool
+    targets: _Targets | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Surveyed:
+    """What such a read gives: a monoid under ``+``."""
+
+    survey: Survey
+    drawn: Drawn
+
+    def __add__(self, other: Self) -> _Surveyed:
+        return _Surveyed(self.survey + other.survey, self.drawn + other.drawn)
+
+
+def _survey_and_take(message: _ToDraw, blocks: Iterator[Block]) -> _Surveyed:
     taken = []
-    for block in blocks:
-        if block.weights is None:
-            taken.append((block.x, np.ones(len(block.x))))
-        else:
-            positive = block.weights > 0
-            taken.append((block.x[positive], block.weights[positive]))
-    return _kept(taken)
+
+    def then_taken_from() -> Iterator[Block]:
+        for block in blocks:
+            yield block  # rows that are in order are taken
+            # Of blocks that are not as was said, nothing is drawn in the end.
+            if message.targets is None or message.targets.fits(block):
+                taken.append(_taken(message.targets, block))
+
+    found = survey_leaf(message.digest, then_taken_from())
+    return _Surveyed(found, _kept(taken))
 
 
-def _take_drawn(message: _Targets, blocks: Iterator[Block]) -> Drawn:
-    return _kept(_take_from(message, block) for block in blocks)
+def _take(message: _Targets | None, blocks: Iterator[Block]) -> Drawn:
+    return _kept(_taken(message, block) for block in blocks)
+
+
+def _taken(targets: _Targets | None, block: Block) -> tuple[NDArray[Any], Array]:
+    """What is drawn of a block; without targets, all rows with weight."""
+    if targets is not None:
+        return _take_from(targets, block)
+    if block.weights is None:
+        return block.x, np.ones(len(block.x))
+    positive = block.weights > 0
+    return block.x[positive], block.weights[positive]
 
 
 def _take_from(message: _Targets, block: Block) -> tuple[NDArray[Any], Array]:

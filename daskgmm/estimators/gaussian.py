@@ -17,7 +17,6 @@ from sklearn import get_config
 from sklearn import mixture as sklearn_mixture
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -33,6 +32,7 @@ from daskgmm.em.progress import Callback, Progress, Reporter
 from daskgmm.em.state import Run, Status
 from daskgmm.errors import ModelFileError, SkippedRowsWarning
 from daskgmm.estimators.base import PARAMETERS, MixtureBase
+from daskgmm.estimators.random_states import random_state_of
 from daskgmm.estimators.start_parameters import given, given_weights
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.covariance import SHAPES
@@ -319,8 +319,8 @@ default='kmeans'
                     self._what_is_fitted(source, warm),
                 )
             )
-            random_state = check_random_state(self.random_state)
-            outcome = train(source, settings, random_state, warm, observe, keeper)
+            with random_state_of(self.random_state) as random_state:
+                outcome = train(source, settings, random_state, warm, observe, keeper)
             self._set_attributes(outcome, source.dtype)
         if not self.converged_ and self.max_iter > 0:
             goes_on = (

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, Self, final
 
 import numpy as np
 import zarr
@@ -76,44 +76,57 @@ def save(url: str | os.PathLike[str], model: Model, *, overwrite: bool) -> None:
         raise PlaceError(
             f"There is a model at {target} already: pass overwrite=True to replace it."
         )
+    encoded = _Encoded.of(model)
     with naming_failures(target):
         # Nothing is there, or the remnants of a write: those go.
         group = _open_group(target, "w" if old is None else "a")
-        _write_into(group, model)
+        encoded.write_into(group)
         if old is not None:
             del group[old["state"]]
 
 
 def write(url: str | os.PathLike[str], model: Model) -> None:
     """Write a model to a place that `check_ours` allows, whatever is there."""
+    encoded = _Encoded.of(model)
     with naming_failures(os.fspath(url)):
-        _write_into(_open_group(os.fspath(url), "w"), model)
+        encoded.write_into(_open_group(os.fspath(url), "w"))
 
 
 def _open_group(target: str, mode: Literal["r", "a", "w"]) -> zarr.Group:
     return zarr.open_group(patient_store(target, writable=mode != "r"), mode=mode)
 
 
-def _write_into(group: zarr.Group, model: Model) -> None:
-    """Write the arrays first, and then what names them."""
-    arrays: Arrays = {}
-    state = f"{_STATE}{uuid.uuid4().hex}"
-    header: dict[str, Any] = {
-        "format": FORMAT,
-        "kind": model.kind,
-        "state": state,
-        "parameters": _encode_all("parameters", model.parameters, arrays),
-        "fitted": _encode_all("fitted", model.fitted, arrays),
-    }
-    header["digest"] = _digest(header, arrays)
-    try:
-        _write_arrays(group.create_group(state), arrays)
-        group.attrs[OURS] = header
-    except BaseException:
-        # On a disk that is full, what is there of it would stay in the way.
-        with suppress(Exception):
-            del group[state]
-        raise
+@final
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A model as it is written: before that, all of it is known to be writable."""
+
+    header: dict[str, Any]
+    arrays: Arrays
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        arrays: Arrays = {}
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": model.kind,
+            "state": f"{_STATE}{uuid.uuid4().hex}",
+            "parameters": _encode_all("parameters", model.parameters, arrays),
+            "fitted": _encode_all("fitted", model.fitted, arrays),
+        }
+        return cls({**header, "digest": _digest(header, arrays)}, arrays)
+
+    def write_into(self, group: zarr.Group) -> None:
+        """Write the arrays first, and then what names them."""
+        state = self.header["state"]
+        try:
+            _write_arrays(group.create_group(state), self.arrays)
+            group.attrs[OURS] = self.header
+        except BaseException:
+            # On a disk that is full, what is there of it would stay in the way.
+            with suppress(Exception):
+                del group[state]
+            raise
 
 
 def _write_arrays(group: zarr.Group, arrays: Arrays) -> None:
@@ -272,10 +285,26 @@ def _encode(name: str, value: Any, arrays: Arrays) -> Any:
 
 
 def _encode_state(name: str, value: np.random.RandomState, arrays: Arrays) -> Any:
-    state = value.get_state(legacy=True)
-    algorithm, keys, position, has_gauss, cached = state
+    algorithm, keys, position, has_gauss, cached = state_of(value)
     arrays[f"{name}.keys"] = np.asarray(keys)
     return [algorithm, f"{name}.keys", int(position), int(has_gauss), float(cached)]
+
+
+def state_of(value: np.random.RandomState) -> tuple[Any, ...]:
+    """A random state's algorithm, keys, position, and its next normal number.
+
+    Raises
+    ------
+    TypeError
+        If it does not draw by NumPy's default for it.
+    """
+    drawn_by = value.get_state(legacy=False)["bit_generator"]
+    if drawn_by != "MT19937":
+        raise TypeError(
+            f"A random_state that draws by {drawn_by} cannot be saved: pass a number, "
+            "or a RandomState of one."
+        )
+    return tuple(value.get_state(legacy=True))
 
 
 def _decode_all(values: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:

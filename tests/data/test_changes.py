@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from services import free_port, program, running, worker_processes
 from sklearn.mixture import GaussianMixture as Theirs
-from test_reading import CHUNK, KINDS, as_given, chunk_file, create, model
+from stored import CHUNK, KINDS, as_given, chunk_file, create, model
 
 from daskgmm import DataError, GaussianMixture, StoreError, open_rows
 from daskgmm.cli.main import main

@@ -9,14 +9,14 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-import xarray as xr
 import zarr
 from click.testing import CliRunner
-from conftest import blobs, create_zarr
+from conftest import blobs
+from stored import CHUNK, KINDS, ROWS, as_given, chunk_file, create, in_xarray, model
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, WrapperStore
 
-from daskgmm import GaussianMixture, from_xarray
+from daskgmm import from_xarray
 from daskgmm.cli.main import main
 from daskgmm.data import zarr_reader
 from daskgmm.data.zarr_reader import careful, has_checksum
@@ -24,50 +24,10 @@ from daskgmm.errors import StoreError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-ROWS, CHUNK = 6500, 100
-
 
 @pytest.fixture
 def x():
     return blobs(0, ROWS, 2, 3)
-
-
-def create(place, x, **layout):
-    names = ("row", "feature")
-    layout = {"chunks": (CHUNK, 2), "dimension_names": names, **layout}
-    return create_zarr(place, x, **layout)
-
-
-def model(**parameters):
-    return GaussianMixture(3, random_state=0, max_iter=3, **parameters)
-
-
-def chunk_file(folder, number):
-    [path] = folder.glob(f"c/{number}/0")
-    return path
-
-
-def as_given(folder):
-    """A store, in each way that it can be handed over."""
-    array = zarr.open_array(str(folder), mode="r")
-    return {
-        "path": folder,
-        "array": array,
-        "dask": da.from_zarr(array),
-        "computed": da.from_zarr(array) + 1.0,
-        "inlined": da.from_zarr(array, inline_array=True) + 1.0,
-        "xarray": in_xarray(folder),
-    }
-
-
-def in_xarray(folder, **options):
-    """The array of a folder as xarray opens the group around it."""
-    zarr.open_group(str(folder.parent), mode="a")
-    found = xr.open_zarr(folder.parent, consolidated=False, **options)
-    return found[folder.name]
-
-
-KINDS = ("path", "array", "dask", "computed", "inlined", "xarray")
 
 
 @pytest.mark.parametrize("kind", KINDS)

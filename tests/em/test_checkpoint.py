@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import dask.array as da
@@ -15,6 +16,7 @@ import zarr
 from conftest import blobs, create_zarr, random_mixture
 from services import kill_until_done
 from sklearn.exceptions import ConvergenceWarning
+from stored import Reader
 
 from daskgmm import GaussianMixture, load
 from daskgmm.data.sources import open_source
@@ -163,6 +165,23 @@ def test_plain_em_goes_on_accelerated(tmp_path, covariance_type):
     assert ours.n_iter_ < plain.n_iter_
     with pytest.raises(CheckpointError, match="accelerate was True and is False"):
         plain.fit(x, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, np.random.RandomState(0)])
+def test_a_fit_that_goes_on_reads_once_before_its_passes(tmp_path, seed):
+    """Its rows are drawn in the read that makes sure of the data."""
+    x = blobs(0, 3000, 3, 3, spread=1.5)
+    parameters = {"accelerate": True, "init_size": 200, "random_state": seed}
+    state, reader, passes = deepcopy(seed), Reader(x, 500), []
+    first = model(n_init=1, max_iter=2, **parameters)
+    first.fit(reader.array(), checkpoint=tmp_path)
+    reader.counts[:] = 0
+    parameters["random_state"] = state
+    model(n_init=1, max_iter=4, **parameters).fit(
+        reader.array(), checkpoint=tmp_path, callback=passes.append
+    )
+    assert passes[0].n_pass == first.n_passes_ + 1
+    assert (reader.counts == 1 + len(passes)).all()
 
 
 def test_what_collapsed_at_last_is_not_gone_on_from(tmp_path):
@@ -507,3 +526,14 @@ def test_a_killed_client_goes_on_with_the_same_bits(tmp_path, seed):
     found = load(model)
     for name in ("weights_", "means_", "covariances_", "lower_bound_", "n_iter_"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_random_state_that_cannot_be_kept_is_named(tmp_path):
+    x = blobs(0, 300, 2, 2)
+    gm = model(random_state=np.random.RandomState(np.random.PCG64(0)), init_size=100)
+    gm.fit(x)
+    with pytest.raises(TypeError, match="random_state that draws by PCG64 cannot be"):
+        gm.save(tmp_path / "model")
+    with pytest.raises(TypeError, match="random_state that draws by PCG64 cannot be"):
+        gm.fit(x, checkpoint=tmp_path / "fit")
+    assert not list(tmp_path.iterdir())

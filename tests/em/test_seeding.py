@@ -16,7 +16,7 @@ from daskgmm import GaussianMixture
 from daskgmm.data.sources import open_source
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.scan import survey
-from daskgmm.em.subsample import _draw_numbers, subsample
+from daskgmm.em.subsample import _draw_numbers, subsample, survey_and_draw
 from daskgmm.mixtures.covariance import SHAPES
 
 
@@ -55,6 +55,55 @@ def test_the_draw_depends_on_the_number_of_rows_alone(chunks, size, seed):
     np.testing.assert_array_equal(chunked.x, plain.x)
     assert len(plain.x) == min(n, size)
     assert len(np.unique(plain.x)) == len(plain.x)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    chunks=st.lists(st.integers(0, 30), min_size=1, max_size=8),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+def test_one_read_finds_and_draws_what_two_do(chunks, size, seed):
+    n = sum(chunks)
+    if n == 0:
+        return
+    source = open_source(da.from_array(_numbered(n), chunks=(tuple(chunks), 1)))
+    by_two, by_one = np.random.RandomState(seed), np.random.RandomState(seed)
+    expected = survey(source.shards())
+    rows = subsample(source.shards(), expected, size, by_two)
+    found, drawn = survey_and_draw(source.shards(), source.lengths, size, by_one)
+    assert found == expected
+    np.testing.assert_array_equal(drawn.x, rows.x)
+    assert drawn.weights is None
+    assert by_one.uniform() == by_two.uniform()
+
+
+@pytest.mark.parametrize("size", [5, 1000])
+def test_nothing_is_drawn_where_blocks_are_not_as_long_as_was_said(size):
+    source = open_source(da.from_array(_numbered(100), chunks=(10, 1)))
+    random_state = np.random.RandomState(0)
+    lengths = [9, 11, *[10] * 8]
+    found, drawn = survey_and_draw(source.shards(), lengths, size, random_state)
+    assert found == survey(source.shards())
+    assert drawn is None
+    assert random_state.uniform() == np.random.RandomState(0).uniform()
+
+
+@pytest.mark.parametrize("init_size", [200, 10_000])
+def test_a_dask_array_of_other_lengths_than_it_says_is_fitted_all_the_same(init_size):
+    x = blobs(0, 1000, 2, 2)
+    lies = da.from_array(x, chunks=(500, 2)).map_blocks(
+        lambda block, block_info=None: (
+            block[:-100] if block[0, 0] == x[0, 0] else block
+        ),
+        meta=np.empty((0, 0)),
+    )
+    assert lies.chunks[0] == (500, 500)
+    assert len(lies.compute(scheduler="sync")) == 900
+    estimator = GaussianMixture(2, random_state=0, init_size=init_size)
+    found = estimator.fit(lies).means_
+    expected = estimator.fit(np.delete(x, slice(400, 500), axis=0)).means_
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_the_draw_is_uniform():

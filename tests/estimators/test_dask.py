@@ -10,13 +10,13 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from checks import assert_same_model, fit_both
 from conftest import blobs
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from services import worker_processes
 from sklearn.exceptions import ConvergenceWarning
-from test_scikit_learn import assert_same_model, fit_both
 
 from daskgmm import GaussianMixture
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import tracemalloc
 import warnings
-from itertools import pairwise
 from types import SimpleNamespace
 
 import dask
@@ -21,8 +20,9 @@ from conftest import blobs
 from dask.callbacks import Callback
 from distributed import KilledWorker
 from sklearn.exceptions import ConvergenceWarning
+from stored import Reader
 
-from daskgmm import GaussianMixture
+from daskgmm import DataError, GaussianMixture
 from daskgmm.cli.estimate import forecast_fit
 from daskgmm.data.in_memory import ArraySource
 from daskgmm.data.sources import open_source
@@ -32,36 +32,10 @@ from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import sums_bytes
 
 
-class Reader:
-    """Rows made block by block, with a count of the reads of each."""
-
-    def __init__(self, x, size):
-        self.x, self.size = x, size
-        self.counts = np.zeros(-(-len(x) // size), dtype=int)
-        self.lock = threading.Lock()
-
-    def read(self, block_id):
-        with self.lock:
-            self.counts[block_id[0]] += 1
-        start = block_id[0] * self.size
-        return self.x[start : start + self.size]
-
-    def array(self):
-        n, d = self.x.shape
-        ends = [*range(0, n, self.size), n]
-        sizes = tuple(b - a for a, b in pairwise(ends))
-        return da.map_blocks(
-            lambda block_id=None: self.read(block_id),
-            chunks=(sizes, (d,)),
-            dtype=self.x.dtype,
-            meta=np.empty((0, 0), dtype=self.x.dtype),
-        )
-
-
 @pytest.mark.parametrize("n_init", [1, 4])
 @pytest.mark.parametrize("init_size", [200, 10_000])
 @pytest.mark.parametrize("unknown", [False, True])
-def test_one_read_of_each_block_per_pass_and_two_before(n_init, init_size, unknown):
+def test_one_read_of_each_block_per_pass_and_few_before(n_init, init_size, unknown):
     reader = Reader(blobs(0, 1000, 2, 2), 150)
     lazy = reader.array()
     if unknown:
@@ -72,19 +46,56 @@ def test_one_read_of_each_block_per_pass_and_two_before(n_init, init_size, unkno
             2, n_init=n_init, random_state=0, init_size=init_size, tol=1e-4
         ).fit(lazy)
     assert model.n_passes_ >= model.n_iter_
-    assert (reader.counts <= model.n_passes_ + 2).all()
-    assert (reader.counts == reader.counts[0]).all()
+    # Rows are counted, looked through and drawn at once, where that can be.
+    before = 2 if unknown else 1
+    assert (reader.counts == model.n_passes_ + before).all()
 
 
-def test_a_complete_start_needs_one_read_before_the_first_pass():
+_COMPLETE = {
+    "weights_init": [0.5, 0.5],
+    "means_init": [[0.0, 0.0], [1.0, 1.0]],
+    "precisions_init": [np.eye(2)] * 2,
+}
+
+
+def test_a_complete_start_needs_no_read_before_the_first_pass(tmp_path):
+    x = blobs(1, 600, 2, 2)
+    expected = GaussianMixture(2, **_COMPLETE).fit(x)
+
+    def n_reads(fit, **parameters):
+        reader = Reader(x, 100)
+        model = fit(GaussianMixture(2, **_COMPLETE, **parameters), reader.array())
+        assert (reader.counts == reader.counts[0]).all()
+        return reader.counts[0] - model.n_passes_, model
+
+    before, model = n_reads(lambda gm, rows: gm.fit(rows))
+    assert before == 0
+    np.testing.assert_allclose(model.means_, expected.means_, rtol=1e-12)
+    # What is needed before is read before: weights, digests; no pass checks without.
+    assert n_reads(lambda gm, rows: gm.fit(rows, None, np.ones(600)))[0] == 1
+    assert n_reads(lambda gm, rows: gm.fit(rows, checkpoint=tmp_path / "c"))[0] == 1
+    assert n_reads(lambda gm, rows: gm.fit(rows), nan="skip")[0] == 1
+    assert n_reads(lambda gm, rows: gm.fit(rows), max_iter=0)[0] == 1
+
+
+def test_a_warm_start_needs_no_read_before_the_first_pass():
     reader = Reader(blobs(1, 600, 2, 2), 100)
-    model = GaussianMixture(
-        2,
-        weights_init=[0.5, 0.5],
-        means_init=[[0.0, 0.0], [1.0, 1.0]],
-        precisions_init=[np.eye(2)] * 2,
-    ).fit(reader.array())
-    assert (reader.counts == model.n_passes_ + 1).all()
+    model = GaussianMixture(2, warm_start=True, random_state=0).fit(reader.array())
+    reader.counts[:] = 0
+    model.fit(reader.array())
+    assert (reader.counts == model.n_passes_).all()
+
+
+@pytest.mark.parametrize("kind", ["array", "Dask", "many small blocks"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_first_pass_that_nothing_was_read_before_names_bad_numbers(kind, bad):
+    x = blobs(1, 600, 2, 2)
+    x[317, 1] = bad
+    rows = x if kind == "array" else da.from_array(x, (100 if kind == "Dask" else 5, 2))
+    what = "NaN" if np.isnan(bad) else "infinity"
+    where = {"array": "row 317", "Dask": "block 3, row 17"}.get(kind, "block 63, row 2")
+    with pytest.raises(DataError, match=f"X contains {what} in {where}, column 1"):
+        GaussianMixture(2, **_COMPLETE).fit(rows)
 
 
 class _CountTasks(Callback):
@@ -356,7 +367,7 @@ def test_restarts_that_take_turns_end_where_they_do_together(
         with dask.config.set(limit), dask.config.set(scheduler="threads"):
             model = fit(reader.array())
         np.testing.assert_allclose(model.means_, expected.means_, rtol=1e-9)
-        assert (reader.counts == 2 + 4 * turns).all()
+        assert (reader.counts == 1 + 4 * turns).all()
         assert model.n_passes_ == 4
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from checks import assert_same_model, fit_both
 from conftest import COVARIANCE_TYPES, INIT_PARAMS, blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,34 +24,6 @@ from sklearn.utils.estimator_checks import check_estimator
 from daskgmm import GaussianMixture, IllDefinedCovarianceError
 
 SAME_BOUND = 1e-10
-
-
-def fit_both(x, **parameters):
-    """Ours and scikit-learn's, fitted to the same rows."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        ours = GaussianMixture(**parameters).fit(x)
-        theirs = Reference(**parameters).fit(x)
-    return ours, theirs
-
-
-def assert_same_model(ours, theirs, rtol=1e-7):
-    """Parameters to `rtol`, bounds to 1e-8, all relative to the largest number."""
-    for name in ("weights_", "means_", "covariances_", "precisions_"):
-        expected = getattr(theirs, name)
-        np.testing.assert_allclose(
-            getattr(ours, name),
-            expected,
-            rtol=rtol,
-            atol=rtol * np.abs(expected).max(),
-            err_msg=name,
-        )
-    assert ours.n_iter_ == theirs.n_iter_
-    assert ours.converged_ == theirs.converged_
-    if hasattr(theirs, "lower_bounds_"):  # since scikit-learn 1.7
-        np.testing.assert_allclose(ours.lower_bounds_, theirs.lower_bounds_, rtol=1e-8)
-    assert ours.lower_bound_ == pytest.approx(theirs.lower_bound_, rel=1e-8)
-    assert ours.lower_bound_ == ours.lower_bounds_[-1]
 
 
 def tie(x, parameters, theirs):
@@ -375,3 +348,33 @@ def test_check_estimator_raises_nothing_here():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_estimator(GaussianMixture())
+
+
+def test_fits_within_fits_do_not_share_random_states():
+    """One may be used again, for another fit, only when its fit has ended."""
+    x = blobs(0, 300, 2, 3)
+    parameters = {"init_params": "random", "n_init": 2, "random_state": 3}
+    expected = GaussianMixture(3, **parameters).fit(x)
+    inner = []
+
+    def another(_progress):
+        inner.append(GaussianMixture(2, init_params="random", random_state=9).fit(x))
+
+    for _ in range(2):
+        found = GaussianMixture(3, **parameters).fit(x, callback=another)
+        np.testing.assert_array_equal(found.means_, expected.means_)
+    alone = GaussianMixture(2, init_params="random", random_state=9).fit(x)
+    np.testing.assert_array_equal(inner[-1].means_, alone.means_)
+
+
+def test_a_fit_that_was_broken_off_leaves_nothing_to_the_next():
+    x = blobs(0, 300, 2, 3)
+    expected = GaussianMixture(3, random_state=0).fit(x)
+
+    def broken(_progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        GaussianMixture(3, random_state=1).fit(x, callback=broken)
+    found = GaussianMixture(3, random_state=np.int64(0)).fit(x)
+    np.testing.assert_array_equal(found.means_, expected.means_)

@@ -15,10 +15,10 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 import zarr
+from checks import FITTED, check_chunks_are_named, run
 from conftest import blobs, create_zarr
 from distributed import Client
 from services import Relay, serving, store_server, worker_processes
-from test_s3 import FITTED, check_chunks_are_named, run
 
 from daskgmm import GaussianMixture, load
 

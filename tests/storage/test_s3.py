@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import s3fs
 import zarr
-from click.testing import CliRunner
+from checks import FITTED, check_chunks_are_named, run
 from conftest import blobs, create_zarr
 from distributed import Client
 from services import (
@@ -29,7 +29,6 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from daskgmm import GaussianMixture, load, open_rows
-from daskgmm.cli.main import main
 from daskgmm.errors import StoreError
 from daskgmm.outputs import base, inspect, parquet_output, zarr_output
 from daskgmm.storage import models
@@ -41,7 +40,6 @@ LAYOUTS = {
     "chunks": {"chunks": (200, 2), "compressors": (Crc32cCodec(),)},
     "shards": {"chunks": (50, 2), "shards": (200, 2)},
 }
-FITTED = ("weights_", "means_", "covariances_", "lower_bounds_", "n_iter_")
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -143,10 +141,6 @@ NUMBERS = itertools.count()
 def place(s3):
     """Where nothing is yet, without the protocol."""
     return f"bucket/{next(NUMBERS)}"
-
-
-def run(*args):
-    return CliRunner().invoke(main, [*map(str, args)])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -337,24 +331,6 @@ def test_a_store_that_always_fails_is_named(s3, workers, stores, place):
         assert failed.exit_code == 1
     assert time.monotonic() - began < 120
     assert_same(load(f"s3://{place}/model"), expected)
-
-
-def check_chunks_are_named(files, url, fit):
-    """Fit a store whose chunk 7 is missing, is cut, and is there again."""
-    place = url.partition("://")[2]  # clients differ in how they name themselves
-    chunk = f"{place}/c/7/0"
-    content = files.cat_file(chunk)
-    files.rm_file(chunk)
-    with pytest.raises(StoreError, match=rf"Chunk c/7/0 .*{place}.* is missing"):
-        fit(url)
-    files.pipe_file(chunk, content[: len(content) // 2])
-    with (
-        dask.config.set({"daskgmm.storage-retries": 0}),
-        pytest.raises(StoreError, match=rf"Chunk c/7/0 .*{place}.* cannot be read"),
-    ):
-        fit(url)
-    files.pipe_file(chunk, content)
-    fit(url)  # nothing of what was there is remembered
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
