@@ -245,10 +245,12 @@ def test_numpy_rows_need_no_scheduler():
         model.score(x)
 
 
-def test_a_worker_that_is_killed_costs_no_bit():
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_a_worker_that_is_killed_costs_no_bit(accelerate):
     """Rows that were held by it are computed anew, by another one."""
     x = da.from_array(blobs(8, 4000, 3, 3, spread=1.5), chunks=(250, 3))
     parameters = {"n_components": 3, "tol": 0, "max_iter": 6, "random_state": 0}
+    parameters |= {"accelerate": accelerate, "init_size": 200}
     with pytest.warns(ConvergenceWarning):
         expected = GaussianMixture(**parameters).fit(x)
     with (

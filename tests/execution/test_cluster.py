@@ -123,8 +123,8 @@ def slow_rows(pause=PAUSE):
     return da.from_array(X, chunks=(len(X) // N_BLOCKS, 2)).map_blocks(read)
 
 
-def model():
-    return GaussianMixture(3, random_state=0, tol=0, max_iter=5, n_init=2)
+def model(**parameters):
+    return GaussianMixture(3, random_state=0, tol=0, max_iter=5, n_init=2, **parameters)
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +150,13 @@ def meanwhile(work):
         thread.join()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_worker_is_killed(tmp_path, expected, seed):
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_worker_is_killed(tmp_path, seed, accelerate):
     """At a random moment of the fit."""
     rng = random.Random(seed)
+    parameters = {"accelerate": accelerate, "init_size": 200}
+    expected = model(**parameters).fit(da.from_array(X, chunks=(len(X) // N_BLOCKS, 2)))
     with cluster(tmp_path, 3) as (running, _):
 
         def kill(stop):
@@ -161,7 +164,7 @@ def test_a_worker_is_killed(tmp_path, expected, seed):
             running.send(running.workers[0], signal.SIGKILL)
 
         with meanwhile(kill):
-            assert_same(model().fit(slow_rows()), expected)
+            assert_same(model(**parameters).fit(slow_rows()), expected)
 
 
 @pytest.mark.parametrize("pause", [2.0, 4.0])
