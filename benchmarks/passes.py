@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as Theirs
 
 from benchmarks.common import Row, write_zarr
+from benchmarks.peers import has_spark, spark_rows, spark_session
 from daskgmm import GaussianMixture
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import n_parameters
@@ -170,6 +172,28 @@ def _timed(model: Any, x: Any) -> tuple[Any, float]:
     return model.fit(x), perf_counter() - began
 
 
+def _timed_spark(x: Array, path: Path) -> tuple[Any, float]:
+    """Spark's fit, rows read and kept, as a mixture of ours; and its seconds."""
+    from pyspark.ml.clustering import GaussianMixture as OfSpark
+
+    with spark_session() as session:
+        frame = spark_rows(session, x, path).cache()
+        # Its tolerance is one of the sum over all rows.
+        tol = 1e-3 * len(x)
+        mixture = OfSpark(k=OVERLAP.n_components, maxIter=100, tol=tol, seed=0)
+        fitted, seconds = _timed(mixture, frame)
+        covariances = np.stack([g.cov.toArray() for g in fitted.gaussians])
+        found = GaussianMixture(
+            OVERLAP.n_components,
+            weights_init=np.array(fitted.weights) / sum(fitted.weights),
+            means_init=np.stack([g.mean.toArray() for g in fitted.gaussians]),
+            precisions_init=np.linalg.inv(covariances),
+            max_iter=0,
+        ).fit(x[:1000])
+        found.n_iter_ = fitted.summary.numIter
+    return found, seconds
+
+
 def _optimum(fitted: GaussianMixture, x: Any) -> float:
     """The mean log likelihood where a fit would end if it went on."""
     further = GaussianMixture(**fitted.get_params()).set_params(
@@ -189,9 +213,10 @@ CHUNK_ROWS: Final = 16_384
 
 
 def whole_fits(_machine: dict[str, float]) -> Iterator[Row]:
-    """From Zarr, with all that a fit does, beside plain EM and scikit-learn's.
+    """From Zarr, with all that a fit does, beside plain EM, scikit-learn and Spark.
 
-    The latter has the rows in memory, and begins with k-means on all of them.
+    scikit-learn has the rows in memory, and begins with k-means on all of them. Spark
+    keeps them in memory once they are read from Parquet, and begins with random rows.
     """
     x = OVERLAP.draw(np.random.default_rng(0), ROWS)
     parameters = {"n_components": OVERLAP.n_components, "random_state": 0}
@@ -202,12 +227,14 @@ def whole_fits(_machine: dict[str, float]) -> Iterator[Row]:
         plain, of_plain = _timed(
             GaussianMixture(accelerate=False, **parameters), folder
         )
-    theirs, of_theirs = _timed(Theirs(**parameters), x)
+        peers = [
+            ("plain EM", plain, of_plain),
+            ("scikit-learn", *_timed(Theirs(**parameters), x)),
+        ]
+        if has_spark():
+            peers.append(("Spark", *_timed_spark(x, Path(folder) / "x.parquet")))
     best = _optimum(ours, x)
-    for name, peer, of_peer in (
-        ("plain EM", plain, of_plain),
-        ("scikit-learn", theirs, of_theirs),
-    ):
+    for name, peer, of_peer in peers:
         yield Row(
             "whole fit",
             f"streamed, {OVERLAP.name} K=10, {ROWS} rows",

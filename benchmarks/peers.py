@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -50,8 +53,7 @@ def plain_dask(_machine: dict[str, float]) -> Iterator[Row]:
 
 def spark(_machine: dict[str, float]) -> Iterator[Row]:
     """Spark's GaussianMixture, local[2], rows cached; nothing without Java."""
-    if shutil.which("java") is None:
-        print("(no Java here: Spark is left out)")
+    if not has_spark():
         return
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
@@ -67,13 +69,34 @@ def spark(_machine: dict[str, float]) -> Iterator[Row]:
             )
 
 
+def has_spark() -> bool:
+    """Whether Spark can run; else it is said that it is left out."""
+    found = shutil.which("java") is not None and find_spec("pyspark") is not None
+    if not found:
+        print("(no Java or no pyspark here: Spark is left out)")
+    return found
+
+
 def _spark_iteration(case: Case, rows: np.ndarray, path: Path) -> float:
     from pyspark.ml.clustering import GaussianMixture
-    from pyspark.ml.feature import VectorAssembler
+
+    with spark_session() as session:
+        frame = spark_rows(session, rows, path).cache()
+        frame.count()
+
+        def fit(n: int) -> None:
+            mixture = GaussianMixture(k=case.n_components, maxIter=n, tol=0.0, seed=0)
+            mixture.fit(frame)
+
+        fit(1)
+        return _steady(fit)
+
+
+@contextmanager
+def spark_session() -> Iterator[Any]:
+    """Spark on this machine's cores."""
     from pyspark.sql import SparkSession
 
-    names = [f"x{i}" for i in range(case.n_features)]
-    pd.DataFrame(rows, columns=names).to_parquet(path, row_group_size=50_000)
     session = (
         SparkSession.builder.master(f"local[{N_CORES}]")
         .config("spark.driver.memory", "4g")
@@ -83,19 +106,20 @@ def _spark_iteration(case: Case, rows: np.ndarray, path: Path) -> float:
         .getOrCreate()
     )
     try:
-        assembler = VectorAssembler(inputCols=names, outputCol="features")
-        frame = assembler.transform(session.read.parquet(str(path)))
-        frame = frame.select("features").repartition(4 * N_CORES).cache()
-        frame.count()
-
-        def fit(n: int) -> None:
-            mixture = GaussianMixture(k=case.n_components, maxIter=n, tol=0.0, seed=0)
-            mixture.fit(frame)
-
-        fit(1)
-        return _steady(fit)
+        yield session
     finally:
         session.stop()
+
+
+def spark_rows(session: Any, rows: np.ndarray, path: Path) -> Any:
+    """Rows as Spark takes them, from Parquet."""
+    from pyspark.ml.feature import VectorAssembler
+
+    names = [f"x{i}" for i in range(rows.shape[1])]
+    pd.DataFrame(rows, columns=names).to_parquet(path, row_group_size=50_000)
+    assembler = VectorAssembler(inputCols=names, outputCol="features")
+    frame = assembler.transform(session.read.parquet(str(path)))
+    return frame.select("features").repartition(4 * N_CORES)
 
 
 def _steady(fit: Callable[[int], None]) -> float:

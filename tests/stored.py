@@ -66,7 +66,7 @@ class Reader:
         with self.lock:
             self.counts[block_id[0]] += 1
         start = block_id[0] * self.size
-        return self.x[start : start + self.size]
+        return self.x[start : start + self.size].copy()
 
     def array(self):
         n, d = self.x.shape

@@ -39,7 +39,7 @@ OWNERS = {
     "matplotlib": {"plotting", "demo"},
     "numba": {"kernel"},
     "pandas": {"data"},
-    "psutil": {"demo"},
+    "psutil": {"data", "demo"},
     "pyarrow": {"data", "outputs"},
     "rich": {"demo", "cli"},
     "scipy": {"execution", "mixtures", "demo"},

@@ -240,6 +240,8 @@ class Recipes:
         What must be given.
     literals : dict
         What the graph holds itself, by key.
+    are_apart : bool
+        Whether each block can be made without those before it.
     """
 
     def __init__(
@@ -267,6 +269,17 @@ class Recipes:
             for _, node in steps:
                 used.update(node.dependencies)
         self._uses = {k: n for k, n in used.items() if k not in given}
+        self.are_apart = self._blocks_are_apart()
+
+    def _blocks_are_apart(self) -> bool:
+        """Whether no block needs what is computed for another one."""
+        for keys, steps in zip(self._blocks, self._steps, strict=True):
+            own = Counter(keys)
+            for _, node in steps:
+                own.update(node.dependencies)
+            if any(own[key] != self._uses[key] for key, _ in steps):
+                return False
+        return True
 
     def values(self) -> list[Any]:
         """All that the nodes hold themselves."""
@@ -286,8 +299,13 @@ class Recipes:
         """Whether anything is computed at all."""
         return any(self._steps)
 
-    def make(self, inputs: Mapping[Key, Any]) -> Iterable[tuple[Any, ...]]:
-        """Compute the blocks in turn: for each, the values of its keys."""
+    def make(
+        self, inputs: Mapping[Key, Any], first: int = 0
+    ) -> Iterable[tuple[Any, ...]]:
+        """Compute the blocks in turn: for each, the values of its keys.
+
+        They may begin with another than the first only where they are apart.
+        """
         values = {**self.literals, **inputs}
         left = dict(self._uses)
 
@@ -297,7 +315,8 @@ class Recipes:
                 if left[key] == 0:
                     del values[key]
 
-        for keys, steps in zip(self._blocks, self._steps, strict=True):
+        of_blocks = zip(self._blocks[first:], self._steps[first:], strict=True)
+        for keys, steps in of_blocks:
             for key, node in steps:
                 # Only what it needs: a node looks at all that it is given.
                 values[key] = node({k: values[k] for k in node.dependencies})

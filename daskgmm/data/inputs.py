@@ -249,36 +249,7 @@ class _LazyRows(Rows):
         return meta if hasattr(meta, "columns") else as_dask(self.given, Gaps("fill"))
 
     def map(self, function: RowFunction, rows: Any) -> da.Array:
-        return _map_chunks(function, with_care(as_dask(rows, self.gaps), self.gaps))
-
-
-def _map_chunks(function: RowFunction, x: da.Array) -> da.Array:
-    """Values for a Dask array of rows in one column of chunks: a Dask array like it."""
-    dtype = function.dtype(x.dtype)
-    _, *wide = function.shape(1)
-    empty = (
-        np.ma.empty if isinstance(meta_from_array(x), np.ma.MaskedArray) else np.empty
-    )
-    values: da.Array = da.map_blocks(
-        _table_of_chunk,
-        x,
-        function,
-        dtype=dtype,
-        chunks=(x.chunks[0], (*wide,) or (1,)),
-        meta=empty((0, 0), dtype=dtype),
-    )
-    return values if wide else values[:, 0]
-
-
-def _table_of_chunk(
-    x: Any, function: RowFunction, block_id: tuple[int, ...] = (0,)
-) -> NDArray[Any]:
-    """Values of a chunk with two axes.
-
-    To drop an axis, Dask puts blocks together first, and fails where they are none.
-    """
-    values = function(x, block_id[0])
-    return values if values.ndim == 2 else values[:, np.newaxis]
+        return _map_blocks(function, with_care(as_dask(rows, self.gaps), self.gaps))
 
 
 def _plain_weights(weights: Any) -> Any:
@@ -648,31 +619,36 @@ def _flatten(block: NDArray[Any], n_axes: int) -> NDArray[Any]:
 
 
 def _map_blocks(function: RowFunction, blocks: da.Array) -> da.Array:
-    """Values for blocks with samples along all dimensions but the last."""
+    """Values for blocks with samples along all axes but the last: a Dask array."""
     dtype = function.dtype(blocks.dtype)
-    of_row = function.shape(1)[1:]
+    _, *wide = function.shape(1)
+    is_masked = isinstance(meta_from_array(blocks), np.ma.MaskedArray)
+    empty = np.ma.empty if is_masked else np.empty
     values: da.Array = da.map_blocks(
-        _map_any_block,
+        _values_of_block,
         blocks,
         function,
         blocks.numblocks,
         dtype=dtype,
-        drop_axis=[] if of_row else blocks.ndim - 1,
-        chunks=blocks.chunks[:-1] + tuple((size,) for size in of_row),
-        meta=np.empty((0,) * (blocks.ndim - 1 + len(of_row)), dtype=dtype),
+        chunks=(*blocks.chunks[:-1], (*wide,) or (1,)),
+        meta=empty((0,) * blocks.ndim, dtype=dtype),
     )
-    return values
+    return values if wide else values[..., 0]
 
 
-def _map_any_block(
-    x: NDArray[Any],
+def _values_of_block(
+    x: Any,
     function: RowFunction,
     grid: tuple[int, ...],
     block_id: tuple[int, ...] | None = None,
 ) -> NDArray[Any]:
-    # Of one dimension less where an axis is dropped.
-    place = (0,) if block_id is None else block_id[: len(grid) - 1]
-    number = int(np.ravel_multi_index(place, grid[: len(place)]))
-    rows = x.reshape(-1, x.shape[-1])
-    values = function(rows, number)
-    return values.reshape(x.shape[:-1] + values.shape[1:])
+    """Values of a block, with as many axes as it has.
+
+    To drop an axis, Dask puts blocks together first, and fails where they are none.
+    """
+    place = (0,) * len(grid) if block_id is None else block_id
+    number = int(np.ravel_multi_index(place[:-1], grid[:-1]))
+    is_table = len(grid) == 2
+    values = function(x if is_table else x.reshape(-1, x.shape[-1]), number)
+    table = values if values.ndim == 2 else values[:, np.newaxis]
+    return table if is_table else table.reshape(*x.shape[:-1], table.shape[1])

@@ -314,7 +314,7 @@ class Stream:
 
     Attributes
     ----------
-    n_rows, n_columns : int
+    n_rows, n_columns, n_bytes : int
         Before filters.
     waited : bool
         Whether to read took mostly other than the reading thread's own time, so that
@@ -327,6 +327,7 @@ class Stream:
         self._seconds = self._own_seconds = 0.0
         self.n_rows = sum(span.n_rows for span in spans)
         self.n_columns = reading.n_features
+        self.n_bytes = self.n_rows * self.n_columns * reading.dtype.itemsize
 
     @property
     def waited(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from typing import Any, Final, final
 
 import dask
@@ -30,6 +30,7 @@ from daskgmm.data.dask_graph import (
     cut,
 )
 from daskgmm.data.gaps import Gaps, Nan
+from daskgmm.data.kept import Kept
 from daskgmm.data.parquet_reader import Stream, go_on_with, let_go
 from daskgmm.data.prefetch import read_ahead, reading_thread
 from daskgmm.data.source import Source, Unchanging
@@ -228,11 +229,12 @@ class _DaskShard:
     def __init__(self, plan: _ShardPlan, inputs: Mapping[Key, Any]) -> None:
         self._plan = plan
         self._inputs = inputs
-        self._kept: list[Block] | None = None
+        self._made: list[Block] | None = None
+        self._kept = Kept()
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the blocks that were made of the inputs."""
-        return {**vars(self), "_kept": None}
+        return {**vars(self), "_made": None}
 
     def __sizeof__(self) -> int:
         """Bytes held: Dask weighs by them whether to move or to spill a shard."""
@@ -254,11 +256,22 @@ class _DaskShard:
                 deque(rest, maxlen=0)
 
     def _read(self) -> Generator[Block]:
-        """Blocks that are not in memory.
+        """Blocks that are read, but for those that are kept from passes before."""
+        if not self._plan.recipes.are_apart:
+            yield from self._read_from(0)
+            return
+        kept = self._kept.trimmed()
+        yield from kept
+        with closing(self._read_from(len(kept))) as rest:
+            # A name here would keep a block alive while the next one is read.
+            yield from map(self._kept.offered, count(len(kept)), rest)
+
+    def _read_from(self, first: int) -> Generator[Block]:
+        """Blocks that are not in memory, from one on.
 
         Streams are taken as they are, until one shows that to read is to wait.
         """
-        blocks = self._blocks()
+        blocks = self._blocks(first)
         if not self._plan.streamed:
             yield from read_ahead(blocks)
             return
@@ -272,9 +285,9 @@ class _DaskShard:
 
     def _resident(self) -> Generator[Block]:
         """Blocks of what is in memory: checked once, not on each pass."""
-        if self._kept is None:
-            self._kept = list(self._blocks())
-        yield from self._kept
+        if self._made is None:
+            self._made = list(self._blocks())
+        yield from self._made
 
     def _block(self, index: int, made: tuple[Any, ...]) -> Block:
         """A block from its recipe's values: rows, and weights if there are any."""
@@ -285,9 +298,9 @@ class _DaskShard:
         weights = made[1] if len(made) > 1 else None
         return as_block(index, made[0], plan.n_features, weights, plan.nan, cut)
 
-    def _blocks(self) -> Generator[Block]:
-        made = iter(self._plan.recipes.make(self._inputs))
-        for index in range(self._plan.bounds[0], self._plan.bounds[-1]):
+    def _blocks(self, first: int = 0) -> Generator[Block]:
+        made = iter(self._plan.recipes.make(self._inputs, first))
+        for index in range(self._plan.bounds[0] + first, self._plan.bounds[-1]):
             try:
                 # Passed on at once: a name here would keep the block alive.
                 block = [self._block(index, next(made))]

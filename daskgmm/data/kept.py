@@ -1,0 +1,159 @@
+"""Blocks that stay in memory from pass to pass, as far as they fit.
+
+They are what was read, so no bit depends on whether they are there. What is kept is
+shared out in each process: it makes way as soon as others need the memory, and it is
+never pickled, so Dask neither spills nor moves it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from time import monotonic
+from typing import Any, Final, final
+
+import dask
+import numpy as np
+import psutil
+
+from daskgmm import config
+from daskgmm.data.block import Block
+from daskgmm.data.parquet_reader import Stream
+from daskgmm.execution.forking import after_fork
+
+_MEASURED_FOR: Final = 0.05
+"""Seconds for which what is free counts as known, or so many bytes kept since:"""
+_MEASURED_BYTES: Final = 32_000_000
+_SLACK: Final = 1.1
+"""How much more than its share may be kept before some of it goes."""
+
+
+@final
+class Kept:
+    """The first blocks of a shard, kept as they were read.
+
+    Attributes
+    ----------
+    blocks : list of Block
+    n_bytes : int
+        What they take.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.n_bytes = 0
+        _memory.holders.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Elsewhere, nothing is kept yet."""
+        return Kept, ()
+
+    def trimmed(self) -> Sequence[Block]:
+        """What is kept; less than before where memory has become scarce."""
+        with _memory.lock:
+            while self.blocks and not _memory.has_room(0, _SLACK):
+                dropped = self.blocks.pop()
+                self.n_bytes -= _bytes_of(dropped)
+                _memory.measured_at = -1.0
+            return tuple(self.blocks)
+
+    def offered(self, number: int, block: Block) -> Block:
+        """A block that was read, number so many of the shard; kept if it is the next.
+
+        Streams that are kept are read in one piece.
+        """
+        with _memory.lock:
+            n_bytes = _bytes_of(block)
+            if number != len(self.blocks) or not _memory.has_room(n_bytes):
+                return block
+            self.n_bytes += n_bytes
+            # Reserved: it may take a while to read it.
+            self.blocks.append(block)
+        if not isinstance(block.rows, Stream):
+            return block
+        try:
+            block = replace(block, rows=block.rows.array())
+        except BaseException:
+            with _memory.lock:
+                del self.blocks[number:]
+                self.n_bytes -= n_bytes
+            raise
+        self.blocks[number] = block
+        return block
+
+
+def _bytes_of(block: Block) -> int:
+    """What a block keeps alive: all of an array, where it is a part of one."""
+    rows = block.rows
+    n_bytes = rows.n_bytes if isinstance(rows, Stream) else _held_by(rows)
+    return n_bytes + (0 if block.weights is None else _held_by(block.weights))
+
+
+def _held_by(array: np.ndarray[Any, Any]) -> int:
+    base: Any = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    return int(base.nbytes)
+
+
+@final
+class _Memory:
+    """What all shards of this process keep, and what they may."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.holders: weakref.WeakSet[Kept] = weakref.WeakSet()
+        self.measured_at = -1.0
+        self._free = 0.0
+        self._kept_then = 0
+
+    def has_room(self, n_bytes: int, slack: float = 1.0) -> bool:
+        """Whether so many bytes more may be kept, with what is free now."""
+        share = dask.config.get("daskgmm.cache-memory")
+        kept = sum(holder.n_bytes for holder in self.holders)
+        if isinstance(share, str) or share > 1:
+            return kept + n_bytes <= config.size("cache-memory")
+        if not share:
+            return kept + n_bytes == 0
+        is_old = monotonic() - self.measured_at > _MEASURED_FOR
+        if is_old or abs(kept - self._kept_then) > _MEASURED_BYTES:
+            self._free, self._kept_then = _free_memory(), kept
+            self.measured_at = monotonic()
+        # What was free then is shared by what was kept then and has been since.
+        total = self._free + self._kept_then
+        return bool(kept + n_bytes <= slack * float(share) * total)
+
+
+_memory: Final = _Memory()
+
+
+def _forget() -> None:
+    _memory.lock = threading.RLock()  # another thread may have held it
+
+
+after_fork(_forget)
+
+
+def _free_memory() -> float:
+    """Bytes that this process may still take, before others suffer from it."""
+    limit, used = _limit_of_worker(), psutil.Process().memory_info().rss
+    if limit:
+        # From there on Dask writes to disk what its workers hold.
+        spill = dask.config.get("distributed.worker.memory.spill") or 1.0
+        return float(spill * limit - used)
+    from distributed.system import MEMORY_LIMIT
+
+    return float(min(psutil.virtual_memory().available, MEMORY_LIMIT - used))
+
+
+def _limit_of_worker() -> int:
+    """The limit of the worker that this thread works for; 0 without one."""
+    distributed = sys.modules.get("distributed")
+    try:
+        worker = None if distributed is None else distributed.get_worker()
+    except (AttributeError, ValueError):  # half loaded, or no worker
+        worker = None
+    return 0 if worker is None else int(worker.memory_manager.memory_limit or 0)

@@ -1,0 +1,192 @@
+"""Rows that stay in memory from pass to pass, as far as they fit: no bit differs."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import resource
+
+import dask
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import blobs, create_zarr
+from distributed import Client, LocalCluster
+from stored import Reader
+
+from daskgmm import GaussianMixture
+from daskgmm.data import kept
+from daskgmm.data.sources import open_source
+from daskgmm.em.scan import survey
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+N, D, BLOCK = 2000, 3, 100
+BLOCK_BYTES = 8 * BLOCK * D
+
+
+@pytest.fixture
+def x():
+    return blobs(0, N, D, 3, spread=1.5)
+
+
+def model(**parameters):
+    return GaussianMixture(3, random_state=0, tol=0, max_iter=4, **parameters)
+
+
+def keeping(most):
+    return dask.config.set({"daskgmm.cache-memory": most}, scheduler="threads")
+
+
+def kept_bytes():
+    """What is kept in this process."""
+    gc.collect()
+    return sum(holder.n_bytes for holder in kept._memory.holders)
+
+
+@pytest.mark.parametrize(("most", "n_once"), [(0, 0), ("1 GB", 20), (0.5, 20)])
+def test_what_is_kept_is_read_once(x, most, n_once):
+    reader = Reader(x, BLOCK)
+    with keeping(most):
+        fitted = model().fit(reader.array())
+    assert (reader.counts == 1).sum() == n_once
+    assert (reader.counts[reader.counts > 1] == 1 + fitted.n_passes_).all()
+    assert kept_bytes() == 0  # let go with the fit
+
+
+def test_as_much_is_kept_as_fits(x):
+    reader = Reader(x, BLOCK)
+    with keeping(10 * BLOCK_BYTES):
+        model().fit(reader.array())
+    assert (reader.counts == 1).sum() == 10
+
+
+def of_kind(kind, x, folder):
+    if kind == "Zarr":
+        create_zarr(folder / "x", x, chunks=(BLOCK, D))
+        return folder / "x"
+    if kind == "Parquet":
+        table = pd.DataFrame(x, columns=list("abc"))
+        table.to_parquet(folder / "x.parquet", row_group_size=BLOCK)
+        return folder / "x.parquet"
+    rows = da.from_array(x, chunks=(BLOCK, D)) + 0.0
+    if kind == "unknown lengths":
+        return rows[da.ones(N, chunks=BLOCK, dtype=bool)]
+    if kind == "shared work":
+        return rows - rows.rechunk((3 * BLOCK, D)).rechunk((BLOCK, D)) / 2
+    return rows
+
+
+@pytest.mark.parametrize(
+    "kind", ["Zarr", "Parquet", "Dask", "unknown lengths", "shared work"]
+)
+@pytest.mark.parametrize("given", ["nothing", "weights", "gaps"])
+def test_no_bit_depends_on_what_is_kept(x, tmp_path, kind, given):
+    parameters, weights = {}, None
+    if given == "weights":
+        weights = da.from_array(np.random.default_rng(0).random(N), chunks=BLOCK)
+    if given == "gaps":
+        x[317] = np.nan
+        parameters = {"nan": "skip"}
+    rows = of_kind(kind, x, tmp_path)
+    models = []
+    for most in (0, 7 * BLOCK_BYTES, "1 GB"):
+        with keeping(most), pytest.warns() if given == "gaps" else keeping(most):
+            models.append(model(**parameters).fit(rows, sample_weight=weights))
+    for other in models[1:]:
+        for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+            np.testing.assert_array_equal(
+                getattr(other, name), getattr(models[0], name)
+            )
+
+
+def test_what_is_kept_makes_way(x, monkeypatch):
+    """Where others take the memory, during a fit."""
+    reader = Reader(x, BLOCK)
+    free = [10**9]
+    monkeypatch.setattr(kept, "_free_memory", lambda: float(free[0]))
+    monkeypatch.setattr(kept, "_MEASURED_FOR", -1.0)
+    held = []
+
+    def observe(progress):
+        held.append(kept_bytes())
+        free[0] = 0 if progress.n_pass == 2 else 10**9
+
+    with keeping(0.5):
+        found = model().fit(reader.array(), callback=observe)
+    assert held[1] == N * D * 8
+    # Without anything free, half of what is kept goes each time that one looks.
+    assert held[2] < held[1] / 4
+    assert held[3] == N * D * 8
+    expected = model().fit(da.from_array(x, chunks=(BLOCK, D)))
+    np.testing.assert_array_equal(found.means_, expected.means_)
+
+
+def test_what_is_kept_does_not_travel(x):
+    source = open_source(da.from_array(x, chunks=(BLOCK, D)) + 0.0)
+    with keeping("1 GB"):
+        shards = source.shards()
+        [shard, *_] = dask.compute(*shards._shards)
+        before = len(pickle.dumps(shard))
+        survey(shards)
+        assert kept_bytes() == N * D * 8
+        [shard, *_] = dask.compute(*shards._shards)
+        assert len(pickle.dumps(shard)) <= before
+
+
+def test_a_part_of_a_larger_array_counts_as_all_of_it(x):
+    """It would keep all of it alive."""
+
+    def read(block):
+        return np.repeat(block, 10, axis=0)[: len(block)]
+
+    lazy = da.from_array(x, chunks=(BLOCK, D)).map_blocks(read)
+    reads = []
+    lazy = lazy.map_blocks(lambda block: reads.append(1) or block[:], dtype=float)
+    with keeping(40 * BLOCK_BYTES):
+        fitted = model().fit(lazy)
+    assert len(reads) >= 16 * fitted.n_passes_
+
+
+def large_rows(n_blocks):
+    """Rows of a megabyte a block, made when they are read."""
+
+    def read(block_id):
+        rng = np.random.default_rng(block_id[0])
+        return rng.normal(size=(16_384, 8)) + 3.0 * rng.integers(0, 3, (16_384, 1))
+
+    return da.map_blocks(
+        lambda block_id=None: read(block_id),
+        chunks=((16_384,) * n_blocks, (8,)),
+        dtype=float,
+        meta=np.empty((0, 0)),
+    )
+
+
+def test_workers_keep_what_their_limit_leaves():
+    """Nothing is written to disk, nobody is paused or killed."""
+    limit = 700_000_000
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            memory_limit=limit,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+
+        def of_worker(dask_worker):
+            held = sum(holder.n_bytes for holder in kept._memory.holders)
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return held, peak, len(getattr(dask_worker.data, "disk", ()))
+
+        seen = []
+        model(init_params="random_from_data").fit(
+            large_rows(700),
+            callback=lambda _: seen.extend(client.run(of_worker).values()),
+        )
+    assert max(held for held, _, _ in seen) > 50_000_000
+    assert max(peak for _, peak, _ in seen) < 0.75 * limit
+    assert all(on_disk == 0 for _, _, on_disk in seen)
