@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -93,6 +94,14 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(
             f"left out: {count} tests marked {name}; run them with {RUN_BY[name]}"
         )
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    """Every pass reads all rows, here and in new processes."""
+    monkeypatch.setenv("DASK_DASKGMM__CACHE_MEMORY", "0")
+    with dask.config.set({"daskgmm.cache-memory": 0}):
+        yield
 
 
 @pytest.fixture(params=COVARIANCE_TYPES)

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any, Final, final
 
 import click
+from dask.utils import format_bytes
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -123,7 +124,8 @@ class _Resumed:
 
 
 def _pass_line(progress: Pass, most: int, tol: float) -> str:
-    line = f"{demo.progress_line(progress)}  {seconds(progress.seconds)}"
+    read = f"{format_bytes(progress.n_bytes)} read"
+    line = f"{demo.progress_line(progress)}  {read}  {seconds(progress.seconds)}"
     if not progress.n_live:
         return line
     left, likely = most - progress.n_pass, progress.likely_passes(tol)

@@ -62,9 +62,15 @@ class Block:
             return self.rows.n_rows * self.rows.n_columns
         return self.rows.size
 
-    def parts(
-        self,
-    ) -> Iterator[Part]:
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the rows, before filters, and of their weights."""
+        n_bytes = (
+            self.rows.n_bytes if isinstance(self.rows, Stream) else self.rows.nbytes
+        )
+        return n_bytes + (0 if self.weights is None else self.weights.nbytes)
+
+    def parts(self) -> Iterator[Part]:
         """Rows and their weights as they come, to be gone through once.
 
         They end where the kernel's tiles do, but for the last.

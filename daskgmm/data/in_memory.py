@@ -70,6 +70,8 @@ def _is_own(array: NDArray[Any] | None) -> bool:
 class _ArrayShard:
     """A run of rows of an array: each leaf is one block, converted if it need be."""
 
+    n_read = 0
+
     def __init__(
         self,
         x: NDArray[Any],

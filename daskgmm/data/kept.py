@@ -18,8 +18,8 @@ from typing import Any, Final, final
 import dask
 import numpy as np
 import psutil
+from dask.utils import parse_bytes
 
-from daskgmm import config
 from daskgmm.data.block import Block
 from daskgmm.data.parquet_reader import Stream
 from daskgmm.execution.forking import after_fork
@@ -35,6 +35,11 @@ _SLACK: Final = 1.1
 class Kept:
     """The first blocks of a shard, kept as they were read.
 
+    Parameters
+    ----------
+    most : float or str
+        Of what may be kept in a process, as of `daskgmm.cache-memory`.
+
     Attributes
     ----------
     blocks : list of Block
@@ -42,19 +47,20 @@ class Kept:
         What they take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: float | str) -> None:
+        self._most = most
         self.blocks: list[Block] = []
         self.n_bytes = 0
         _memory.holders.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Elsewhere, nothing is kept yet."""
-        return Kept, ()
+        return Kept, (self._most,)
 
     def trimmed(self) -> Sequence[Block]:
         """What is kept; less than before where memory has become scarce."""
         with _memory.lock:
-            while self.blocks and not _memory.has_room(0, _SLACK):
+            while self.blocks and not _memory.has_room(0, self._most, _SLACK):
                 dropped = self.blocks.pop()
                 self.n_bytes -= _bytes_of(dropped)
                 _memory.measured_at = -1.0
@@ -67,7 +73,7 @@ class Kept:
         """
         with _memory.lock:
             n_bytes = _bytes_of(block)
-            if number != len(self.blocks) or not _memory.has_room(n_bytes):
+            if number != len(self.blocks) or not _memory.has_room(n_bytes, self._most):
                 return block
             self.n_bytes += n_bytes
             # Reserved: it may take a while to read it.
@@ -110,13 +116,12 @@ class _Memory:
         self._free = 0.0
         self._kept_then = 0
 
-    def has_room(self, n_bytes: int, slack: float = 1.0) -> bool:
+    def has_room(self, n_bytes: int, most: float | str, slack: float = 1.0) -> bool:
         """Whether so many bytes more may be kept, with what is free now."""
-        share = dask.config.get("daskgmm.cache-memory")
         kept = sum(holder.n_bytes for holder in self.holders)
-        if isinstance(share, str) or share > 1:
-            return kept + n_bytes <= config.size("cache-memory")
-        if not share:
+        if isinstance(most, str) or most > 1.0:
+            return bool(kept + n_bytes <= parse_bytes(most))
+        if not most:
             return kept + n_bytes == 0
         is_old = monotonic() - self.measured_at > _MEASURED_FOR
         if is_old or abs(kept - self._kept_then) > _MEASURED_BYTES:
@@ -124,7 +129,7 @@ class _Memory:
             self.measured_at = monotonic()
         # What was free then is shared by what was kept then and has been since.
         total = self._free + self._kept_then
-        return bool(kept + n_bytes <= slack * float(share) * total)
+        return bool(kept + n_bytes <= slack * most * total)
 
 
 _memory: Final = _Memory()

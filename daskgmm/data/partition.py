@@ -98,7 +98,17 @@ class DaskSource(Source):
                 "X or sample_weight is held by a cluster, but Dask is set to run in "
                 "this process: make the cluster's Client the current one."
             )
-        built_for, nan = 0, self._gaps.nan
+        built_for = 0
+        # Workers keep what this process has set, whatever their own configuration.
+        most_kept = dask.config.get("daskgmm.cache-memory")
+        plan = partial(
+            _ShardPlan,
+            self.n_features,
+            self._cut,
+            self._streamed,
+            self._gaps.nan,
+            most_kept,
+        )
 
         def cut_for_threads() -> Sequence[Delayed] | None:
             """Shards; anew where a cluster has grown to twice its size since."""
@@ -110,7 +120,7 @@ class DaskSource(Source):
             shards = _build(
                 graph,
                 keys,
-                partial(_ShardPlan, self.n_features, self._cut, self._streamed, nan),
+                plan,
                 threads,
                 self._starts,
             )
@@ -203,6 +213,7 @@ class _ShardPlan:
         cut_rows: tuple[int, int] | None,
         streamed: bool,
         nan: Nan,
+        most_kept: float | str,
         recipes: Recipes,
         first_leaf: int,
         bounds: Sequence[int],
@@ -211,6 +222,7 @@ class _ShardPlan:
         self.cut_rows = cut_rows
         self.streamed = streamed
         self.nan = nan
+        self.most_kept = most_kept
         self.recipes = recipes
         held = chain.from_iterable(map(careful_arrays_in, recipes.values()))
         self.arrays = tuple({id(array): array for array in held}.values())
@@ -230,7 +242,8 @@ class _DaskShard:
         self._plan = plan
         self._inputs = inputs
         self._made: list[Block] | None = None
-        self._kept = Kept()
+        self._kept = Kept(plan.most_kept)
+        self.n_read = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the blocks that were made of the inputs."""
@@ -257,14 +270,19 @@ class _DaskShard:
 
     def _read(self) -> Generator[Block]:
         """Blocks that are read, but for those that are kept from passes before."""
-        if not self._plan.recipes.are_apart:
-            yield from self._read_from(0)
-            return
-        kept = self._kept.trimmed()
+        are_apart = self._plan.recipes.are_apart
+        kept = self._kept.trimmed() if are_apart else ()
         yield from kept
         with closing(self._read_from(len(kept))) as rest:
             # A name here would keep a block alive while the next one is read.
-            yield from map(self._kept.offered, count(len(kept)), rest)
+            counted = map(self._counted, rest)
+            offered = map(self._kept.offered, count(len(kept)), counted)
+            yield from offered if are_apart else counted
+
+    def _counted(self, block: Block) -> Block:
+        """A block that was read."""
+        self.n_read += block.n_bytes
+        return block
 
     def _read_from(self, first: int) -> Generator[Block]:
         """Blocks that are not in memory, from one on.

@@ -133,12 +133,13 @@ def train(
     method = anchored or plain
     # They may have ended by other limits.
     state = replace(state, runs=tuple(map(method.reopened, state.runs)))
-    began = perf_counter()
+    began, before = perf_counter(), shards.n_read
     for runs in em(shards, state.runs, method, unread=read.unread):
         state = replace(state, runs=tuple(runs), n_passes=state.n_passes + 1)
         _keep(keeper, state, at_once=not any(run.is_live for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
-        callback(Progress(state.n_passes, runs, found.n_rows, seconds))
+        n_bytes, before = shards.n_read - before, shards.n_read
+        callback(Progress(state.n_passes, runs, found.n_rows, seconds, n_bytes))
     source.check_unchanged()
     run = state.runs[best(state.runs)]
     left = np.nan if anchored is None else anchored.remaining_gain(run)

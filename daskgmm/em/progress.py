@@ -27,6 +27,9 @@ class Progress:
         Rows read in the pass.
     seconds : float
         Time the pass took.
+    n_bytes : int
+        Bytes that were read in the pass, as they are in memory: of what stays in memory
+        from pass to pass, none.
 
     Examples
     --------
@@ -42,6 +45,7 @@ class Progress:
     runs: Sequence[Run[Any]]
     n_rows: int
     seconds: float
+    n_bytes: int = 0
 
     @property
     def n_runs(self) -> int:

@@ -42,7 +42,15 @@ _SMALL: Final = 1e6
 
 
 class Shards(ABC):
-    """A data set, cut into shards: the one thing a pass is run on."""
+    """A data set, cut into shards: the one thing a pass is run on.
+
+    Attributes
+    ----------
+    n_read : int
+        Bytes that were read so far, as they are in memory.
+    """
+
+    n_read = 0
 
     @property
     @abstractmethod
@@ -58,9 +66,21 @@ class Shards(ABC):
     def is_fixed(self) -> bool:
         """Whether each pass is bound to read the same rows, so that none need ask."""
 
-    @abstractmethod
     def reduce(self, function: LeafFunction, message: Any) -> Any:
-        """Sum of the function's values over all leaves, in the fixed tree's order."""
+        """Sum of the function's values over all leaves, in the fixed tree's order.
+
+        Raises
+        ------
+        ClusterError
+            If the workers or the scheduler are gone, or the workers die of the data.
+        """
+        value, n_read = self._reduce(function, message)
+        self.n_read += n_read
+        return value
+
+    @abstractmethod
+    def _reduce(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
+        """The same, and the bytes that were read for it."""
 
 
 @final
@@ -90,7 +110,7 @@ class ThreadShards(Shards):
     def is_fixed(self) -> bool:
         return self._is_fixed
 
-    def reduce(self, function: LeafFunction, message: Any) -> Any:
+    def _reduce(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
         with single_threaded_blas():
             if self._n_threads == 1:
                 return total(map_leaves(function, message, s) for s in self._shards)
@@ -150,21 +170,16 @@ class DaskShards(Shards):
         """A graph may draw its rows anew each time."""
         return False
 
-    def reduce(self, function: LeafFunction, message: Any) -> Any:
-        """Sum of the function's values over all leaves.
+    def _reduce(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
+        """The same, by Dask's scheduler.
 
         Where the workers of a task died again and again, what the others made is kept,
         and the pass goes on as long as more of it gets done each time.
-
-        Raises
-        ------
-        ClusterError
-            If the workers or the scheduler are gone, or the workers die of the data.
         """
         with by_scheduler(self._scheduler):
-            return self._reduce(function, message)
+            return self._reduce_there(function, message)
 
-    def _reduce(self, function: LeafFunction, message: Any) -> Any:
+    def _reduce_there(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
         self._shards = self._cut() or self._shards
         run = delayed(map_shard, pure=False, traverse=False)
         partials: list[Delayed | None] = [None] * len(self._shards)
@@ -184,7 +199,8 @@ class DaskShards(Shards):
                 ]
             )
             try:
-                return compute(_merged(held, fan_in))
+                value, n_read = compute(_merged(held, fan_in))
+                return value, n_read
             except Exception as error:
                 if (killed := killed_worker(error)) is None:
                     raise

@@ -11,7 +11,8 @@ however the leaves are spread over shards, threads and workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Protocol, Self
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, Self, final
 
 from daskgmm.execution.threads import single_threaded_blas
 
@@ -26,7 +27,15 @@ class Addable(Protocol):
 
 
 class Shard(Protocol):
-    """A run of consecutive leaves, each an iterator over its blocks."""
+    """A run of consecutive leaves, each an iterator over its blocks.
+
+    Attributes
+    ----------
+    n_read : int
+        Bytes of all blocks that were read so far: those that stay in memory once.
+    """
+
+    n_read: int
 
     def leaves(self) -> Iterator[tuple[int, Iterator[Any]]]:
         """Yield the number of each leaf and its blocks, read as they are asked for."""
@@ -36,8 +45,22 @@ class Shard(Protocol):
 LeafFunction = Callable[[Any, Iterator[Any]], Addable]
 """``function(message, blocks)``: the value of one leaf."""
 
-Partial = dict[tuple[int, int], Addable]
-"""Sums of whole subtrees by (level, index): 2^level leaves from index · 2^level on."""
+
+@final
+@dataclass(slots=True)
+class Partial:
+    """The sums of some leaves.
+
+    Attributes
+    ----------
+    sums : dict
+        Of whole subtrees by (level, index): 2^level leaves from index · 2^level on.
+    n_read : int
+        Bytes that were read for them.
+    """
+
+    sums: dict[tuple[int, int], Addable] = field(default_factory=dict)
+    n_read: int = 0
 
 
 def leaf_bounds(n_blocks: int) -> list[int]:
@@ -64,10 +87,11 @@ def shard_bounds(n_leaves: int, n_shards: int) -> list[int]:
 
 def _insert(partial: Partial, level: int, index: int, value: Addable) -> None:
     """Put a subtree's sum in, joined with its sibling as often as there is one."""
-    while (sibling := partial.pop((level, index ^ 1), None)) is not None:
+    sums = partial.sums
+    while (sibling := sums.pop((level, index ^ 1), None)) is not None:
         value = sibling + value if index & 1 else value + sibling
         level, index = level + 1, index >> 1
-    partial[level, index] = value
+    sums[level, index] = value
 
 
 def map_shard(function: LeafFunction, message: Any, shard: Shard) -> Partial:
@@ -78,27 +102,30 @@ def map_shard(function: LeafFunction, message: Any, shard: Shard) -> Partial:
 
 def map_leaves(function: LeafFunction, message: Any, shard: Shard) -> Partial:
     """The same as `map_shard`, with as many BLAS threads as there are."""
-    partial: Partial = {}
+    partial, before = Partial(), shard.n_read
     for leaf, blocks in shard.leaves():
         _insert(partial, 0, leaf, function(message, blocks))
+    partial.n_read = shard.n_read - before
     return partial
 
 
 def merge(partials: Iterable[Partial]) -> Partial:
     """Join the subtrees of several shards."""
-    merged: Partial = {}
+    merged = Partial()
     for partial in partials:
-        for (level, index), value in partial.items():
+        for (level, index), value in partial.sums.items():
             _insert(merged, level, index, value)
+        merged.n_read += partial.n_read
     return merged
 
 
-def total(partials: Iterable[Partial]) -> Addable:
-    """The sum over all leaves, from partials that cover each leaf once."""
+def total(partials: Iterable[Partial]) -> tuple[Addable, int]:
+    """The sum over all leaves, from partials that cover each leaf once; bytes read."""
     # What is left are the subtrees of the number of leaves' binary digits, so the
     # last one, the smallest, joins its left neighbour first.
-    left_to_right = sorted(merge(partials).items(), key=lambda item: -item[0][0])
+    merged = merge(partials)
+    left_to_right = sorted(merged.sums.items(), key=lambda item: -item[0][0])
     *others, (_, value) = left_to_right
     for _, left in reversed(others):
         value = left + value
-    return value
+    return value, merged.n_read

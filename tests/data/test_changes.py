@@ -191,10 +191,21 @@ def fit_while(rows, change, **parameters):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_chunk_that_vanishes_after_the_first_pass(tmp_path, x, kind):
     create(str(tmp_path / "x"), x)
     rows = as_given(tmp_path / "x")[kind]
     with pytest.raises(StoreError, match=r"Chunk c/17/0 .*/x is missing"):
+        fit_while(rows, chunk_file(tmp_path / "x", 17).unlink)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_that_vanishes_is_noticed_of_rows_that_are_kept(tmp_path, x, kind):
+    """At the end; or before, where another worker has to read them."""
+    create(str(tmp_path / "x"), x)
+    rows = as_given(tmp_path / "x")[kind]
+    said = r"/x has been changed .*: chunk c/17/0|Chunk c/17/0 .*/x is missing"
+    with pytest.raises(StoreError, match=said):
         fit_while(rows, chunk_file(tmp_path / "x", 17).unlink)
 
 
@@ -272,6 +283,7 @@ def write_parquet(folder, x, **options):
 
 
 @pytest.mark.parametrize("how", ["other rows", "fewer rows", "same statistics", "gone"])
+@pytest.mark.usefixtures("nothing_kept")
 def test_parquet_that_changes_after_the_first_pass(tmp_path, x, how):
     plain = {"compression": "none", "use_dictionary": False}
     write_parquet(tmp_path / "x", x, **plain)
@@ -316,6 +328,7 @@ def test_score_of_data_that_change(tmp_path, x, opened):
             fitted.score(rows)
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_rows_that_are_drawn_anew_in_each_pass(x):
     rng = np.random.default_rng(0)
     noisy = da.from_array(x, chunks=(1000, 2)).map_blocks(
@@ -341,6 +354,7 @@ def test_memory_that_others_can_change(x, tmp_path):
         del buffered, rows
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_rows_whose_number_changes_from_pass_to_pass(x):
     rng = np.random.default_rng(0)
     some = da.from_array(x, chunks=(1000, 2)).map_blocks(

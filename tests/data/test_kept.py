@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import pickle
-import resource
+import re
+from pathlib import Path
 
 import dask
 import dask.array as da
@@ -56,10 +57,27 @@ def test_what_is_kept_is_read_once(x, most, n_once):
 
 
 def test_as_much_is_kept_as_fits(x):
-    reader = Reader(x, BLOCK)
+    reader, told = Reader(x, BLOCK), []
     with keeping(10 * BLOCK_BYTES):
-        model().fit(reader.array())
+        model().fit(reader.array(), callback=lambda p: told.append(p.n_bytes))
     assert (reader.counts == 1).sum() == 10
+    assert told == [10 * BLOCK_BYTES] * 4
+
+
+@pytest.mark.parametrize("kind", ["Zarr", "Parquet", "Dask"])
+def test_the_bytes_that_a_pass_reads_are_told(x, tmp_path, kind):
+    rows, weights = of_kind(kind, x, tmp_path), da.ones(N, chunks=BLOCK)
+    for most, of_a_pass in ((0, 8 * N * D), ("1 GB", 0)):
+        told = []
+        with keeping(most):
+            model().fit(rows, callback=lambda p, told=told: told.append(p.n_bytes))
+        assert told == [of_a_pass] * 4
+    told = []
+    with keeping(0):
+        model().fit(rows, None, weights, callback=lambda p: told.append(p.n_bytes))
+        assert told == [8 * N * (D + 1)] * 4
+        model().fit(x, callback=lambda p: told.append(p.n_bytes))
+    assert told[4:] == [0] * 4
 
 
 def of_kind(kind, x, folder):
@@ -132,7 +150,7 @@ def test_what_is_kept_does_not_travel(x):
         survey(shards)
         assert kept_bytes() == N * D * 8
         [shard, *_] = dask.compute(*shards._shards)
-        assert len(pickle.dumps(shard)) <= before
+        assert len(pickle.dumps(shard)) < before + 100
 
 
 def test_a_part_of_a_larger_array_counts_as_all_of_it(x):
@@ -164,6 +182,12 @@ def large_rows(n_blocks):
     )
 
 
+def _peak():
+    """The most that this process has had in memory, in bytes."""
+    said = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", said)[1])
+
+
 def test_workers_keep_what_their_limit_leaves():
     """Nothing is written to disk, nobody is paused or killed."""
     limit = 700_000_000
@@ -179,7 +203,7 @@ def test_workers_keep_what_their_limit_leaves():
 
         def of_worker(dask_worker):
             held = sum(holder.n_bytes for holder in kept._memory.holders)
-            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak = _peak()
             return held, peak, len(getattr(dask_worker.data, "disk", ()))
 
         seen = []

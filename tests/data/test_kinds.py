@@ -903,7 +903,7 @@ def _rows_of_file(path, block_info=None):
     return np.load(path, mmap_mode="r")[start:stop]
 
 
-@pytest.mark.usefixtures("_holds_little")
+@pytest.mark.usefixtures("_holds_little", "nothing_kept")
 @pytest.mark.parametrize("how", ["itself", "sliced by Dask"])
 def test_a_memory_map_is_not_copied(files, how):
     path = files[0] / "rows.npy"
@@ -922,7 +922,7 @@ def test_a_memory_map_through_dask(files, columns):
     _assert_fits_and_predicts(da.from_array(mapped, chunks=(50_000, columns)), files)
 
 
-@pytest.mark.usefixtures("_holds_little")
+@pytest.mark.usefixtures("_holds_little", "nothing_kept")
 @pytest.mark.parametrize("rows_at_once", [10_000, 64_000])
 def test_hdf5_through_dask(files, rows_at_once):
     with h5py.File(files[0] / "rows.h5") as file:

@@ -226,6 +226,7 @@ class CountedReads:
 
 
 @pytest.mark.parametrize("n_chunks", [1, 2, 3, 4, 9, 40])
+@pytest.mark.usefixtures("nothing_kept")
 def test_each_chunk_is_read_once_a_pass_and_shared_work_done_once(n_chunks):
     reads = CountedReads(n_chunks)
     x = reads.array()
@@ -279,6 +280,7 @@ def test_chunks_shared_by_neighbours_are_read_once_in_a_shard():
 
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize(("rows", "most_a_thread"), [(62_500, 2), (25_000, 2 * 3)])
+@pytest.mark.usefixtures("nothing_kept")
 def test_no_more_than_two_blocks_a_thread_are_in_memory(n_threads, rows, most_a_thread):
     """Or two lots of 1 MB, of smaller blocks."""
     lock, alive, most = threading.Lock(), [0], [0]

@@ -168,6 +168,7 @@ def test_plain_em_goes_on_accelerated(tmp_path, covariance_type):
 
 
 @pytest.mark.parametrize("seed", [0, np.random.RandomState(0)])
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_fit_that_goes_on_reads_once_before_its_passes(tmp_path, seed):
     """Its rows are drawn in the read that makes sure of the data."""
     x = blobs(0, 3000, 3, 3, spread=1.5)

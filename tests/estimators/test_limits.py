@@ -35,6 +35,7 @@ from daskgmm.mixtures.e_step import sums_bytes
 @pytest.mark.parametrize("n_init", [1, 4])
 @pytest.mark.parametrize("init_size", [200, 10_000])
 @pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.usefixtures("nothing_kept")
 def test_one_read_of_each_block_per_pass_and_few_before(n_init, init_size, unknown):
     reader = Reader(blobs(0, 1000, 2, 2), 150)
     lazy = reader.array()
@@ -58,6 +59,7 @@ _COMPLETE = {
 }
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_complete_start_needs_no_read_before_the_first_pass(tmp_path):
     x = blobs(1, 600, 2, 2)
     expected = GaussianMixture(2, **_COMPLETE).fit(x)
@@ -78,6 +80,7 @@ def test_a_complete_start_needs_no_read_before_the_first_pass(tmp_path):
     assert n_reads(lambda gm, rows: gm.fit(rows), max_iter=0)[0] == 1
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_warm_start_needs_no_read_before_the_first_pass():
     reader = Reader(blobs(1, 600, 2, 2), 100)
     model = GaussianMixture(2, warm_start=True, random_state=0).fit(reader.array())
@@ -211,6 +214,7 @@ def _memory(script, *arguments):
         pytest.param(2_000_000, 6, 3, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("nothing_kept")
 def test_peak_memory_is_bounded_whatever_the_rows_and_restarts(rows, n_blocks, n_init):
     """The whole process: 410 MB + 2 · threads · one block."""
     d, threads = 4, 2
@@ -337,6 +341,7 @@ def test_tasks_hold_as_many_large_sums_as_is_said(n_blocks, threads):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+@pytest.mark.usefixtures("nothing_kept")
 def test_restarts_that_take_turns_end_where_they_do_together(
     covariance_type, monkeypatch
 ):
