@@ -44,7 +44,7 @@ class ArraySource(Source):
         n_rows, size = len(self._x), block_rows(*self._x.shape)
         return [min(size, n_rows - first) for first in range(0, n_rows, size)]
 
-    def shards(self) -> Shards:
+    def shards(self, *, keep_rows: bool = False) -> Shards:
         n_leaves = -(-len(self._x) // block_rows(*self._x.shape))
         bounds = shard_bounds(n_leaves, _TASKS_PER_THREAD * CPU_COUNT)
         return ThreadShards(

@@ -145,7 +145,7 @@ after_fork(_forget)
 def _free_memory() -> float:
     """Bytes that this process may still take, before others suffer from it."""
     limit, used = _limit_of_worker(), psutil.Process().memory_info().rss
-    if limit:
+    if limit is not None:
         # From there on Dask writes to disk what its workers hold.
         spill = dask.config.get("distributed.worker.memory.spill") or 1.0
         return float(spill * limit - used)
@@ -154,11 +154,15 @@ def _free_memory() -> float:
     return float(min(psutil.virtual_memory().available, MEMORY_LIMIT - used))
 
 
-def _limit_of_worker() -> int:
-    """The limit of the worker that this thread works for; 0 without one."""
+def _limit_of_worker() -> int | None:
+    """The limit of the worker that this thread works for, 0 if it has none.
+
+    Workers without a limit do not know of each other: they keep nothing. None where
+    this is no worker.
+    """
     distributed = sys.modules.get("distributed")
     try:
         worker = None if distributed is None else distributed.get_worker()
     except (AttributeError, ValueError):  # half loaded, or no worker
-        worker = None
-    return 0 if worker is None else int(worker.memory_manager.memory_limit or 0)
+        return None
+    return None if worker is None else int(worker.memory_manager.memory_limit or 0)

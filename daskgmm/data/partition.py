@@ -12,6 +12,7 @@ from typing import Any, Final, final
 
 import dask
 import dask.array as da
+import dask.multiprocessing
 import numpy as np
 from dask.base import tokenize
 from dask.delayed import Delayed
@@ -79,7 +80,7 @@ class DaskSource(Source):
         counts_all = self._weights is None and self._gaps.nan == "error"
         return lengths if counts_all and not np.isnan(sum(lengths)) else None
 
-    def shards(self) -> Shards:
+    def shards(self, *, keep_rows: bool = False) -> Shards:
         collections = [c for c in (self._x, self._weights) if c is not None]
         # Not optimised by Dask: it fuses shared work into each block that uses it, and
         # drops the futures of persisted blocks.
@@ -99,15 +100,13 @@ class DaskSource(Source):
                 "this process: make the cluster's Client the current one."
             )
         built_for = 0
-        # Workers keep what this process has set, whatever their own configuration.
-        most_kept = dask.config.get("daskgmm.cache-memory")
         plan = partial(
             _ShardPlan,
             self.n_features,
             self._cut,
             self._streamed,
             self._gaps.nan,
-            most_kept,
+            _most_kept() if keep_rows else 0.0,
         )
 
         def cut_for_threads() -> Sequence[Delayed] | None:
@@ -192,6 +191,14 @@ def _bounds_at(
     if len(moved) <= threads and len(moved) < len(bounds):
         return shard_bounds(len(leaves) - 1, threads)
     return moved
+
+
+def _most_kept() -> float | str:
+    """What is kept of the rows: as set in this process, whatever workers have set."""
+    if chosen_scheduler() is dask.multiprocessing.get:
+        return 0.0  # its processes get the shards anew on each pass
+    most: float | str = dask.config.get("daskgmm.cache-memory")
+    return most
 
 
 def _n_threads(otherwise: int) -> int:

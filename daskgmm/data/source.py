@@ -38,8 +38,15 @@ class Source(ABC):
         """Rows of each block, if they are known unread and all count alike."""
 
     @abstractmethod
-    def shards(self) -> Shards:
-        """Cut the data set into shards; what is shared is computed here."""
+    def shards(self, *, keep_rows: bool = False) -> Shards:
+        """Cut the data set into shards; what is shared is computed here.
+
+        Parameters
+        ----------
+        keep_rows : bool
+            Whether blocks stay in memory once they are read, as far as they fit:
+            other reads will follow.
+        """
 
     @abstractmethod
     def check_unchanged(self) -> None:

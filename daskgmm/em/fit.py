@@ -188,7 +188,8 @@ def _first_read(
     *,
     keep: bool,
 ) -> _FirstRead:
-    shards, lengths, d = source.shards(), source.lengths, source.n_features
+    shards, lengths = source.shards(keep_rows=True), source.lengths
+    d = source.n_features
     # Copies take as long as a pass over few rows: none is made that nobody keeps.
     before_draw = deepcopy(random_state) if keep else None
     rows, unread = None, False

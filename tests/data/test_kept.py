@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster
 from stored import Reader
 
 from daskgmm import GaussianMixture
-from daskgmm.data import kept
+from daskgmm.data import kept, partition
 from daskgmm.data.sources import open_source
 from daskgmm.em.scan import survey
 
@@ -141,10 +141,24 @@ def test_what_is_kept_makes_way(x, monkeypatch):
     np.testing.assert_array_equal(found.means_, expected.means_)
 
 
+def test_a_single_read_keeps_nothing(x):
+    reader = Reader(x, BLOCK)
+    held = []
+
+    def read(block):
+        held.append(kept_bytes())
+        return block
+
+    with keeping("1 GB"):
+        model().fit(x).score(reader.array().map_blocks(read))
+    assert held
+    assert not any(held)
+
+
 def test_what_is_kept_does_not_travel(x):
     source = open_source(da.from_array(x, chunks=(BLOCK, D)) + 0.0)
     with keeping("1 GB"):
-        shards = source.shards()
+        shards = source.shards(keep_rows=True)
         [shard, *_] = dask.compute(*shards._shards)
         before = len(pickle.dumps(shard))
         survey(shards)
@@ -190,7 +204,7 @@ def _peak():
 
 def test_workers_keep_what_their_limit_leaves():
     """Nothing is written to disk, nobody is paused or killed."""
-    limit = 700_000_000
+    limit = 600_000_000
     with (
         LocalCluster(
             n_workers=1,
@@ -214,3 +228,29 @@ def test_workers_keep_what_their_limit_leaves():
     assert max(held for held, _, _ in seen) > 50_000_000
     assert max(peak for _, peak, _ in seen) < 0.75 * limit
     assert all(on_disk == 0 for _, _, on_disk in seen)
+
+
+def test_processes_that_forget_everything_keep_nothing(x):
+    """Dask's own get each shard anew, for one pass."""
+    source = open_source(da.from_array(x, chunks=(BLOCK, D)) + 0.0)
+    with dask.config.set({"daskgmm.cache-memory": "1 GB", "scheduler": "processes"}):
+        assert partition._most_kept() == 0.0
+    with dask.config.set({"daskgmm.cache-memory": "1 GB", "scheduler": "threads"}):
+        assert partition._most_kept() == "1 GB"
+        survey(source.shards(keep_rows=True))
+
+
+def test_workers_without_a_limit_keep_nothing():
+    """They do not know of each other."""
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster),
+    ):
+        told = []
+        model().fit(large_rows(4), callback=lambda p: told.append(p.n_bytes))
+    assert told == [4 * 16_384 * 8 * 8] * 4
