@@ -595,10 +595,12 @@ def test_a_dry_run_asks_no_scheduler(store, tmp_path):
 def test_a_fit_says_how_long_it_goes_on(run, store, tmp_path):
     result = run("fit", store, tmp_path / "m", "-k", K, "--seed", 0)
     lines = PASS.findall(result.stdout)
-    to_go = re.findall(
-        r"^pass .* rows/s  \S+ m?s, (about|at most) \S+ .*to go$", result.stdout, re.M
+    said = (
+        r"^pass .* rows/s  \S+ k?i?B read  \S+ m?s(, (?:about|at most) \S+ .*to go)?$"
     )
-    assert len(to_go) == len(lines) - 1  # all but the last
+    found = re.findall(said, result.stdout, re.M)
+    assert len(found) == len(lines)
+    assert [to_go != "" for to_go in found] == [True] * (len(lines) - 1) + [False]
 
 
 def test_in_a_terminal_there_is_a_bar(store, model, tmp_path, address):

@@ -337,7 +337,7 @@ def test_reading_runs_ahead_of_the_work():
         recipes = Recipes(
             Graph(dict(lazy.dask)), [(k[0],) for k in lazy.__dask_keys__()], set()
         )
-        plan = partition._ShardPlan(2, None, False, "error", recipes, 0, [0, 1, 2])
+        plan = partition._ShardPlan(2, None, False, "error", 0, recipes, 0, [0, 1, 2])
         for _, blocks in partition._DaskShard(plan, {}).leaves():
             work(None, blocks)
         del shards
@@ -375,7 +375,7 @@ def test_building_takes_linear_time():
         graph.dependencies = dependencies
         keys = [(row[0],) for row in lazy.__dask_keys__()]
         cuts = cut(graph, keys)
-        plan = partial(partition._ShardPlan, 2, None, False, "error")
+        plan = partial(partition._ShardPlan, 2, None, False, "error", 0)
         partition._build(graph, keys, plan, 2)
         assert 1 <= len(cuts) <= 3
         return asked["n"]
@@ -584,7 +584,7 @@ def test_a_resident_shard_tells_its_size():
     persisted = da.ones((4000, 4), chunks=(100, 4)).persist()
     graph = Graph(dict(persisted.dask))
     recipes = Recipes(graph, [(k,) for k in graph.nodes], set(graph.nodes))
-    plan = partition._ShardPlan(4, None, False, "error", recipes, 0, [0, 40])
+    plan = partition._ShardPlan(4, None, False, "error", 0, recipes, 0, [0, 40])
     arrays = [graph.nodes[key]({}) for key in recipes.inputs]
     assert sizeof(partition._make_shard(plan, *arrays)) >= persisted.nbytes
 

@@ -35,9 +35,9 @@ class CountingShards(Shards):
     def is_fixed(self):
         return self._shards.is_fixed
 
-    def reduce(self, kernel, message):
+    def _reduce(self, kernel, message):
         self.n_passes += 1
-        return self._shards.reduce(kernel, message)
+        return self._shards.reduce(kernel, message), 0
 
 
 def _run(bound, status=Status.CONVERGED, error=""):
