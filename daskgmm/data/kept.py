@@ -18,7 +18,6 @@ from typing import Any, Final, final
 import dask
 import numpy as np
 import psutil
-from dask.utils import parse_bytes
 
 from daskgmm.data.block import Block
 from daskgmm.data.parquet_reader import Stream
@@ -37,21 +36,22 @@ class Kept:
 
     Parameters
     ----------
-    most : float or str
-        Of what may be kept in a process, as of `daskgmm.cache-memory`.
+    most : float
+        What all shards of a process may keep: a share up to 1 of what would be free
+        without it, or a number of bytes.
 
     Attributes
     ----------
-    blocks : list of Block
     n_bytes : int
-        What they take.
+        What its blocks take.
     """
 
-    def __init__(self, most: float | str) -> None:
+    def __init__(self, most: float) -> None:
         self._most = most
-        self.blocks: list[Block] = []
+        self._blocks: list[tuple[Block, int]] = []
         self.n_bytes = 0
-        _memory.holders.add(self)
+        with _memory.lock:
+            _memory.holders.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Elsewhere, nothing is kept yet."""
@@ -60,35 +60,40 @@ class Kept:
     def trimmed(self) -> Sequence[Block]:
         """What is kept; less than before where memory has become scarce."""
         with _memory.lock:
-            while self.blocks and not _memory.has_room(0, self._most, _SLACK):
-                dropped = self.blocks.pop()
-                self.n_bytes -= _bytes_of(dropped)
-                _memory.measured_at = -1.0
-            return tuple(self.blocks)
+            while self._blocks and not _memory.has_room(0, self._most, _SLACK):
+                self._drop_from(len(self._blocks) - 1)
+                _memory.measure_anew()
+            return [block for block, _ in self._blocks]
 
     def offered(self, number: int, block: Block) -> Block:
         """A block that was read, number so many of the shard; kept if it is the next.
 
         Streams that are kept are read in one piece.
         """
+        n_bytes = _bytes_of(block)
         with _memory.lock:
-            n_bytes = _bytes_of(block)
-            if number != len(self.blocks) or not _memory.has_room(n_bytes, self._most):
+            if number != len(self._blocks):
                 return block
+            if not _memory.has_room(n_bytes, self._most):
+                return block
+            self._blocks.append((block, n_bytes))
             self.n_bytes += n_bytes
-            # Reserved: it may take a while to read it.
-            self.blocks.append(block)
         if not isinstance(block.rows, Stream):
             return block
         try:
             block = replace(block, rows=block.rows.array())
         except BaseException:
             with _memory.lock:
-                del self.blocks[number:]
-                self.n_bytes -= n_bytes
+                self._drop_from(number)
             raise
-        self.blocks[number] = block
+        with _memory.lock:
+            if number < len(self._blocks):
+                self._blocks[number] = (block, n_bytes)
         return block
+
+    def _drop_from(self, number: int) -> None:
+        self.n_bytes -= sum(n_bytes for _, n_bytes in self._blocks[number:])
+        del self._blocks[number:]
 
 
 def _bytes_of(block: Block) -> int:
@@ -112,24 +117,28 @@ class _Memory:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.holders: weakref.WeakSet[Kept] = weakref.WeakSet()
-        self.measured_at = -1.0
+        self._measured_at = -1.0
         self._free = 0.0
         self._kept_then = 0
 
-    def has_room(self, n_bytes: int, most: float | str, slack: float = 1.0) -> bool:
+    def measure_anew(self) -> None:
+        """Forget what was free."""
+        self._measured_at = -1.0
+
+    def has_room(self, n_bytes: int, most: float, slack: float = 1.0) -> bool:
         """Whether so many bytes more may be kept, with what is free now."""
         kept = sum(holder.n_bytes for holder in self.holders)
-        if isinstance(most, str) or most > 1.0:
-            return bool(kept + n_bytes <= parse_bytes(most))
-        if not most:
+        if most > 1.0:
+            return kept + n_bytes <= most
+        if most == 0.0:
             return kept + n_bytes == 0
-        is_old = monotonic() - self.measured_at > _MEASURED_FOR
+        is_old = monotonic() - self._measured_at > _MEASURED_FOR
         if is_old or abs(kept - self._kept_then) > _MEASURED_BYTES:
             self._free, self._kept_then = _free_memory(), kept
-            self.measured_at = monotonic()
+            self._measured_at = monotonic()
         # What was free then is shared by what was kept then and has been since.
         total = self._free + self._kept_then
-        return bool(kept + n_bytes <= slack * most * total)
+        return kept + n_bytes <= slack * most * total
 
 
 _memory: Final = _Memory()

@@ -18,6 +18,7 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 
 from daskgmm.data.block import NO_GAPS, Block, as_block
 from daskgmm.data.columns import float_dtype
@@ -193,11 +194,20 @@ def _bounds_at(
     return moved
 
 
-def _most_kept() -> float | str:
+def _most_kept() -> float:
     """What is kept of the rows: as set in this process, whatever workers have set."""
     if chosen_scheduler() is dask.multiprocessing.get:
         return 0.0  # its processes get the shards anew on each pass
-    most: float | str = dask.config.get("daskgmm.cache-memory")
+    given = dask.config.get("daskgmm.cache-memory")
+    try:
+        most = float(parse_bytes(given)) if isinstance(given, str) else float(given)
+    except (TypeError, ValueError):
+        most = -1.0
+    if not 0.0 <= most < np.inf:
+        raise ValueError(
+            "daskgmm.cache-memory of Dask's configuration must be a share from 0 to 1, "
+            f"or a number of bytes such as '2 GB', got {given!r}."
+        )
     return most
 
 
@@ -220,7 +230,7 @@ class _ShardPlan:
         cut_rows: tuple[int, int] | None,
         streamed: bool,
         nan: Nan,
-        most_kept: float | str,
+        most_kept: float,
         recipes: Recipes,
         first_leaf: int,
         bounds: Sequence[int],
