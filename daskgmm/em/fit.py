@@ -133,8 +133,14 @@ def train(
     method = anchored or plain
     # They may have ended by other limits.
     state = replace(state, runs=tuple(map(method.reopened, state.runs)))
+
+    def enough(n_rows: int) -> None:
+        """Check what was only said before."""
+        _check_enough(of_lengths([n_rows]), settings.start.n_components)
+
+    at_first = enough if read.unread else None
     began, before = perf_counter(), shards.n_read
-    for runs in em(shards, state.runs, method, unread=read.unread):
+    for runs in em(shards, state.runs, method, at_first=at_first):
         state = replace(state, runs=tuple(runs), n_passes=state.n_passes + 1)
         _keep(keeper, state, at_once=not any(run.is_live for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
@@ -194,13 +200,11 @@ def _first_read(
     before_draw = deepcopy(random_state) if keep else None
     rows, unread = None, False
     likely = None if lengths is None else sampled_of(settings, d, sum(lengths))
-    if likely is None or lengths is None:
-        found = survey(shards, digest=keep)
-    elif _needs_rows(settings, likely, warm):
+    if lengths is not None and likely and _needs_rows(settings, likely, warm):
         found, rows = survey_and_draw(
             shards, lengths, likely.size, random_state, digest=keep
         )
-    elif keep or settings.stopping.max_iter == 0:
+    elif lengths is None or keep or settings.stopping.max_iter == 0:
         found = survey(shards, digest=keep)
     else:
         found, unread = of_lengths(lengths), True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from daskgmm.data.block import Block
@@ -73,7 +73,7 @@ def em(
     runs: Sequence[Run[Parameters]],
     method: Method[Parameters],
     *,
-    unread: bool = False,
+    at_first: Callable[[int], None] | None = None,
 ) -> Iterator[list[Run[Parameters]]]:
     """Train runs, yielding all of them after each pass over the data.
 
@@ -86,13 +86,14 @@ def em(
     shards : Shards
     runs : sequence of Run
     method : Method
-    unread : bool
-        Whether the first pass is the first read of the data, and is to check them.
+    at_first : callable or None
+        Given if the first pass is the first read of the data, and is to check them:
+        called with the number of rows, before anything follows from them.
 
     Raises
     ------
     DataError
-        If the rows are not the same in all passes; of unread ones, as `scan.survey`.
+        If the rows are not the same in all passes; at the first read, as `scan.survey`.
     """
     runs = list(runs)
     totals: Totals | None = None
@@ -100,7 +101,10 @@ def em(
         proposed = {i: method.propose(runs[i]) for i in live}
         for turn in _turns(proposed, shards.sums_bytes):
             mixtures = [mixture for i in turn for mixture in proposed[i]]
-            of_all = evaluated(shards, mixtures, checked_e_step if unread else e_step)
+            leaf = e_step if at_first is None else checked_e_step
+            of_all = evaluated(shards, mixtures, leaf)
+            if at_first is not None:
+                at_first(round(of_all[0].weight))
             if not shards.is_fixed:
                 totals = _same_rows(totals, mixtures[0], of_all[0])
             before, found = list(runs), iter(of_all)
@@ -108,7 +112,7 @@ def em(
                 of_its = [next(found) for _ in proposed[i]]
                 runs[i] = method.after(runs[i], proposed[i], of_its)
             _look_again(shards, before, runs, method)
-        unread = False
+        at_first = None
         yield list(runs)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from daskgmm import GaussianMixture
+from daskgmm import DataError, GaussianMixture
 from daskgmm.data.sources import open_source
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.scan import survey
@@ -104,6 +104,21 @@ def test_a_dask_array_of_other_lengths_than_it_says_is_fitted_all_the_same(init_
     found = estimator.fit(lies).means_
     expected = estimator.fit(np.delete(x, slice(400, 500), axis=0)).means_
     np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_too_few_rows_are_noticed_where_more_were_said(kept):
+    """By the first pass, where a complete start needs no read before."""
+    rows = da.from_array(blobs(0, 100, 2, 2), chunks=(50, 2))
+    lies = rows.map_blocks(lambda block: block[:kept], meta=np.empty((0, 0)))
+    start = {
+        "weights_init": np.full(3, 1 / 3),
+        "means_init": [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]],
+        "precisions_init": [np.eye(2)] * 3,
+    }
+    said = "0 sample" if kept == 0 else "n_components = 3, n_samples = 2"
+    with pytest.raises(DataError, match=said):
+        GaussianMixture(3, **start).fit(lies)
 
 
 def test_the_draw_is_uniform():
