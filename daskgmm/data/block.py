@@ -65,10 +65,9 @@ class Block:
     @property
     def n_bytes(self) -> int:
         """Bytes of the rows, before filters, and of their weights."""
-        n_bytes = (
-            self.rows.n_bytes if isinstance(self.rows, Stream) else self.rows.nbytes
-        )
-        return n_bytes + (0 if self.weights is None else self.weights.nbytes)
+        rows, weights = self.rows, self.weights
+        n_bytes = rows.n_bytes if isinstance(rows, Stream) else rows.nbytes
+        return n_bytes + (0 if weights is None else weights.nbytes)
 
     def parts(self) -> Iterator[Part]:
         """Rows and their weights as they come, to be gone through once.

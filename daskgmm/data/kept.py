@@ -127,11 +127,11 @@ class _Memory:
 
     def has_room(self, n_bytes: int, most: float, slack: float = 1.0) -> bool:
         """Whether so many bytes more may be kept, with what is free now."""
+        if most == 0.0:
+            return False
         kept = sum(holder.n_bytes for holder in self.holders)
         if most > 1.0:
             return kept + n_bytes <= most
-        if most == 0.0:
-            return kept + n_bytes == 0
         is_old = monotonic() - self._measured_at > _MEASURED_FOR
         if is_old or abs(kept - self._kept_then) > _MEASURED_BYTES:
             self._free, self._kept_then = _free_memory(), kept
