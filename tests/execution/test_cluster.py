@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     # What the client says while its cluster is being broken.
     pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
+    pytest.mark.usefixtures("nothing_kept"),  # rows take long to read in each pass
 ]
 
 LIMITS = {
@@ -38,6 +39,7 @@ LIMITS = {
     "daskgmm.worker-timeout": "4s",
     "daskgmm.scheduler-timeout": "4s",
 }
+KEPT = {"daskgmm.cache-memory": 0.5}
 N_BLOCKS, PAUSE = 40, 0.05
 
 
@@ -165,6 +167,23 @@ def test_a_worker_is_killed(tmp_path, seed, accelerate):
 
         with meanwhile(kill):
             assert_same(model(**parameters).fit(slow_rows()), expected)
+
+
+def test_a_worker_is_killed_with_what_it_keeps(tmp_path, expected):
+    """Another one reads again what was in its memory."""
+    with cluster(tmp_path, 2) as (running, _), dask.config.set(KEPT):
+
+        read = []
+
+        def kill(progress):
+            read.append(progress.n_bytes)
+            if progress.n_pass == 2:
+                running.send(running.workers[0], signal.SIGKILL)
+
+        got = model()
+        got.fit(slow_rows(), sample_weight=None, callback=kill)
+        assert_same(got, expected)
+        assert read[1] == 0 < sum(read[2:]) < X.nbytes
 
 
 @pytest.mark.parametrize("pause", [2.0, 4.0])
