@@ -172,7 +172,6 @@ def test_a_worker_is_killed(tmp_path, seed, accelerate):
 def test_a_worker_is_killed_with_what_it_keeps(tmp_path, expected):
     """Another one reads again what was in its memory."""
     with cluster(tmp_path, 2) as (running, _), dask.config.set(KEPT):
-
         read = []
 
         def kill(progress):
