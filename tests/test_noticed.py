@@ -21,7 +21,7 @@ from sklearn.mixture import GaussianMixture as ScikitLearn
 
 from daskgmm import GaussianMixture
 from daskgmm.data.block import Block
-from daskgmm.data.prefetch import read_ahead
+from daskgmm.data.prefetch import ReadAhead
 from daskgmm.em import subsample
 from daskgmm.errors import StoreError
 from daskgmm.kernel import passes
@@ -200,7 +200,7 @@ def test_what_is_read_ahead_is_closed_when_the_work_breaks_off():
         finally:
             closed.append(True)
 
-    blocks = read_ahead(reading := read())
+    blocks = ReadAhead(reading := read(), 5)
     next(blocks)
     blocks.close()  # as an error of whoever works on a block does
     assert closed == [True]

@@ -300,11 +300,11 @@ class Recipes:
         return any(self._steps)
 
     def make(
-        self, inputs: Mapping[Key, Any], first: int = 0
+        self, inputs: Mapping[Key, Any], numbers: Iterable[int]
     ) -> Iterable[tuple[Any, ...]]:
-        """Compute the blocks in turn: for each, the values of its keys.
+        """Compute some blocks in turn: for each, the values of its keys.
 
-        They may begin with another than the first only where they are apart.
+        All of them, but where they are apart.
         """
         values = {**self.literals, **inputs}
         left = dict(self._uses)
@@ -315,9 +315,9 @@ class Recipes:
                 if left[key] == 0:
                     del values[key]
 
-        of_blocks = zip(self._blocks[first:], self._steps[first:], strict=True)
-        for keys, steps in of_blocks:
-            for key, node in steps:
+        for number in numbers:
+            keys = self._blocks[number]
+            for key, node in self._steps[number]:
                 # Only what it needs: a node looks at all that it is given.
                 values[key] = node({k: values[k] for k in node.dependencies})
                 for needed in node.dependencies:

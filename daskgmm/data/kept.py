@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import floor
 from time import monotonic
 from typing import Any, Final, final
 
@@ -32,51 +33,67 @@ _SLACK: Final = 1.1
 
 @final
 class Kept:
-    """The first blocks of a shard, kept as they were read.
+    """Some blocks of a shard, kept as they were read.
+
+    They are spread over the data, so that the others can be read while these are worked
+    on, and so that all shards have as many.
 
     Parameters
     ----------
     most : float
         What all shards of a process may keep: a share up to 1 of what would be free
         without it, or a number of bytes.
+    places : sequence of int
+        Of the shard's blocks, counted over all of the data. Blocks of one place are
+        kept or not together: those of them that are not cannot be read without it.
 
     Attributes
     ----------
     n_bytes : int
         What its blocks take.
+    n_blocks : int
+        All of the shard's, kept or not.
+    n_seen, bytes_seen : int
+        Blocks that were offered so far, and their bytes.
     """
 
-    def __init__(self, most: float) -> None:
-        self._most = most
-        self._blocks: list[tuple[Block, int]] = []
-        self.n_bytes = 0
-        with _memory.lock:
-            _memory.holders.add(self)
+    def __init__(self, most: float, places: Sequence[int]) -> None:
+        self._most, self._places = most, places
+        self._blocks: dict[int, tuple[Block, int]] = {}
+        self.n_bytes, self.n_blocks = 0, len(places)
+        self.n_seen = self.bytes_seen = 0
+        if most > 0.0:
+            with _memory.lock:
+                _memory.holders.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Elsewhere, nothing is kept yet."""
-        return Kept, (self._most,)
+        return Kept, (self._most, self._places)
 
-    def trimmed(self) -> Sequence[Block]:
-        """What is kept; less than before where memory has become scarce."""
+    def trimmed(self) -> Mapping[int, Block]:
+        """What is kept, by number; less than before where memory has become scarce."""
         with _memory.lock:
+            if self._blocks and not _memory.has_room(0, self._most, _SLACK):
+                part = _memory.part(self._most)
+                self._drop([i for i in self._blocks if not self._is_due(i, part)])
             while self._blocks and not _memory.has_room(0, self._most, _SLACK):
-                self._drop_from(len(self._blocks) - 1)
-                _memory.measure_anew()
-            return [block for block, _ in self._blocks]
+                self._drop([max(self._blocks)])
+            return {number: block for number, (block, _) in self._blocks.items()}
 
     def offered(self, number: int, block: Block) -> Block:
-        """A block that was read, number so many of the shard; kept if it is the next.
+        """A block that was read, number so many of the shard; kept if it may be.
 
         Streams that are kept are read in one piece.
         """
         n_bytes = _bytes_of(block)
         with _memory.lock:
-            if number != len(self._blocks):
-                return block
+            self.n_seen += 1
+            self.bytes_seen += n_bytes
             if not _memory.has_room(n_bytes, self._most):
                 return block
-            self._blocks.append((block, n_bytes))
+            if not self._is_due(number, _memory.part(self._most)):
+                return block
+            self._blocks[number] = block, n_bytes
             self.n_bytes += n_bytes
         if not isinstance(block.rows, Stream):
             return block
@@ -84,16 +101,23 @@ class Kept:
             block = replace(block, rows=block.rows.array())
         except BaseException:
             with _memory.lock:
-                self._drop_from(number)
+                self._drop([number])
             raise
         with _memory.lock:
-            if number < len(self._blocks):
-                self._blocks[number] = (block, n_bytes)
+            if number in self._blocks:
+                self._blocks[number] = block, n_bytes
         return block
 
-    def _drop_from(self, number: int) -> None:
-        self.n_bytes -= sum(n_bytes for _, n_bytes in self._blocks[number:])
-        del self._blocks[number:]
+    def _is_due(self, number: int, part: float) -> bool:
+        """Whether a block is kept if this part of all blocks is."""
+        place = self._places[number]
+        return part >= 1.0 or floor((place + 1) * part) > floor(place * part)
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            _, n_bytes = self._blocks.pop(number, (None, 0))
+            self.n_bytes -= n_bytes
+        _memory.measure_anew()
 
 
 def _bytes_of(block: Block) -> int:
@@ -130,15 +154,26 @@ class _Memory:
         if most == 0.0:
             return False
         kept = sum(holder.n_bytes for holder in self.holders)
+        return kept + n_bytes <= self._room(most, slack, kept)
+
+    def part(self, most: float) -> float:
+        """The part of all blocks that may be kept, if all are as those seen so far."""
+        kept = sum(holder.n_bytes for holder in self.holders)
+        n_seen = sum(holder.n_seen for holder in self.holders)
+        bytes_seen = sum(holder.bytes_seen for holder in self.holders)
+        wanted = bytes_seen * sum(holder.n_blocks for holder in self.holders)
+        return n_seen * self._room(most, 1.0, kept) / wanted if wanted else 1.0
+
+    def _room(self, most: float, slack: float, kept: int) -> float:
+        """Bytes that may be kept in all, where so many are, with what is free now."""
         if most > 1.0:
-            return kept + n_bytes <= most
+            return most
         is_old = monotonic() - self._measured_at > _MEASURED_FOR
         if is_old or abs(kept - self._kept_then) > _MEASURED_BYTES:
             self._free, self._kept_then = _free_memory(), kept
             self._measured_at = monotonic()
         # What was free then is shared by what was kept then and has been since.
-        total = self._free + self._kept_then
-        return kept + n_bytes <= slack * most * total
+        return slack * most * (self._free + self._kept_then)
 
 
 _memory: Final = _Memory()

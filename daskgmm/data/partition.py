@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from functools import partial
-from itertools import chain, count, islice, pairwise
+from itertools import pairwise
 from typing import Any, Final, final
 
 import dask
@@ -20,7 +19,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 
-from daskgmm.data.block import NO_GAPS, Block, as_block
+from daskgmm.data.block import NO_GAPS
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.dask_graph import (
     Graph,
@@ -31,12 +30,10 @@ from daskgmm.data.dask_graph import (
     count_sources,
     cut,
 )
-from daskgmm.data.gaps import Gaps, Nan
-from daskgmm.data.kept import Kept
-from daskgmm.data.parquet_reader import Stream, go_on_with, let_go
-from daskgmm.data.prefetch import read_ahead, reading_thread
+from daskgmm.data.gaps import Gaps
+from daskgmm.data.lazy_shard import ShardPlan, make_shard
 from daskgmm.data.source import Source, Unchanging
-from daskgmm.data.zarr_reader import Care, CarefulArray, careful_arrays_in
+from daskgmm.data.zarr_reader import Care, CarefulArray
 from daskgmm.errors import DataError
 from daskgmm.execution.cluster import (
     active_client,
@@ -102,7 +99,8 @@ class DaskSource(Source):
             )
         built_for = 0
         plan = partial(
-            _ShardPlan,
+            ShardPlan,
+            uuid.uuid4().hex,
             self.n_features,
             self._cut,
             self._streamed,
@@ -148,7 +146,7 @@ class DaskSource(Source):
 def _build(
     graph: Graph,
     keys: Sequence[Sequence[Key]],
-    plan: Callable[[Recipes, int, Sequence[int]], _ShardPlan],
+    plan: Callable[[Recipes, int, Sequence[int], Sequence[int]], ShardPlan],
     threads: int,
     starts: frozenset[int] | None = None,
 ) -> list[Delayed]:
@@ -167,10 +165,11 @@ def _build(
         of_shard = leaves[first : last + 1]
         recipes = Recipes(graph, keys[of_shard[0] : of_shard[-1]], cuts)
         key = (name, first)
+        places = _places(starts, of_shard[0], of_shard[-1])
         layer[key] = Task(
             key,
-            _make_shard,
-            plan(recipes, first, of_shard),
+            make_shard,
+            plan(recipes, first, of_shard, places),
             *(TaskRef(k) for k in recipes.inputs),
         )
         shard_keys.append(key)
@@ -192,6 +191,14 @@ def _bounds_at(
     if len(moved) <= threads and len(moved) < len(bounds):
         return shard_bounds(len(leaves) - 1, threads)
     return moved
+
+
+def _places(starts: frozenset[int] | None, first: int, last: int) -> Sequence[int]:
+    """Places of blocks: those that are read with the one before have the same."""
+    if starts is None:
+        return range(first, last)
+    of_starts = np.sort([*starts])
+    return [int(n) for n in of_starts.searchsorted(range(first, last), side="right")]
 
 
 def _most_kept() -> float:
@@ -218,130 +225,3 @@ def _n_threads(otherwise: int) -> int:
     if chosen_scheduler() is dask.local.get_sync:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
-
-
-@final
-class _ShardPlan:
-    """All of a shard but its inputs. A plain class: Dask looks into dataclasses."""
-
-    def __init__(
-        self,
-        n_features: int,
-        cut_rows: tuple[int, int] | None,
-        streamed: bool,
-        nan: Nan,
-        most_kept: float,
-        recipes: Recipes,
-        first_leaf: int,
-        bounds: Sequence[int],
-    ) -> None:
-        self.n_features = n_features
-        self.cut_rows = cut_rows
-        self.streamed = streamed
-        self.nan = nan
-        self.most_kept = most_kept
-        self.recipes = recipes
-        held = chain.from_iterable(map(careful_arrays_in, recipes.values()))
-        self.arrays = tuple({id(array): array for array in held}.values())
-        self.first_leaf = first_leaf
-        self.bounds = list(bounds)
-
-
-def _make_shard(plan: _ShardPlan, *inputs: Any) -> _DaskShard:
-    return _DaskShard(plan, dict(zip(plan.recipes.inputs, inputs, strict=True)))
-
-
-@final
-class _DaskShard:
-    """A run of leaves of a Dask collection, made block by block on each pass."""
-
-    def __init__(self, plan: _ShardPlan, inputs: Mapping[Key, Any]) -> None:
-        self._plan = plan
-        self._inputs = inputs
-        self._made: list[Block] | None = None
-        self._kept = Kept(plan.most_kept)
-        self.n_read = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the blocks that were made of the inputs."""
-        return {**vars(self), "_made": None}
-
-    def __sizeof__(self) -> int:
-        """Bytes held: Dask weighs by them whether to move or to spill a shard."""
-        held = [*self._inputs.values(), *self._plan.recipes.literals.values()]
-        n_bytes = sum(value.nbytes for value in held if isinstance(value, np.ndarray))
-        return object.__sizeof__(self) + n_bytes
-
-    def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
-        plan = self._plan
-        for array in plan.arrays:
-            array.look_again()  # disks and data may change from pass to pass
-        blocks = self._read() if plan.recipes.reads else self._resident()
-        sizes = [b - a for a, b in pairwise(plan.bounds)]
-        with closing(blocks):
-            for leaf, size in enumerate(sizes, start=plan.first_leaf):
-                rest = islice(blocks, size)
-                yield leaf, rest
-                # What a kernel left must not become the next leaf's.
-                deque(rest, maxlen=0)
-
-    def _read(self) -> Generator[Block]:
-        """Blocks that are read, but for those that are kept from passes before."""
-        are_apart = self._plan.recipes.are_apart
-        kept = self._kept.trimmed() if are_apart else ()
-        yield from kept
-        with closing(self._read_from(len(kept))) as rest:
-            # A name here would keep a block alive while the next one is read.
-            counted = map(self._counted, rest)
-            offered = map(self._kept.offered, count(len(kept)), counted)
-            yield from offered if are_apart else counted
-
-    def _counted(self, block: Block) -> Block:
-        """A block that was read."""
-        self.n_read += block.n_bytes
-        return block
-
-    def _read_from(self, first: int) -> Generator[Block]:
-        """Blocks that are not in memory, from one on.
-
-        Streams are taken as they are, until one shows that to read is to wait.
-        """
-        blocks = self._blocks(first)
-        if not self._plan.streamed:
-            yield from read_ahead(blocks)
-            return
-        for block in blocks:
-            yield block
-            if isinstance(block.rows, Stream) and block.rows.waited:
-                # The file that is open goes to the other thread and comes back.
-                reading_thread().submit(go_on_with, let_go()).result()
-                yield from read_ahead(blocks)
-                go_on_with(reading_thread().submit(let_go).result())
-
-    def _resident(self) -> Generator[Block]:
-        """Blocks of what is in memory: checked once, not on each pass."""
-        if self._made is None:
-            self._made = list(self._blocks())
-        yield from self._made
-
-    def _block(self, index: int, made: tuple[Any, ...]) -> Block:
-        """A block from its recipe's values: rows, and weights if there are any."""
-        plan, cut = self._plan, None
-        if plan.cut_rows is not None:
-            block_rows, chunk_rows = plan.cut_rows
-            cut = index * block_rows, chunk_rows
-        weights = made[1] if len(made) > 1 else None
-        return as_block(index, made[0], plan.n_features, weights, plan.nan, cut)
-
-    def _blocks(self, first: int = 0) -> Generator[Block]:
-        made = iter(self._plan.recipes.make(self._inputs, first))
-        for index in range(self._plan.bounds[0] + first, self._plan.bounds[-1]):
-            try:
-                # Passed on at once: a name here would keep the block alive.
-                block = [self._block(index, next(made))]
-            except DataError:
-                raise
-            except Exception as error:
-                error.add_note(f"This happened while block {index} of X was read.")
-                raise
-            yield block.pop()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Final
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Final, Self, final
 
 from daskgmm.data.block import Block
 from daskgmm.execution.forking import forget_thread
@@ -31,19 +31,50 @@ def reading_thread() -> ThreadPoolExecutor:
     return reader
 
 
-def read_ahead(blocks: Generator[Block]) -> Generator[Block]:
-    """Make the next blocks in another thread while the last ones are worked on."""
-    reader = reading_thread()
-    coming = reader.submit(_take, blocks)
-    try:
-        while ready := coming.result():
-            coming = reader.submit(_take, blocks)
-            while ready:
-                # Passed on without a name here, which would keep it alive.
-                yield ready.popleft()
-    finally:
-        wait([coming])
-        blocks.close()
+@final
+class ReadAhead:
+    """Blocks that another thread makes while the last ones are worked on.
+
+    It begins at once, before the first one is asked for.
+
+    Parameters
+    ----------
+    blocks : generator of Block
+    n_blocks : int
+        How many of them are wanted.
+    """
+
+    def __init__(self, blocks: Generator[Block], n_blocks: int) -> None:
+        self._blocks, self._left = blocks, n_blocks
+        self._ready: deque[Block] = deque()
+        self._coming = self._read_on()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Block:
+        if not self._ready:
+            if self._coming is None:
+                raise StopIteration
+            self._ready = self._coming.result()
+            self._left -= len(self._ready)
+            # By the thread that reads for whoever asks: not always that which began.
+            self._coming = self._read_on() if self._ready else None
+            if not self._ready:
+                raise StopIteration
+        # Passed on without a name here, which would keep it alive.
+        return self._ready.popleft()
+
+    def _read_on(self) -> Future[deque[Block]] | None:
+        # What nobody wants is not waited for: the thread may have other work by then.
+        return reading_thread().submit(_take, self._blocks) if self._left > 0 else None
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._coming is not None:
+            wait([self._coming])
+        self._ready.clear()
+        self._blocks.close()
 
 
 def _take(blocks: Generator[Block]) -> deque[Block]:

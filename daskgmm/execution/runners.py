@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -192,10 +193,16 @@ class DaskShards(Shards):
             # One node holds the message: each worker fetches it once, not once a task.
             # New keys each time: Dask counts deaths by key, and would give up sooner.
             sent = delayed(message, traverse=False, pure=False)
+            # The names differ by pass alone, so that Dask's order is that of the last.
+            name = f"{map_shard.__name__}-{uuid.uuid4().hex}"
             held = hold(
                 [
-                    run(function, sent, shard) if partial is None else partial
-                    for partial, shard in zip(partials, self._shards, strict=True)
+                    run(function, sent, shard, dask_key_name=f"{name}-{i:06d}")
+                    if partial is None
+                    else partial
+                    for i, (partial, shard) in enumerate(
+                        zip(partials, self._shards, strict=True)
+                    )
                 ]
             )
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import re
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -63,6 +64,50 @@ def test_as_much_is_kept_as_fits(x):
         model().fit(reader.array(), callback=lambda p: told.append(p.n_bytes))
     assert (reader.counts == 1).sum() == 10
     assert told == [10 * BLOCK_BYTES] * 4
+
+
+@pytest.mark.parametrize("n_kept", [4, 10, 15])
+def test_what_is_kept_is_spread_over_the_data(x, n_kept):
+    """So that the rest can be read while it is worked on, in all shards alike."""
+    reader = Reader(x, BLOCK)
+    with keeping(n_kept * BLOCK_BYTES):
+        model().fit(reader.array())
+    kept_ones = np.flatnonzero(reader.counts == 1)
+    assert len(kept_ones) == n_kept
+    distances = np.diff([-1, *kept_ones])
+    assert distances.max() - distances.min() <= 1
+
+
+def test_rows_are_read_while_what_is_kept_is_worked_on(x):
+    reader = Reader(x, BLOCK)
+    source = open_source(reader.array())
+
+    def read_meanwhile(_, blocks):
+        for block in blocks:
+            if reader.counts[block.index] == 1:  # it was kept
+                deadline = time.monotonic() + 10
+                while reader.counts[block.index + 1] < 2:
+                    assert time.monotonic() < deadline
+        return 0
+
+    with keeping("1 GB"), dask.config.set(num_workers=1):
+        shards = source.shards(keep_rows=True)
+        every_second = kept.Kept.offered
+
+        def offered(self, number, block):
+            return block if block.index % 2 else every_second(self, number, block)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kept.Kept, "offered", offered)
+            survey(shards)
+            shards.reduce(read_meanwhile, None)
+    assert [*reader.counts] == [1, 2] * 10
+
+
+def test_blocks_that_are_read_together_are_kept_together():
+    places = partition._places(frozenset({0, 3, 5}), 1, 7)
+    assert places == [1, 1, 2, 2, 3, 3]
+    assert [*partition._places(None, 1, 7)] == [*range(1, 7)]
 
 
 @pytest.mark.parametrize("kind", ["Zarr", "Parquet", "Dask"])
