@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from daskgmm.data.inputs import from_xarray
     from daskgmm.data.opening import open_rows
     from daskgmm.em.progress import Progress
-    from daskgmm.estimators.gaussian import GaussianMixture, load
+    from daskgmm.estimators.gaussian import GaussianMixture, history, load
 
 __version__ = version("daskgmm")
 
@@ -41,6 +41,7 @@ __all__ = [
     "SkippedRowsWarning",
     "StoreError",
     "from_xarray",
+    "history",
     "load",
     "open_rows",
 ]

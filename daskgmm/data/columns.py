@@ -8,7 +8,7 @@ which each element is a feature.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
@@ -18,7 +18,7 @@ from typing import Any, Final, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from daskgmm.errors import DataError
+from daskgmm.errors import DataError, MissingLibraryError
 
 _LISTS: Final = (list, tuple, np.ndarray)
 
@@ -268,3 +268,20 @@ def _list_numbers(value: Any) -> NDArray[Any]:
 def _is_null(value: Any) -> bool:
     """Whether a value stands for none: None, NaN or pandas' NA."""
     return value is None or bool(sys.modules["pandas"].isna(value) is True)
+
+
+def as_table(columns: Mapping[str, NDArray[Any]]) -> Any:
+    """Columns as a pandas DataFrame.
+
+    Raises
+    ------
+    MissingLibraryError
+        If pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingLibraryError(
+            "A table is a pandas DataFrame: pip install pandas."
+        ) from error
+    return pd.DataFrame(columns)

@@ -33,7 +33,7 @@ from daskgmm.storage.retry import check_free
 from daskgmm.storage.urls import absolute, check_writable
 
 _KIND: Final = "checkpoint"
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Version of what is written; a fit goes on from no other one."""
 _MEMORY: Final = "memory"
 _ARRAYS: Final = ("weights", "means", "covariances", "factors")
@@ -261,6 +261,7 @@ def _encode(state: State) -> dict[str, Any]:
             for name, kept in run.memory.items()
         },
         "n_passes": state.n_passes,
+        "history": state.history,
         "random_state": state.random_state,
         "before_draw": state.before_draw,
     }
@@ -290,6 +291,7 @@ def _decode(fitted: Mapping[str, Any]) -> State:
         int(fitted["n_passes"]),
         fitted["random_state"],
         fitted["before_draw"],
+        fitted["history"],
     )
 
 

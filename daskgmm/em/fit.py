@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Protocol, final
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from daskgmm.data.source import Source
@@ -23,7 +24,7 @@ from daskgmm.em.anchored import AnchoredEM
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
-from daskgmm.em.progress import Callback, Progress
+from daskgmm.em.progress import Callback, Progress, told
 from daskgmm.em.scan import Survey, of_lengths, survey
 from daskgmm.em.state import Run, State, Status, best
 from daskgmm.em.subsample import Subsample, subsample, survey_and_draw
@@ -61,6 +62,8 @@ class Outcome:
         EM passes over the data.
     n_skipped : int
         Rows that were left out, as they have NaN.
+    history : ndarray of shape (m, 7)
+        See `progress.told`.
     remaining_gain : float
         What is left to gain, as predicted; NaN if nothing predicts it.
     """
@@ -69,6 +72,7 @@ class Outcome:
     mixture: Mixture
     n_passes: int
     n_skipped: int
+    history: NDArray[np.float64]
     remaining_gain: float = np.nan
 
 
@@ -121,7 +125,7 @@ def train(
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
         there = [run for run in state.runs if run.parameters is not None]
-        return _outcome(there[-1], 0, found)
+        return _outcome(there[-1], state, found)
     rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
     plain = PlainEM(rule, settings.stopping)
     anchored = None
@@ -141,15 +145,18 @@ def train(
     at_first = enough if read.unread else None
     began, before = perf_counter(), shards.n_read
     for runs in em(shards, state.runs, method, at_first=at_first):
-        state = replace(state, runs=tuple(runs), n_passes=state.n_passes + 1)
-        _keep(keeper, state, at_once=not any(run.is_live for run in runs))
         seconds, began = perf_counter() - began, perf_counter()
         n_bytes, before = shards.n_read - before, shards.n_read
-        callback(Progress(state.n_passes, runs, found.n_rows, seconds, n_bytes))
+        n_passes = state.n_passes + 1
+        progress = Progress(n_passes, runs, found.n_rows, seconds, n_bytes)
+        history = np.concatenate([state.history, told(progress, state.runs)])
+        state = replace(state, runs=tuple(runs), n_passes=n_passes, history=history)
+        _keep(keeper, state, at_once=not any(run.is_live for run in runs))
+        callback(progress)
     source.check_unchanged()
     run = state.runs[best(state.runs)]
     left = np.nan if anchored is None else anchored.remaining_gain(run)
-    return _outcome(run, state.n_passes, found, left)
+    return _outcome(run, state, found, left)
 
 
 def sampled_of(settings: Settings, n_features: int, n_rows: int) -> Sampling:
@@ -268,10 +275,17 @@ def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
 
 
 def _outcome(
-    run: Run[Mixture], n_passes: int, found: Survey, remaining_gain: float = np.nan
+    run: Run[Mixture], state: State, found: Survey, remaining_gain: float = np.nan
 ) -> Outcome:
     assert run.parameters is not None
-    return Outcome(run, run.parameters, n_passes, found.n_skipped, remaining_gain)
+    return Outcome(
+        run,
+        run.parameters,
+        state.n_passes,
+        found.n_skipped,
+        state.history,
+        remaining_gain,
+    )
 
 
 def _starts(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daskgmm.em.state import Run, Status
 
@@ -89,6 +90,53 @@ def _passes_to_go(bounds: Sequence[float], tol: float) -> int | None:
     if not 0.0 < last < before:
         return None
     return max(1, math.ceil(math.log(tol / last) / math.log(last / before)))
+
+
+_TOLD: Final = {
+    "n_pass": np.int64,
+    "run": np.int64,
+    "bound": np.float64,
+    "change": np.float64,
+    "seconds": np.float64,
+    "n_rows": np.int64,
+    "n_bytes": np.int64,
+}
+
+
+def told(progress: Progress, before: Sequence[Run[Any]]) -> NDArray[np.float64]:
+    """What a pass says of each run that took part in it.
+
+    Parameters
+    ----------
+    progress : Progress
+    before : sequence of Run
+        The runs before the pass.
+
+    Returns
+    -------
+    ndarray of shape (n_live, 7)
+        The number of the pass and of the run, its bound and by how much that changed;
+        and of the pass: seconds, rows, and bytes that were read.
+    """
+    pairs = zip(progress.runs, before, strict=True)
+    rows = [
+        (progress.n_pass, i, run.bound, run.change)
+        + (progress.seconds, progress.n_rows, progress.n_bytes)
+        for i, (run, earlier) in enumerate(pairs)
+        if earlier.is_live
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(_TOLD))
+
+
+def as_columns(history: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """What was told of passes, by name; counts are integers."""
+    columns = zip(_TOLD.items(), history.T, strict=True)
+    return {name: column.astype(kind) for (name, kind), column in columns}
+
+
+def from_columns(history: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """The same as it was told."""
+    return np.column_stack([history[name] for name in _TOLD]).astype(np.float64)
 
 
 Callback = Callable[[Progress], object]

@@ -92,12 +92,15 @@ class State:
         As the starts left it.
     before_draw : RandomState or None
         As it was before rows were drawn for them; None if no state is kept.
+    history : ndarray of shape (m, 7)
+        See `progress.told`.
     """
 
     runs: tuple[Run[Mixture], ...]
     n_passes: int
     random_state: np.random.RandomState
     before_draw: np.random.RandomState | None
+    history: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 7)))
 
 
 def best(runs: Sequence[Run[Any]]) -> int:

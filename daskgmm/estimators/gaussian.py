@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.data.columns import as_table
 from daskgmm.data.gaps import Nan
 from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
@@ -28,7 +29,13 @@ from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, sampled_of, train
 from daskgmm.em.initialization import Start
 from daskgmm.em.plain import Stopping
-from daskgmm.em.progress import Callback, Progress, Reporter
+from daskgmm.em.progress import (
+    Callback,
+    Progress,
+    Reporter,
+    as_columns,
+    from_columns,
+)
 from daskgmm.em.state import Run, Status
 from daskgmm.errors import ModelFileError, SkippedRowsWarning
 from daskgmm.estimators.base import PARAMETERS, MixtureBase
@@ -50,7 +57,7 @@ _FITTED = (
     "lower_bounds_",
     "n_features_in_",
 )
-_FITTED_OURS = ("n_passes_", "n_rows_skipped_", "remaining_gain_")
+_FITTED_OURS = ("n_passes_", "n_rows_skipped_", "remaining_gain_", "history_")
 _OURS = ("accelerate", "init_size", "missing_chunks", "nan")
 
 
@@ -140,6 +147,11 @@ default='kmeans'
         parameter the truth was 1 to 4 times as much, with 40 a fifth of it to 30 times.
     n_rows_skipped_ : int
         Rows that were left out of the fit, as they have NaN.
+    history_ : dict of ndarrays, each of shape (m,)
+        For each pass, and each run that took part in it: `n_pass`, from 1; `run`, from
+        0; `bound`, and its `change`; and of the pass, `seconds`, `n_rows`, and
+        `n_bytes` that were read, as they are in memory. As `lower_bounds_`, the bound
+        of a run that a pass left where it was is repeated. See `daskgmm.history`.
     n_features_in_ : int
         Number of features, d.
     feature_names_in_ : ndarray of shape (d,)
@@ -459,6 +471,7 @@ default='kmeans'
         self.n_passes_ = outcome.n_passes
         self.n_rows_skipped_ = outcome.n_skipped
         self.remaining_gain_ = outcome.remaining_gain
+        self.history_ = as_columns(outcome.history)
 
     def to_sklearn(self) -> sklearn_mixture.GaussianMixture:
         """The same model as scikit-learn's estimator, fitted if this one is."""
@@ -493,6 +506,8 @@ default='kmeans'
         """
         check_is_fitted(self)
         fitted = {n: getattr(self, n) for n in _fitted_names(self)}
+        if "history_" in fitted:
+            fitted["history_"] = from_columns(fitted["history_"])
         models.save(
             url,
             models.Model(type(self).__name__, self.get_params(deep=False), fitted),
@@ -530,8 +545,39 @@ def load(url: str) -> GaussianMixture:
         raise ModelFileError(f"{url} holds a {saved.kind}, not a GaussianMixture.")
     model = GaussianMixture(**saved.parameters)
     for name, value in saved.fitted.items():
-        setattr(model, name, value)
+        setattr(model, name, as_columns(value) if name == "history_" else value)
     return model
+
+
+def history(model: GaussianMixture) -> Any:
+    """What each pass of a fit found, as a table.
+
+    Parameters
+    ----------
+    model : GaussianMixture
+        Fitted.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Of `history_`: a row for each pass and each run that took part in it.
+
+    Raises
+    ------
+    MissingLibraryError
+        If pandas is not installed.
+
+    Examples
+    --------
+    >>> import daskgmm
+    >>> gm = daskgmm.GaussianMixture(1).fit([[0.0], [1.0], [5.0]])
+    >>> daskgmm.history(gm)[["n_pass", "run", "bound", "n_rows"]]
+       n_pass  run     bound  n_rows
+    0       1    0 -2.189161       3
+    1       2    0 -2.189161       3
+    """
+    check_is_fitted(model)
+    return as_table(getattr(model, "history_", as_columns(np.empty((0, 7)))))
 
 
 def _fitted_names(model: BaseEstimator) -> list[str]:
