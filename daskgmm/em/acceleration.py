@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
+from dask.system import CPU_COUNT
+
 from daskgmm import config
 from daskgmm.data.in_memory import ArraySource
-from daskgmm.em.anchored import OfSample, ascend, is_heavy
+from daskgmm.data.on_cluster import held_by_cluster
+from daskgmm.em.anchored import ascend, is_heavy
 from daskgmm.em.initialization import Start
 from daskgmm.em.loop import evaluated
 from daskgmm.em.plain import failed
 from daskgmm.em.state import Run, Status
 from daskgmm.em.subsample import Subsample
-from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.errors import ClusterError, IllDefinedCovarianceError
+from daskgmm.execution.cluster import count_threads
+from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.gaussian import Mixture, n_parameters
 from daskgmm.mixtures.rule import Rule
 from daskgmm.mixtures.sufficient_statistics import Moments
@@ -29,6 +34,11 @@ _ROWS_PER_PARAMETER: Final = 40
 """Rows of a subsample that says enough of all rows; 15 is too few."""
 _ENOUGH_ROWS: Final = 20
 """Rows for each of the subsample, from which on its work pays in any case."""
+
+_FOR_A_CLUSTER: Final = 2e9
+"""Rows times parameters from which on an E-step is more work than to ask a cluster,"""
+_MANY_THREADS: Final = 2
+"""if that has so many times as many threads as this machine."""
 
 _LIKELY_PASSES: Final = 4
 
@@ -128,15 +138,42 @@ def _auto_size(its_parameters: int, n_features: int) -> int:
     return min(max(_START_ROWS, _ROWS_PER_PARAMETER * its_parameters), in_memory)
 
 
-def on_sample(rows: Subsample) -> OfSample:
-    """The E-step on a subsample, on this process's threads."""
-    shards = ArraySource(rows.x, rows.weights).shards()
+@final
+class OnSample:
+    """The E-step on a subsample, wherever that is faster: here, or by a cluster.
 
-    def of_sample(mixture: Mixture) -> Moments:
-        [its_moments] = evaluated(shards, [mixture])
-        return its_moments
+    Both have the same bits. A cluster is of use where it has many more threads, and an
+    E-step is more work than to ask it. If it loses what it has of the subsample, or
+    does not answer, this process's threads go on.
+    """
 
-    return of_sample
+    def __init__(self, rows: Subsample) -> None:
+        self._rows = rows
+        self._here = ArraySource(rows.x, rows.weights).shards()
+        self._there: Shards | None = None
+        self._asked = False
+
+    def __call__(self, mixture: Mixture) -> Moments:
+        """The rows' moments."""
+        if not self._asked:
+            self._asked = True
+            self._there = self._on_cluster(mixture)
+        if self._there is not None:
+            try:
+                return evaluated(self._there, [mixture])[0]
+            except ClusterError:
+                self._there = None
+        return evaluated(self._here, [mixture])[0]
+
+    def _on_cluster(self, mixture: Mixture) -> Shards | None:
+        if len(self._rows.x) * mixture.n_parameters < _FOR_A_CLUSTER:
+            return None
+        try:
+            if (count_threads() or 0) < _MANY_THREADS * CPU_COUNT:
+                return None
+            return held_by_cluster(self._rows.x, self._rows.weights).shards()
+        except ClusterError:
+            return None
 
 
 def improved(
@@ -191,7 +228,7 @@ class _Climb:
     """
 
     def __init__(self, rule: Rule[Mixture], rows: Subsample, most: int) -> None:
-        self._rule, self._of_sample = rule, on_sample(rows)
+        self._rule, self._of_sample = rule, OnSample(rows)
         self._near = 0.5 * _NEAR / len(rows.x)
         self._most = most
 

@@ -39,6 +39,8 @@ _LEAST_TOL: Final = 1e-5
 """A gain below which the length of EM's own steps tells where it stays."""
 _SETTLED: Final = 1e-3
 """The part of a path's gain below which what is left to gain ends it."""
+_TOLD: Final = 0.03
+"""The same where only the gain is told: it is not known to a part as small."""
 
 Past = Sequence[tuple[Mixture, Mixture]]
 """Anchors, each with the end of its path."""
@@ -111,10 +113,10 @@ class AnchoredEM:
         anchor = _anchor(run)
         if anchor is None or run.status is Status.FAILED:
             return np.nan
-        path = self._path(*anchor)
+        path = self._path(*anchor, part=_TOLD)
         return max(path.gain + path.left, 0.0) if np.isfinite(path.left) else np.nan
 
-    def _path(self, mixture: Mixture, of_all: Moments) -> Path:
+    def _path(self, mixture: Mixture, of_all: Moments, part: float = _SETTLED) -> Path:
         rule, shape = self.plain.rule, mixture.shape
         correction = Correction.between(
             shape, of_all, self.of_sample(mixture), self.trust
@@ -132,7 +134,7 @@ class AnchoredEM:
             self.of_sample,
             correction.objective,
             most=self.most,
-            part=_SETTLED,
+            part=part,
             slope=rule.slope(mixture),
         )
 

@@ -15,9 +15,9 @@ from daskgmm.data.source import Source
 from daskgmm.em.acceleration import (
     Accelerate,
     InitSize,
+    OnSample,
     Sampling,
     improved,
-    on_sample,
     sampling,
 )
 from daskgmm.em.anchored import AnchoredEM
@@ -132,7 +132,7 @@ def train(
     if sampled.accelerated:
         assert rows is not None
         anchored = AnchoredEM(
-            plain, on_sample(rows), sampled.trust, sampled.most_between
+            plain, OnSample(rows), sampled.trust, sampled.most_between
         )
     method = anchored or plain
     # They may have ended by other limits.
