@@ -32,7 +32,7 @@ class Block:
     index : int
         Number of the block in the data set.
     rows : ndarray of shape (n, d), float32 or float64, or Stream
-        A stream only without weights, and where no row is left out.
+        A stream only where no row is left out.
     weights : ndarray of shape (n,), float64, or None
     cut : tuple of int, or None
         How the user knows the rows, if not by the number of the block: its first row,
@@ -74,11 +74,14 @@ class Block:
 
         They end where the kernel's tiles do, but for the last.
         """
-        if isinstance(self.rows, Stream):
-            for part in self.rows.parts():
-                yield part, None
-        else:
+        if not isinstance(self.rows, Stream):
             yield self.rows, self.weights
+            return
+        first, weights = 0, self.weights
+        for part in self.rows.parts():
+            stop = first + len(part)
+            yield part, None if weights is None else weights[first:stop]
+            first = stop
 
     def place(self, row: int, column: int | None = None) -> str:
         """Where a row is, or a number in it, as the user knows the data."""
@@ -126,26 +129,34 @@ def as_block(
     DataError
         Naming the block, if it is no array of numbers with so many columns.
     """
+    of_weights = f"Block {index} of sample_weight"
+    if weights is not None:
+        weights = as_floats(weights, of_weights, keep_single=False)
     if isinstance(x, Stream):
-        return Block(index, x, None)
+        if weights is None or _weighs_all(x, weights):
+            return Block(index, x, weights)
+        x = x.array()
     name = f"Block {index} of X"
     x = as_floats(x, name, nan, keep_single=True)
     if x.ndim != 2 or x.shape[1] != n_features:
         raise DataError(
             f"{name} has shape {x.shape}: expected rows of {n_features} feature(s)."
         )
-    if weights is not None:
-        of_weights = f"Block {index} of sample_weight"
-        weights = as_floats(weights, of_weights, keep_single=False)
-        if weights.shape != x.shape[:1]:
-            raise DataError(
-                f"{of_weights} has shape {weights.shape} but that of X has {len(x)} "
-                "row(s): cut both alike."
-            )
+    if weights is not None and weights.shape != x.shape[:1]:
+        raise DataError(
+            f"{of_weights} has shape {weights.shape} but that of X has {len(x)} "
+            "row(s): cut both alike."
+        )
     block = Block(index, x, weights, cut)
     if nan == "skip" or (weights is not None and not weights.all()):
         return _without_gaps(block, nan)
     return block
+
+
+def _weighs_all(stream: Stream, weights: NDArray[np.float64]) -> bool:
+    """Whether weights are those of a stream's rows, and none of them is left out."""
+    is_of_each = stream.is_whole and weights.shape == (stream.n_rows,)
+    return is_of_each and bool(weights.all())
 
 
 def _without_gaps(block: Block, nan: Nan) -> Block:

@@ -49,6 +49,8 @@ _GROUPS_AT_ONCE: Final = 16
 """To begin costs a millisecond, and a tenth of one for each row group."""
 _LOCAL_BYTES: Final = 2**16
 """Pieces of columns of a local file, each column's in memory of its own."""
+_READERS: Final = 2
+"""Files that a thread keeps open: that of the rows, and that of their weights."""
 _MEMORIES: Final = 2
 """Blocks whose memory a thread uses in turn: one is read, one is worked on."""
 
@@ -316,6 +318,8 @@ class Stream:
     ----------
     n_rows, n_columns, n_bytes : int
         Before filters.
+    is_whole : bool
+        Whether there are no filters, so that those are all rows.
     waited : bool
         Whether to read took mostly other than the reading thread's own time, so that
         the thread could have done something else meanwhile.
@@ -328,6 +332,7 @@ class Stream:
         self.n_rows = sum(span.n_rows for span in spans)
         self.n_columns = reading.n_features
         self.n_bytes = self.n_rows * self.n_columns * reading.dtype.itemsize
+        self.is_whole = not reading.filters
 
     @property
     def waited(self) -> bool:
@@ -685,41 +690,51 @@ def _reader(
     reading: Reading, span: Span, columns: Sequence[str], n_numbers: int
 ) -> _Reader:
     """A reader of this thread that stands before the span's rows, or a new one."""
-    of = (reading.token, span.path, tuple(columns))
+    of = (reading.token, tuple(columns))
     reader: _Reader
     known = None
-    if (kept := getattr(_thread, "kept", None)) is not None:
-        kept_of, reader, group = kept
+    if (kept := _kept().pop(of, None)) is not None:
+        path, reader, group = kept
         # Not over row groups that a filter excludes.
         near = reader.position == span.start or group == span.group
-        if kept_of == of and reader.position <= span.start and near:
-            _thread.kept = of, reader, span.group
+        if path == span.path and reader.position <= span.start and near:
+            _kept()[of] = path, reader, span.group
             return reader
-        if kept_of[:2] == of[:2]:
+        if path == span.path:
             known = reader
-        _close()
+        reader.close()
+    while len(_kept()) >= _READERS:
+        longest_ago = next(iter(_kept()))
+        _kept().pop(longest_ago)[1].close()
     reader = _Reader(reading, span, columns, n_numbers, known)
-    _thread.kept = of, reader, span.group
+    _kept()[of] = span.path, reader, span.group
     return reader
 
 
+def _kept() -> dict[Any, tuple[str, _Reader, int]]:
+    """The thread's open files, by what is read of them, and where they are read."""
+    if not hasattr(_thread, "kept"):
+        _thread.kept = {}
+    kept: dict[Any, tuple[str, _Reader, int]] = _thread.kept
+    return kept
+
+
 def let_go() -> Any:
-    """Leave the open file, if there is one, for another thread to go on with."""
-    kept, _thread.kept = getattr(_thread, "kept", None), None
+    """Leave the open files for another thread to go on with."""
+    kept, _thread.kept = _kept(), {}
     return kept
 
 
 def go_on_with(kept: Any) -> None:
-    """Take over a file that another thread let go."""
+    """Take over the files that another thread let go."""
     _close()
     _thread.kept = kept
 
 
 def _close() -> None:
-    """Close this thread's reader, if there is one."""
-    if (kept := getattr(_thread, "kept", None)) is not None:
-        _thread.kept = None
-        kept[1].close()
+    """Close this thread's files."""
+    for _, reader, _ in let_go().values():
+        reader.close()
 
 
 def filter_columns(filters: Filters | None) -> list[str]:

@@ -39,8 +39,10 @@ _LEAST_TOL: Final = 1e-5
 """A gain below which the length of EM's own steps tells where it stays."""
 _SETTLED: Final = 1e-3
 """The part of a path's gain below which what is left to gain ends it."""
-_TOLD: Final = 0.03
-"""The same where only the gain is told: it is not known to a part as small."""
+_TOLD_PART: Final = 0.1
+"""The same where only the gain is told, which is not known to a part as small,"""
+_TOLD_MOST: Final = 6
+"""and most evaluations for that."""
 
 Past = Sequence[tuple[Mixture, Mixture]]
 """Anchors, each with the end of its path."""
@@ -94,7 +96,7 @@ class AnchoredEM:
         anchor = _anchor(run)
         if anchor is None or self._is_heavy(run):
             return self.plain.propose(run)
-        path = self._path(*anchor).mixtures
+        path = self._path(*anchor, part=_SETTLED, most=self.most).mixtures
         if len(path) < 2:
             return self.plain.propose(run)
         last = len(path) - 1
@@ -113,10 +115,10 @@ class AnchoredEM:
         anchor = _anchor(run)
         if anchor is None or run.status is Status.FAILED:
             return np.nan
-        path = self._path(*anchor, part=_TOLD)
+        path = self._path(*anchor, part=_TOLD_PART, most=min(self.most, _TOLD_MOST))
         return max(path.gain + path.left, 0.0) if np.isfinite(path.left) else np.nan
 
-    def _path(self, mixture: Mixture, of_all: Moments, part: float = _SETTLED) -> Path:
+    def _path(self, mixture: Mixture, of_all: Moments, part: float, most: int) -> Path:
         rule, shape = self.plain.rule, mixture.shape
         correction = Correction.between(
             shape, of_all, self.of_sample(mixture), self.trust
@@ -133,7 +135,7 @@ class AnchoredEM:
             step,
             self.of_sample,
             correction.objective,
-            most=self.most,
+            most=most,
             part=part,
             slope=rule.slope(mixture),
         )

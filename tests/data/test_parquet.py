@@ -18,9 +18,10 @@ from conftest import blobs, random_mixture, sums_over
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 
 from daskgmm import GaussianMixture
-from daskgmm.data import parquet, parquet_reader
+from daskgmm.data import block, parquet, parquet_reader
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.parquet import open_parquet
 from daskgmm.data.partition import _bounds_at
@@ -249,6 +250,66 @@ def test_a_local_file_is_decoded_by_the_thread_that_works_on_it(tmp_path, x):
     assert True in ahead[True]
     assert in_vain == {0}
     np.testing.assert_array_equal(*fits)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("kind", "filters", "streams"),
+    [
+        ("column", None, True),
+        ("single", None, True),
+        ("array", None, True),
+        ("with zeros", None, False),
+        ("column", [("a", ">", -1.0)], False),
+    ],
+)
+def test_rows_with_weights_are_streamed_too(
+    tmp_path, kind, filters, streams, monkeypatch
+):
+    """With the same bits; nothing is read in vain, though two files are open."""
+    if filters is None:  # some batches for each block
+        monkeypatch.setattr(parquet_reader, "_BATCH_BYTES", 100_000)
+    place = tmp_path / "x.parquet"
+    weights = np.random.default_rng(0).random(200_000) + 0.01
+    if kind == "with zeros":
+        weights[::1000] = 0.0
+    if kind == "single":
+        weights = weights.astype(np.float32)
+    x = blobs(0, len(weights), 3, 3)
+    write(place, x, row_group_size=50_000, w=weights)  # four blocks each
+    rows = open_parquet(place, columns=NAMES, filters=filters)
+    if kind != "array":
+        weights = open_parquet(place, columns=["w"], filters=filters)
+    start = model(max_iter=3, tol=0, init_params="random_from_data")
+    take, weighs_all = parquet_reader._Reader.take, block._weighs_all
+    streamed, in_vain = set(), set()
+
+    def watched(self, span):
+        in_vain.add(span.start - self.position)
+        return take(self, span)
+
+    def noted(*given):
+        streamed.add(weighs_all(*given))
+        return weighs_all(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet_reader._Reader, "take", watched)
+        patch.setattr(block, "_weighs_all", noted)
+        found = start.fit(rows, sample_weight=weights)
+    assert streamed == {streams}
+    assert in_vain == {0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "_weighs_all", lambda *_: False)
+        expected = clone(start).fit(rows, sample_weight=weights)
+    for name in ("means_", "covariances_", "lower_bounds_"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_weights_that_are_too_few_for_a_stream_are_named(tmp_path, x):
+    place = write(tmp_path / "x.parquet", x)
+    weights = da.ones(len(x), chunks=len(x)).map_blocks(lambda w: w[:-1], dtype=float)
+    with pytest.raises(DataError, match=r"sample_weight has shape \(\d+,\) but that"):
+        model().fit(place, sample_weight=weights)
 
 
 @pytest.mark.parametrize(
