@@ -200,14 +200,17 @@ def ours_per_iteration(x: object, parameters: dict, rounds: int = 3) -> float:
     return per_iteration(fit_of(GaussianMixture, x, parameters), 2, 12, rounds)
 
 
-def median_pass(x: object, parameters: dict, n_passes: int = 15) -> float:
+def median_pass(
+    x: object, parameters: dict, n_passes: int = 15, weights: object = None
+) -> float:
     """Median seconds of daskgmm's passes, where fits vary more than passes do."""
     seconds: list[float] = []
 
     def observe(progress: Progress) -> None:
         seconds.append(progress.seconds)
 
-    GaussianMixture(max_iter=n_passes, **parameters).fit(x, callback=observe)
+    model = GaussianMixture(max_iter=n_passes, **parameters)
+    model.fit(x, sample_weight=weights, callback=observe)
     return float(np.median(seconds))
 
 

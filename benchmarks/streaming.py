@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -36,7 +37,7 @@ from benchmarks.common import (
     start,
     write_zarr,
 )
-from daskgmm import GaussianMixture
+from daskgmm import GaussianMixture, open_rows
 
 CASES = (
     (Case("full", 2, 3, 32_000_000), 65_536),
@@ -104,6 +105,18 @@ def _kept_of(
             yield _beside("kept", what, case, x, place, readers, left, "<= 1.1")
 
 
+def _arrow_s3() -> Any:
+    """Arrow's own files on the same server."""
+    from pyarrow.fs import S3FileSystem
+
+    return S3FileSystem(
+        access_key=os.environ["AWS_ACCESS_KEY_ID"],
+        secret_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+        endpoint_override=os.environ["AWS_ENDPOINT_URL"],
+        region=os.environ["AWS_DEFAULT_REGION"],
+    )
+
+
 @contextmanager
 def _s3(folder: str) -> Iterator[None]:
     """An S3 server in a process of its own, to which plain s3:// URLs lead."""
@@ -141,14 +154,16 @@ def _beside(
     what: str,
     case: Case,
     x: np.ndarray,
-    place: str,
+    place: object,
     readers: Sequence[Callable[[], object]],
     left: float = 1.0,
     target: str = "<= 1.15",
+    weights: tuple[object, object] = (None, None),
 ) -> Row:
     """Passes over a store beside reading alone, the faster way, and computing alone.
 
-    Of reading, only the part counts that is left where rows stay in memory.
+    Of reading, only the part counts that is left where rows stay in memory. Weights are
+    those of the store, and the same in memory.
     In turns, as the machine's speed changes, and all by the same measure: medians of
     some passes, of several rounds, and of their ratios.
     """
@@ -156,8 +171,9 @@ def _beside(
     rounds = []
     for _ in range(ROUNDS):
         reading = left * min(median_of(PASSES, reader) for reader in readers)
-        computing = median_pass(x, parameters, PASSES)
-        rounds.append((median_pass(place, parameters, PASSES), reading, computing))
+        computing = median_pass(x, parameters, PASSES, weights[1])
+        both = median_pass(place, parameters, PASSES, weights[0])
+        rounds.append((both, reading, computing))
     seconds, reading, computing = np.median(rounds, axis=0)
     return Row(
         section,
@@ -184,23 +200,52 @@ def parquet_files(_machine: dict[str, float]) -> Iterator[Row]:
                 readers = _parquet_readers(path, names)
                 yield _beside("Parquet", what, case, x, path, readers)
 
+    case, _ = CASES[1]
+    x = make_rows(case)
+    names = [f"x{j}" for j in range(case.n_features)]
+    weights = np.random.default_rng(0).random(len(x)) + 0.5
+    with tempfile.TemporaryDirectory() as folder, _s3(folder):
+        path = f"{folder}/bucket/x.parquet"
+        columns = dict(zip([*names, "w"], [*x.T, weights], strict=True))
+        pq.write_table(pa.table(columns), path)
+        rows, of_rows = (open_rows(path, columns=some) for some in (names, ["w"]))
+        yield _beside(
+            "Parquet",
+            f"{case.name}, {len(x)} rows, with weights",
+            case,
+            x,
+            rows,
+            _parquet_readers(path, [*names, "w"]),
+            weights=(of_rows, weights),
+        )
+        x = x[: len(x) // 4]
+        pq.write_table(pa.table(dict(zip(names, x.T, strict=True))), path)
+        readers = _parquet_readers(path, names, _arrow_s3())
+        what = f"{case.name}, {len(x)} rows, S3 on loopback"
+        yield _beside("Parquet", what, case, x, "s3://bucket/x.parquet", readers)
 
-def _parquet_readers(path: str, names: list[str]) -> list[Callable[[], object]]:
+
+def _parquet_readers(
+    path: str, names: list[str], files: Any = None
+) -> list[Callable[[], object]]:
     """Ways to read all columns with pyarrow on all cores.
 
     By its own threads, or a row group for each of ours.
     """
     groups = range(pq.read_metadata(path).num_row_groups)
+    if files is not None:
+        path = "/".join(Path(path).parts[-2:])
 
     def read(i: int) -> None:
-        pq.ParquetFile(path).read_row_group(i, columns=names, use_threads=False)
+        file = pq.ParquetFile(path, filesystem=files, pre_buffer=True)
+        file.read_row_group(i, columns=names, use_threads=False)
 
     def by_groups() -> None:
         with ThreadPoolExecutor(N_CORES) as pool:
             list(pool.map(read, groups))
 
     def at_once() -> None:
-        pq.read_table(path, columns=names, use_threads=True)
+        pq.read_table(path, columns=names, use_threads=True, filesystem=files)
 
     return [by_groups, at_once]
 

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any, Final, final
 
 import numpy as np
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from daskgmm.data.block import Block, as_block, block_rows
@@ -15,6 +14,7 @@ from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
 from daskgmm.data.source import Source
 from daskgmm.execution.runners import Shards, ThreadShards
+from daskgmm.execution.threads import n_threads
 from daskgmm.execution.tree import shard_bounds
 
 _TASKS_PER_THREAD: Final = 16
@@ -46,13 +46,14 @@ class ArraySource(Source):
 
     def shards(self, *, keep_rows: bool = False) -> Shards:
         n_leaves = -(-len(self._x) // block_rows(*self._x.shape))
-        bounds = shard_bounds(n_leaves, _TASKS_PER_THREAD * CPU_COUNT)
+        most = n_threads()
+        bounds = shard_bounds(n_leaves, _TASKS_PER_THREAD * most)
         return ThreadShards(
             [
                 _ArrayShard(self._x, self._weights, self._nan, first, last)
                 for first, last in pairwise(bounds)
             ],
-            CPU_COUNT,
+            most,
             is_fixed=_is_own(self._x) and _is_own(self._weights),
         )
 

@@ -42,6 +42,7 @@ from daskgmm.execution.cluster import (
     keep,
 )
 from daskgmm.execution.runners import DaskShards, Shards
+from daskgmm.execution.threads import n_threads
 from daskgmm.execution.tree import leaf_bounds, shard_bounds
 
 _SHARDS_PER_THREAD: Final = 4
@@ -222,6 +223,4 @@ def _n_threads(otherwise: int) -> int:
     """Threads of the scheduler that will run the shards; `otherwise` without answer."""
     if active_client() is not None:
         return count_threads() or otherwise or CPU_COUNT
-    if chosen_scheduler() is dask.local.get_sync:
-        return 1
-    return int(dask.config.get("num_workers", None) or CPU_COUNT)
+    return 1 if chosen_scheduler() is dask.local.get_sync else n_threads()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
-from dask.system import CPU_COUNT
-
 from daskgmm import config
 from daskgmm.data.in_memory import ArraySource
 from daskgmm.data.on_cluster import held_by_cluster
@@ -21,6 +19,7 @@ from daskgmm.em.subsample import Subsample
 from daskgmm.errors import ClusterError, IllDefinedCovarianceError
 from daskgmm.execution.cluster import count_threads
 from daskgmm.execution.runners import Shards
+from daskgmm.execution.threads import n_threads
 from daskgmm.mixtures.gaussian import Mixture, n_parameters
 from daskgmm.mixtures.rule import Rule
 from daskgmm.mixtures.sufficient_statistics import Moments
@@ -38,7 +37,7 @@ _ENOUGH_ROWS: Final = 20
 _FOR_A_CLUSTER: Final = 2e9
 """Rows times parameters from which on an E-step is more work than to ask a cluster,"""
 _MANY_THREADS: Final = 2
-"""if that has so many times as many threads as this machine."""
+"""if that has so many times as many threads as are free here."""
 
 _LIKELY_PASSES: Final = 4
 
@@ -169,7 +168,7 @@ class OnSample:
         if len(self._rows.x) * mixture.n_parameters < _FOR_A_CLUSTER:
             return None
         try:
-            if (count_threads() or 0) < _MANY_THREADS * CPU_COUNT:
+            if (count_threads() or 0) < _MANY_THREADS * n_threads():
                 return None
             return held_by_cluster(self._rows.x, self._rows.weights).shards()
         except ClusterError:

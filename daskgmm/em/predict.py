@@ -10,7 +10,6 @@ from typing import Any, Final, Literal, Self, final
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from daskgmm.data.block import Block, as_block, block_rows
@@ -18,6 +17,7 @@ from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
 from daskgmm.em.scan import check_finite
 from daskgmm.execution.runners import Shards
+from daskgmm.execution.threads import n_threads
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import CovarianceShape
@@ -213,8 +213,10 @@ def answer(question: Question, x: NDArray[Any]) -> NDArray[Any]:
     """
     out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
     size = block_rows(*x.shape)
-    if len(x) * question.message.n_factors > _FOR_THREADS:
-        size = min(size, -(-len(x) // CPU_COUNT))
+    is_much = len(x) * question.message.n_factors > _FOR_THREADS
+    most = n_threads() if is_much or len(x) > size else 1
+    if is_much:
+        size = min(size, -(-len(x) // most))
     starts = range(0, len(x), size)
     coming = iter(starts)
 
@@ -223,7 +225,7 @@ def answer(question: Question, x: NDArray[Any]) -> NDArray[Any]:
             rows = slice(start, start + size)
             _answer_rows(question, x[rows], out[rows], cut=(start, 0))
 
-    n_others = min(CPU_COUNT, len(starts)) - 1
+    n_others = min(most, len(starts)) - 1
     if n_others < 1:
         work()
         return _masked_like(x, out)

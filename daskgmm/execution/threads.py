@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import dask
+import dask.local
 import scipy.linalg  # noqa: F401  loads SciPy's BLAS, which compiled kernels call
+from dask.base import named_schedulers
+from dask.system import CPU_COUNT
 from threadpoolctl import ThreadpoolController
 
 from daskgmm.execution.forking import after_fork
+
+
+def n_threads() -> int:
+    """Threads that this process's own work may take.
+
+    One where Dask is to run all in order; as many as Dask is given; or else as the
+    machine has, its affinity and the limits of a container considered, but no more than
+    OMP_NUM_THREADS: that is how joblib shares out processors to its processes.
+    """
+    scheduler = dask.config.get("scheduler", None)
+    if isinstance(scheduler, str):
+        scheduler = named_schedulers.get(scheduler.lower())
+    if scheduler is dask.local.get_sync:
+        return 1
+    if given := dask.config.get("num_workers", None):
+        return int(given)
+    left = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(CPU_COUNT, int(left)) if left.isdecimal() and int(left) else CPU_COUNT
 
 
 @functools.cache
