@@ -20,6 +20,7 @@ from benchmarks import (
     peers,
     picture,
     questions,
+    rivals,
     streaming,
 )
 from benchmarks.common import HEADER, Row, environment, measure_machine
@@ -28,10 +29,12 @@ SECTIONS = {
     "iterations": iterations.iterations,
     "restarts": iterations.restarts,
     "small": iterations.small,
+    "rivals": rivals.rivals,
     "predictions": iterations.predictions,
     "questions": questions.questions,
     "first-pass": iterations.first_pass,
     "few-passes": passes.few_passes,
+    "sample-work": passes.sample_work,
     "whole-fits": passes.whole_fits,
     "zarr": streaming.local_stores,
     "parquet": streaming.parquet_files,

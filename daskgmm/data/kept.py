@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import floor
 from time import monotonic
@@ -23,6 +23,8 @@ import psutil
 from daskgmm.data.block import Block
 from daskgmm.data.parquet_reader import Stream
 from daskgmm.execution.forking import after_fork
+from daskgmm.kernel.layout import Part
+from daskgmm.mixtures.e_step import InPieces, pieces_of, puts_together
 
 _MEASURED_FOR: Final = 0.05
 """Seconds for which what is free counts as known, or so many bytes kept since:"""
@@ -120,6 +122,59 @@ class Kept:
         _memory.measure_anew()
 
 
+@final
+class Pieces:
+    """What E-steps make of a shard's blocks that are in memory: small ones together.
+
+    Made once, where there is room for it, as to copy scattered blocks can take as long
+    as to work on them.
+
+    Parameters
+    ----------
+    most : float
+        See `Kept`.
+
+    Attributes
+    ----------
+    n_bytes : int
+        What was copied takes.
+    """
+
+    n_blocks = n_seen = bytes_seen = 0  # nothing that others should wait for
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._of_leaf: dict[int, Sequence[Part]] = {}
+        self.n_bytes = 0
+        if most > 0.0:
+            with _memory.lock:
+                _memory.holders.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Elsewhere, nothing is kept yet."""
+        return Pieces, (self._most,)
+
+    def of(self, leaf: int, blocks: Sequence[Block]) -> Iterator[Block]:
+        """The blocks of a leaf, with their pieces if there is room for those."""
+        if leaf not in self._of_leaf and puts_together(blocks):
+            n_bytes = sum(block.n_bytes for block in blocks)
+            with _memory.lock:
+                if not _memory.has_room(n_bytes, self._most):
+                    return iter(blocks)
+                self.n_bytes += n_bytes
+            self._of_leaf[leaf] = tuple(pieces_of(iter(blocks)))
+        pieces = self._of_leaf.get(leaf)
+        return iter(blocks) if pieces is None else InPieces(blocks, pieces)
+
+    def trim(self) -> None:
+        """Let all go if memory has become scarce."""
+        with _memory.lock:
+            if self._of_leaf and not _memory.has_room(0, self._most, _SLACK):
+                self._of_leaf.clear()
+                self.n_bytes = 0
+                _memory.measure_anew()
+
+
 def _bytes_of(block: Block) -> int:
     """What a block keeps alive: all of an array, where it is a part of one."""
     rows = block.rows
@@ -140,7 +195,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.holders: weakref.WeakSet[Kept] = weakref.WeakSet()
+        self.holders: weakref.WeakSet[Kept | Pieces] = weakref.WeakSet()
         self._measured_at = -1.0
         self._free = 0.0
         self._kept_then = 0

@@ -20,7 +20,7 @@ import numpy as np
 from daskgmm.data.block import Block, as_block
 from daskgmm.data.dask_graph import Key, Recipes
 from daskgmm.data.gaps import Nan
-from daskgmm.data.kept import Kept
+from daskgmm.data.kept import Kept, Pieces
 from daskgmm.data.parquet_reader import Stream, go_on_with, let_go
 from daskgmm.data.prefetch import ReadAhead, reading_thread
 from daskgmm.data.zarr_reader import careful_arrays_in
@@ -70,7 +70,7 @@ class ShardPlan:
         self.cut_rows = cut_rows
         self.streamed = streamed
         self.nan = nan
-        self.most_kept = most_kept if recipes.are_apart and recipes.reads else 0.0
+        self.most_kept = most_kept
         self.recipes = recipes
         held = chain.from_iterable(map(careful_arrays_in, recipes.values()))
         self.arrays = tuple({id(array): array for array in held}.values())
@@ -109,7 +109,9 @@ class LazyShard:
         self._plan = plan
         self._inputs = inputs
         self._made: list[Block] | None = None
-        self._kept = Kept(plan.most_kept, plan.places)
+        most = plan.most_kept if plan.recipes.are_apart else 0.0
+        self._kept = Kept(most if plan.recipes.reads else 0.0, plan.places)
+        self._pieces = Pieces(0.0 if plan.recipes.reads else plan.most_kept)
         self.n_read = 0
         self.n_passes = self.turn = 0
         self.ahead: _Reading | None = None
@@ -137,14 +139,28 @@ class LazyShard:
     def leaves(self) -> Iterator[tuple[int, Iterator[Block]]]:
         """The number of each leaf, and its blocks."""
         plan = self._plan
-        blocks = self._read() if plan.recipes.reads else self._resident()
+        if not plan.recipes.reads:
+            yield from self._resident()
+            return
         sizes = [b - a for a, b in pairwise(plan.bounds)]
-        with closing(blocks):
+        with closing(self._read()) as blocks:
             for leaf, size in enumerate(sizes, start=plan.first_leaf):
                 rest = islice(blocks, size)
                 yield leaf, rest
                 # What a kernel left must not become the next leaf's.
                 deque(rest, maxlen=0)
+
+    def _resident(self) -> Iterator[tuple[int, Iterator[Block]]]:
+        """Blocks of what is in memory: checked once, not on each pass."""
+        plan = self._plan
+        self._pieces.trim()
+        is_first, first = self._made is None, plan.bounds[0]
+        if self._made is None:
+            self._made = list(self._blocks(range(plan.n_blocks)))
+        for leaf, (start, stop) in enumerate(pairwise(plan.bounds), plan.first_leaf):
+            blocks = self._made[start - first : stop - first]
+            # Of a single read, no more than it needs is kept.
+            yield leaf, iter(blocks) if is_first else self._pieces.of(leaf, blocks)
 
     def _read(self) -> Generator[Block]:
         """Blocks that are read, but for those that are kept from passes before."""
@@ -164,7 +180,7 @@ class LazyShard:
         """A block that is read."""
         block = next(reading.rest)
         self.n_read += block.n_bytes
-        return self._kept.offered(number, block) if self._plan.most_kept else block
+        return self._kept.offered(number, block)
 
     def begun(self, n_pass: int) -> _Reading:
         """Begin to read what is not kept, for a pass."""
@@ -184,12 +200,6 @@ class LazyShard:
             return None
         begun, self.ahead = self.ahead, None
         return begun
-
-    def _resident(self) -> Generator[Block]:
-        """Blocks of what is in memory: checked once, not on each pass."""
-        if self._made is None:
-            self._made = list(self._blocks(range(self._plan.n_blocks)))
-        yield from self._made
 
     def _block(self, index: int, made: tuple[Any, ...]) -> Block:
         """A block from its recipe's values: rows, and weights if there are any."""

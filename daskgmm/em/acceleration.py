@@ -114,7 +114,7 @@ def sampling(
         min(size, start_size),
         part_size if 2 * part_size <= size else 0,
         most_at_start=_between(120, 0.3 * n_rows / size, 300),
-        most_between=_between(15, 0.15 * n_rows / size, 30),
+        most_between=_between(10, 0.1 * n_rows / size, 30),
         trust=1.0 / (1.0 + math.sqrt(its_parameters / size)),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Final, Protocol, Self, final
+from typing import Any, Final, Generic, Protocol, Self, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,6 +183,9 @@ class BlockLike(Protocol):
         """Rows and weights in parts, which end where the kernel's tiles do."""
 
 
+AnyBlock = TypeVar("AnyBlock", bound=BlockLike)
+
+
 def message(mixtures: Sequence[Mixture]) -> Message:
     """What a pass is to evaluate: mixtures of one number of features, of any shape."""
     members: dict[str, list[int]] = {}
@@ -321,14 +324,35 @@ def e_step(message: Message, blocks: Iterator[BlockLike]) -> FlatSums:
         (its.compiled_plan, sums, its.scratch())
         for its, sums in zip(message.e_steps, message.padded(), strict=True)
     ]
-    for x, weights in _pieces(blocks):
+    pieces = blocks.pieces if isinstance(blocks, InPieces) else pieces_of(blocks)
+    for x, weights in pieces:
         rows = as_rows(x)
         for plan, sums, scratch in work:
             passes.accumulate(plan, rows, weights, sums, scratch)
     return FlatSums(_joined([passes.collect(plan, sums) for plan, sums, _ in work]))
 
 
-def _pieces(blocks: Iterator[BlockLike]) -> Iterator[Part]:
+@final
+class InPieces(Generic[AnyBlock]):
+    """Blocks of a leaf, and beside them the pieces that were made of them before."""
+
+    def __init__(self, blocks: Sequence[AnyBlock], pieces: Sequence[Part]) -> None:
+        self._rest = iter(blocks)
+        self.pieces = pieces
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> AnyBlock:
+        return next(self._rest)
+
+
+def puts_together(blocks: Sequence[BlockLike]) -> bool:
+    """Whether the pieces of blocks are other than they."""
+    return any(block.size < _SMALL for block in blocks[:-1])
+
+
+def pieces_of(blocks: Iterator[BlockLike]) -> Iterator[Part]:
     """Blocks in parts, and small ones put together: a call costs more than a copy."""
     small: list[BlockLike] = []
     size = 0

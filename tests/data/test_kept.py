@@ -22,6 +22,7 @@ from daskgmm import GaussianMixture, SkippedRowsWarning
 from daskgmm.data import kept, partition
 from daskgmm.data.sources import open_source
 from daskgmm.em.scan import survey
+from daskgmm.mixtures import e_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -305,3 +306,68 @@ def test_workers_without_a_limit_keep_nothing():
         told = []
         model().fit(large_rows(4), callback=lambda p: told.append(p.n_bytes))
     assert told == [4 * 16_384 * 8 * 8] * 4
+
+
+def small_blocks(x, size=10):
+    """Rows in memory, in blocks that are less than a call of the kernel is worth."""
+    return da.from_array(x, chunks=(size, D)).persist(scheduler="threads")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("most", [0, "1 GB", 3000])
+def test_small_blocks_in_memory_are_put_together_once(monkeypatch, weighted, most):
+    x, weights = blobs(1, 20_000, D, 3, spread=1.5), None
+    n_rows, held, together = len(x), [], []
+    if weighted:
+        weights = da.from_array(np.random.default_rng(0).random(n_rows), chunks=10)
+        weights = weights.persist(scheduler="threads")
+    joined = e_step._together
+
+    def noted(of):
+        together.append(len(of))
+        return joined(of)
+
+    monkeypatch.setattr(e_step, "_together", noted)
+    seen = []
+
+    def observe(_):
+        held.append(kept_bytes())
+        seen.append(sum(together))
+        together.clear()
+
+    with keeping(most):
+        found = model().fit(small_blocks(x), sample_weight=weights, callback=observe)
+    if most == "1 GB":
+        assert held == [8 * n_rows * (D + weighted)] * 4
+        assert seen[1:] == [0, 0, 0]
+    elif most == 0:
+        assert held == [0] * 4
+        assert seen == [2000] * 4
+    else:  # as much as there is room for
+        assert all(0 < n <= 3000 for n in held)
+        assert all(0 < n < 2000 for n in seen[1:])
+    assert kept_bytes() == 0
+    with keeping(0):
+        expected = model().fit(small_blocks(x), sample_weight=weights)
+    for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_what_is_put_together_makes_way(monkeypatch):
+    x = blobs(1, 20_000, D, 3, spread=1.5)
+    free = [10**9]
+    monkeypatch.setattr(kept, "_free_memory", lambda: float(free[0]))
+    monkeypatch.setattr(kept, "_MEASURED_FOR", -1.0)
+    held = []
+
+    def observe(progress):
+        held.append(kept_bytes())
+        free[0] = 0 if progress.n_pass == 2 else 10**9
+
+    with keeping(0.5):
+        found = model().fit(small_blocks(x), callback=observe)
+    assert held[1] == x.nbytes
+    assert held[2] < x.nbytes / 4
+    assert held[3] == x.nbytes
+    expected = model().fit(small_blocks(x))
+    np.testing.assert_array_equal(found.means_, expected.means_)
