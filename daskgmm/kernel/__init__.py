@@ -1,8 +1,7 @@
 """The compiled kernel: every row of a block against every component, once.
 
-It knows nothing of covariance shapes. All is measured in deviations from a
-component's own mean, so nothing cancels, and comes in one of three forms that the
-caller chooses:
+It knows nothing of covariance shapes. All but the last form measure deviations from a
+component's own mean, so nothing cancels. The caller chooses one of four:
 
 - *dense*: each component has a factor of its own. The squared distance of a row is the
   sum of squares of the factor's product with the deviation e, and the scatter is the
@@ -13,6 +12,9 @@ caller chooses:
   all means m is that of its residual v = y - Σ r m and of the means about their average
   (the law of total variance). The latter is Σ r_k r_l (m_k - m_l)(m_k - m_l)ᵀ over
   k < l: so the products r_k r_l are added up, and nothing cancels here either.
+- *spherical*: a component has one precision for all features, and its distances and
+  sums are products of matrices, about the run's origin. Terms cancel, so it is for
+  components that lie no more than a hundred standard deviations from there.
 
 Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
 that a vector holds one feature of several rows. Products are made in register tiles of

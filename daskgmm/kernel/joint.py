@@ -27,6 +27,7 @@ from daskgmm.kernel.simd import (
     where_above,
     zeros,
 )
+from daskgmm.kernel.spherical import spherical_log_joint
 from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH, ZERO
 
 
@@ -37,6 +38,9 @@ def log_joint(plan: Any, tile: Any, width: int) -> None:
     n_pooled = plan.pooled.shape[0]
     if plan.dense.shape[0] > 0:
         dense_log_joint(plan, tile, width)
+        return
+    if plan.halves.shape[0] > 0:
+        spherical_log_joint(plan, tile, width)
         return
     pooled, origins = plan.pooled.reshape(-1), plan.origins.reshape(-1)
     # Without pooled factors there is one round, of all components.
@@ -100,7 +104,7 @@ def add_log_prob(tile: Any, width: int, sums: Any, run: int) -> None:
 def share(plan: Any, tile: Any, first: int, last: int, width: int) -> None:
     """Turn h into what the form's sums are made with, w the row weights.
 
-    Dense: √(w r). Pooled: √w r. Diagonal: w r.
+    Dense: √(w r). Pooled: √w r. Spherical and diagonal: w r.
     """
     nothing = constant(0.0)
     is_dense, is_pooled = plan.dense.shape[0] > 0, plan.pooled.shape[0] > 0

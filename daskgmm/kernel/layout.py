@@ -32,8 +32,9 @@ class Plan(NamedTuple):
 
     The runs' components stand one after the other: those of run r are numbers
     ``starts[r]`` to ``starts[r + 1]``. The form is dense if `dense` has components,
-    pooled if `pooled` has runs, else diagonal. To ask one run about a few rows, `upper`
-    stands instead of `dense`, or of `pooled` if there are `origins`.
+    pooled if `pooled` has runs, spherical if `halves` has components, else diagonal. To
+    ask one run about a few rows, `upper` stands instead of `dense`, or of `pooled` if
+    there are `origins`.
     """
 
     starts: NDArray[np.int64]  # (R + 1,)
@@ -42,10 +43,12 @@ class Plan(NamedTuple):
     dense: Array  # (K, F) `pack_triangular` of the components, or (0, 0)
     upper: Array  # (K, d, d), or (1, d, d) if pooled: not packed, transposed
     pooled: Array  # (R, F) `pack_triangular` of the runs, or (0, 0)
-    origins: Array  # (R, d) where the rows of pooled runs are measured from, or (0, d)
+    origins: Array  # (R, d) what rows are measured from, or (0, d) if dense, diagonal
     mixing: Array  # (K d,) `pack` of the means about it, run by run, or (0,)
-    centres: Array  # (K, d) means: of whitened rows if pooled; or (0, d) if dense
-    scales: Array  # (K, d) diagonal factors: ones if pooled; or (0, d) if dense
+    centres: Array  # (K, d) means: of whitened rows if pooled; or (0, d)
+    scales: Array  # (K, d) diagonal factors: ones if pooled; or (0, d)
+    linear: Array  # (K d,) `pack` of λ times the means about it, run by run, or (0,)
+    halves: Array  # (K,) -½ λ, the precisions if spherical, or (0,)
     nothing: Array  # (K,) zeros
 
 
@@ -57,11 +60,11 @@ class Sums(NamedTuple):
     form does not make have length 0.
     """
 
-    mass: Array  # (K,): of 1, unless pooled
-    drift: Array  # (K, d): of e, unless pooled
+    mass: Array  # (K,): of 1, if dense or diagonal
+    drift: Array  # (K, d): of e, the same
     dense: Array  # (K, T(d)): of e eᵀ
     diagonal: Array  # (K, d): of e²
-    raw: Array  # (K, d + 1): of [y, 1], if pooled
+    raw: Array  # (K, d + 1): of [y, 1], if pooled; or (K, d + 2): of [y, 1, ‖y‖²]
     residual: Array  # (R, T(d)): of v vᵀ, by row weight, if pooled
     shared: Array  # (Σ T(K'),): of r rᵀ, by row weight, run by run, if pooled
     log_prob: Array  # (R,): of log p(x), by row weight
@@ -139,6 +142,13 @@ def _symmetric(n: int, whole: int) -> int:
 
 
 @for_both
+def raw_width(plan: Plan) -> int:
+    """Numbers of a row of `Sums.raw`."""
+    n: int = plan.means.shape[1] + (2 if plan.halves.shape[0] > 0 else 1)
+    return n
+
+
+@for_both
 def sums_ends(plan: Plan, whole: int) -> tuple[int, ...]:
     """Where the fields of `Sums` end, one after the other, if `whole` is 0.
 
@@ -147,12 +157,12 @@ def sums_ends(plan: Plan, whole: int) -> tuple[int, ...]:
     """
     n, d = plan.means.shape
     n_runs, n_dense = plan.starts.shape[0] - 1, plan.dense.shape[0]
-    n_pooled = plan.pooled.shape[0]
-    mass = 0 if n_pooled > 0 else n
+    n_pooled, columns = plan.pooled.shape[0], raw_width(plan)
+    mass = 0 if n_pooled > 0 or plan.halves.shape[0] > 0 else n
     drift = mass + mass * d
     dense = drift + n_dense * _symmetric(d, whole)
     diagonal = dense + (mass * d if n_dense == 0 else 0)
-    raw = diagonal + (n - mass) * (stride(d + 1, whole) if whole > 0 else d + 1)
+    raw = diagonal + (n - mass) * (stride(columns, whole) if whole > 0 else columns)
     residual = raw + n_pooled * _symmetric(d, whole)
     shared = residual
     for run in range(n_runs if n_pooled > 0 else 0):
@@ -180,7 +190,7 @@ def sums_in(plan: Plan, buffer: Array) -> Sums:
         "drift": d,
         "dense": triangle(d),
         "diagonal": d,
-        "raw": d + 1,
+        "raw": raw_width(plan),
         "residual": triangle(d),
     }
     bounds = pairwise((0, *ends, size))

@@ -29,6 +29,7 @@ from daskgmm.kernel.layout import (
     RowView,
     as_rows,
     packed_triangle,
+    raw_width,
     readonly,
     stride,
     sums_ends,
@@ -36,6 +37,7 @@ from daskgmm.kernel.layout import (
 )
 from daskgmm.kernel.pooled import add_pooled
 from daskgmm.kernel.simd import COLUMNS, TARGET, VECTOR_BITS
+from daskgmm.kernel.spherical import add_spherical
 from daskgmm.kernel.tile import (
     JIT,
     LINE,
@@ -94,14 +96,15 @@ def _copy_triangles(matrices: Any, count: int, n: int, out: Any, at: int) -> int
 def _collect(plan: Any, sums: Any, out: Any) -> None:
     """Write sums without padding, one field of `Sums` after the other."""
     d = plan.means.shape[1]
-    n_pooled, n_raw = plan.pooled.shape[0], sums.raw.shape[0] // stride(d + 1, COLUMNS)
+    n_pooled, n_columns = plan.pooled.shape[0], raw_width(plan)
+    step = stride(n_columns, COLUMNS)
     at = _copy(sums.mass, out, ZERO)
     at = _copy(sums.drift, out, at)
     at = _copy_triangles(sums.dense, plan.dense.shape[0], d, out, at)
     at = _copy(sums.diagonal, out, at)
-    for k in range(n_raw):
-        row = sums.raw[k * stride(d + 1, COLUMNS) :]
-        at = _copy(row[: d + 1], out, at)
+    for k in range(sums.raw.shape[0] // step):
+        row = sums.raw[k * step :]
+        at = _copy(row[:n_columns], out, at)
     at = _copy_triangles(sums.residual, n_pooled, d, out, at)
     start: Any = ZERO
     for run in range(plan.starts.shape[0] - 1 if n_pooled > 0 else 0):
@@ -190,6 +193,8 @@ _ARGUMENTS: Final = (
     _MIXING,
     _CENTRES,
     _SCALES,
+    _LINEAR,
+    _HALVES,
     _NOTHING,
     _ROWS,
     _WEIGHTS,
@@ -246,8 +251,10 @@ def _misfit_in_plan(plan: Any) -> Any:
     n_upper, n_pooled = plan.upper.shape[0], plan.pooled.shape[0]
     size = packed_triangle(d)
     is_pooled = n_pooled > 0 or (n_upper > 0 and plan.origins.shape[0] > 0)
-    of_runs = n_runs if is_pooled else 0
-    diagonal = 0 if n_dense > 0 or (n_upper > 0 and not is_pooled) else n
+    n_spherical = plan.halves.shape[0]
+    is_dense = n_dense > 0 or (n_upper > 0 and not is_pooled)
+    of_runs = n_runs if is_pooled or n_spherical > 0 else 0
+    diagonal = 0 if is_dense or n_spherical > 0 else n
     n_matrices = n_runs if is_pooled else n
     if n == 0 or d == 0:
         return _MEANS
@@ -275,6 +282,10 @@ def _misfit_in_plan(plan: Any) -> Any:
         return _CENTRES
     if plan.scales.shape != (diagonal, d):
         return _SCALES
+    if n_spherical > 0 and (n_spherical != n or is_dense or is_pooled):
+        return _HALVES
+    if plan.linear.shape[0] != n_spherical * d:
+        return _LINEAR
     return _FITS if plan.nothing.shape[0] == n else _NOTHING
 
 
@@ -403,6 +414,8 @@ def _make_enter(stamp: int) -> Callable[..., int]:
                 add_dense(plan, tile, width, padded)
             elif plan.pooled.shape[0] > 0:
                 add_pooled(plan, tile, width, padded)
+            elif plan.halves.shape[0] > 0:
+                add_spherical(plan, tile, width, padded)
             else:
                 add_diagonal(plan, tile, width, padded)
         return -1
@@ -426,6 +439,8 @@ _NO_PLAN: Final = Plan(
     mixing=_empty(float, 1),
     centres=_empty(float, 2),
     scales=_empty(float, 2),
+    linear=_empty(float, 1),
+    halves=_empty(float, 1),
     nothing=_empty(float, 1),
 )
 _NO_ROWS: Final = as_rows(np.empty((0, 0)))

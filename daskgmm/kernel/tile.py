@@ -52,7 +52,7 @@ class Tile(NamedTuple):
     """Where a tile of rows is worked on: lines that stand `LINE` numbers apart."""
 
     rows: Array  # d lines, as they are
-    work: Array  # d + 1 lines
+    work: Array  # d + 2 lines
     white: Array  # d lines
     joint: Array  # K lines: log joint, then what is made of it
     weights: Array  # one line each
@@ -99,7 +99,7 @@ def cut_sums(plan: Any, buffer: Any) -> Any:
 def scratch_size(plan: Plan) -> int:
     """Numbers of scratch memory that a tile needs."""
     n_components, d = plan.means.shape
-    n_lines: int = 3 * d + 1 + n_components + 3
+    n_lines: int = 3 * d + 2 + n_components + 3
     # A register tile may reach beyond the last line of each of the four areas.
     return (n_lines + 4 * COLUMNS) * LINE
 
@@ -109,7 +109,7 @@ def cut_tile(plan: Any, scratch: Any) -> Any:
     """Cut a tile out of scratch memory."""
     n_components, d = plan.means.shape
     work = (d + COLUMNS) * LINE
-    white = work + (d + 1 + COLUMNS) * LINE
+    white = work + (d + 2 + COLUMNS) * LINE
     joint = white + (d + COLUMNS) * LINE
     single = joint + (n_components + COLUMNS) * LINE
     return Tile(

@@ -158,6 +158,8 @@ class CovarianceShape(ABC):
     """Whether all components of a model share one covariance."""
     dense: ClassVar[bool]
     """Whether factors are matrices."""
+    isotropic: ClassVar[bool] = False
+    """Whether a component has one variance for all features."""
 
     @abstractmethod
     def stored(self, n_components: int, n_features: int) -> tuple[int, ...]:
@@ -702,6 +704,7 @@ class Spherical(_DiagonalShape):
     """Each component has one variance for all features, (K,)."""
 
     name = "spherical"
+    isotropic = True
 
     def stored(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components,)

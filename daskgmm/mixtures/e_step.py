@@ -37,6 +37,14 @@ POOLED_BELOW: Final = 1e6
 Whitening about one origin for all components rounds a row to eps times this length.
 """
 
+SPHERICAL_BELOW: Final = 100.0
+"""The longest whitened row, mean and σ together, whose distance is made of products.
+
+Densities and scatters are rounded to eps times its square.
+"""
+MIN_SPHERICAL: Final = 4
+"""Components and features from which on products pay."""
+
 _LARGE: Final = 2**16
 """Numbers in the matrices of a mixture from which on it is work to pack them."""
 _SMALL: Final = 2**15
@@ -77,7 +85,7 @@ class EStep:
         """Numbers that each row is multiplied with."""
         plan = self.plan
         in_matrices = plan.dense.size + plan.pooled.size + plan.upper.size // 2
-        return int(in_matrices + plan.scales.size)
+        return int(in_matrices + plan.scales.size + plan.linear.size)
 
     @cached_property
     def _scratch_size(self) -> int:
@@ -206,13 +214,17 @@ def _form(mixture: Mixture) -> str:
     """The form in which the kernel takes a mixture: that of its fields in a `Plan`."""
     if mixture.shape.pooled and _can_be_pooled(mixture):
         return "pooled"
-    return "dense" if mixture.shape.dense else "diagonal"
+    if mixture.shape.dense:
+        return "dense"
+    return "spherical" if _can_be_spherical(mixture) else "diagonal"
 
 
 def _plan(form: str, mixtures: Sequence[Mixture]) -> EStep:
     fields = _fields(mixtures)
     if form == "pooled":
         return EStep(Plan(**{**fields, **_pooled(mixtures)}))
+    if form == "spherical":
+        return EStep(Plan(**{**fields, **_spherical(mixtures)}))
     factors = [
         m.shape.kernel_factors(m.factors, m.n_components, m.n_features)
         for m in mixtures
@@ -278,6 +290,36 @@ def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
         "mixing": np.empty(0),
         "centres": np.empty((0, d)),
         "scales": np.empty((0, d)),
+        "linear": np.empty(0),
+        "halves": np.empty(0),
+    }
+
+
+def _can_be_spherical(mixture: Mixture) -> bool:
+    """Whether products lose nothing, and are less work than deviations."""
+    if not mixture.shape.isotropic or min(mixture.means.shape) < MIN_SPHERICAL:
+        return False
+    distances = np.linalg.norm(mixture.means - mixture.centre, axis=1)
+    spread = np.sqrt(mixture.n_features)
+    # Written so that NaN and infinity are not spherical.
+    return bool((distances * mixture.factors + spread <= SPHERICAL_BELOW).all())
+
+
+def _spherical(mixtures: Sequence[Mixture]) -> dict[str, Any]:
+    """The fields of a plan of the spherical form."""
+    about = [mixture.means - mixture.centre for mixture in mixtures]
+    precisions = [mixture.factors**2 for mixture in mixtures]
+    both = list(zip(precisions, about, strict=True))
+    offsets = [
+        mixture.log_normalisers() - 0.5 * p * np.einsum("kd,kd->k", m, m)
+        for mixture, (p, m) in zip(mixtures, both, strict=True)
+    ]
+    linear = [pack((p[:, np.newaxis] * m)[np.newaxis])[0] for p, m in both]
+    return {
+        "offsets": _joined(offsets),
+        "origins": np.stack([mixture.centre for mixture in mixtures]),
+        "linear": _joined(linear),
+        "halves": -0.5 * _joined(precisions),
     }
 
 
@@ -404,12 +446,15 @@ def _moments(
     """The same of mixtures of one form."""
     sums, starts = sums_in(plan, buffer), plan.starts
     read = _read_pooled if len(plan.pooled) else _read
+    if is_spherical := len(plan.halves) > 0:
+        read = _read_spherical
     for run, mixture in enumerate(mixtures):
         yield Moments(
             mixture.means,
             *read(plan, sums, mixture, run, slice(*starts[run : run + 2])),
             float(sums.log_prob[run]),
             float(sums.weight[0]),
+            mixture.means - plan.origins[run] if is_spherical else None,
         )
 
 
@@ -419,6 +464,17 @@ def _read(
     """Mass, drift and scatter of a run of the dense or the diagonal form."""
     scatter = mixture.shape.kept(sums.dense[its], sums.diagonal[its])
     return sums.mass[its], sums.drift[its], scatter
+
+
+def _read_spherical(
+    plan: Plan, sums: Sums, mixture: Mixture, run: int, its: slice
+) -> tuple[Array, Array, Array]:
+    """The same of the spherical form."""
+    about, raw = mixture.means - plan.origins[run], sums.raw[its]
+    y, mass, norms = raw[:, :-2], raw[:, -2], raw[:, -1]
+    drift = y - mass[:, np.newaxis] * about
+    scatter = norms - np.einsum("kd,kd->k", about, y + drift)
+    return mass, drift, scatter[:, np.newaxis]
 
 
 def _read_pooled(

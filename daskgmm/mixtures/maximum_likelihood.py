@@ -97,7 +97,10 @@ class MaximumLikelihood:
         shape = mixture.shape
         found = self.estimate(shape, moments)
         floor = self._floor(shape, found, of_means=not at_last)
-        moved = shape.averaged(found.shift**2, found.counts)
+        moved = found.shift**2
+        if moments.from_origin is not None:
+            moved = moved + moments.from_origin**2
+        moved = shape.averaged(moved, found.counts)
         with self._remedied(shape, found):
             factored = shape.factored(found.covariances, moved, floor)
         return _mixture(shape, found, factored)

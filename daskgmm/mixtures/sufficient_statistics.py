@@ -33,6 +33,9 @@ class Moments:
         Σ log p(x), by row weight; NaN where it was not measured.
     weight : float
         Sum of the row weights; NaN where it was not measured.
+    from_origin : ndarray of shape (K, d), or None
+        The points c from where rows were measured, if the scatter is what is left of
+        one about there.
     """
 
     about: Array
@@ -41,6 +44,7 @@ class Moments:
     scatter: Array
     log_prob: float
     weight: float
+    from_origin: Array | None = None
 
     def __add__(self, other: Self) -> Moments:
         """Those of both sets of rows.
@@ -59,4 +63,5 @@ class Moments:
             self.scatter + other.scatter,
             self.log_prob + other.log_prob,
             self.weight + other.weight,
+            self.from_origin,
         )
