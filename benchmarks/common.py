@@ -52,6 +52,8 @@ class Case:
         if self.covariance_type == "tied":
             # Whitening and v vᵀ; distances, Σ r y, v, and r rᵀ.
             return 2 * d * (d + 1) + k * (3 * d + 2 * d + 2 * d + k + 1 + 40)
+        if self.covariance_type == "spherical":
+            return k * (2 * d + 2 * d + 40)  # two products of matrices
         return k * (4 * d + 5 * d + 40)
 
     @property

@@ -91,7 +91,7 @@ class Kept:
         with _memory.lock:
             self.n_seen += 1
             self.bytes_seen += n_bytes
-            if not _memory.has_room(n_bytes, self._most):
+            if number in self._blocks or not _memory.has_room(n_bytes, self._most):
                 return block
             if not self._is_due(number, _memory.part(self._most)):
                 return block
