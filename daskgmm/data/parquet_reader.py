@@ -44,7 +44,10 @@ BLOCK_BYTES: Final = 16_000_000
 _BATCH_BYTES: Final = 2**21
 _FETCHED_GROUP_BYTES: Final = 64_000_000
 """Columns of a row group that take more, compressed, are read piece by piece."""
-_FETCHED_BYTES: Final = 1_000_000
+_FETCHED_BYTES: Final = 1_000_000, 4_000_000
+"""Least and most of such a piece, of which there is one for each column,"""
+_FETCHED_TOGETHER: Final = 32_000_000
+"""and what those should take together."""
 _GROUPS_AT_ONCE: Final = 16
 """To begin costs a millisecond, and a tenth of one for each row group."""
 _LOCAL_BYTES: Final = 2**16
@@ -607,7 +610,8 @@ class _Reader:
             self._facts = facts_of_path(span.path)
             self._source: Any = pa.OSFile(span.path)
         else:
-            self._source = files.open(span.path, "rb")
+            # Pieces of columns are far apart: what is fetched ahead would be in vain.
+            self._source = files.open(span.path, "rb", cache_type="none")
             said = getattr(self._source, "details", None) or files.info(span.path)
             self._facts = facts_of_entry(said)
         self.metadata: Any
@@ -625,7 +629,7 @@ class _Reader:
             self._source,
             metadata=self.metadata,
             pre_buffer=whole,
-            buffer_size=0 if whole else _LOCAL_BYTES if is_local else _FETCHED_BYTES,
+            buffer_size=0 if whole else _piece_bytes(len(columns), is_local),
         )
         groups = range(self.metadata.num_row_groups)
         self.position = sum(
@@ -662,6 +666,14 @@ class _Reader:
         """Close the file."""
         self._file.close()
         self._source.close()
+
+
+def _piece_bytes(n_columns: int, is_local: bool) -> int:
+    """Bytes of a column that are read at once."""
+    if is_local:
+        return _LOCAL_BYTES
+    least, most = _FETCHED_BYTES
+    return max(least, min(most, _FETCHED_TOGETHER // max(1, n_columns)))
 
 
 def batch_rows(n_columns: int) -> int:

@@ -11,6 +11,8 @@ import dask
 import dask.array as da
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 import zarr
@@ -29,6 +31,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from daskgmm import GaussianMixture, load, open_rows
+from daskgmm.data import parquet_reader
 from daskgmm.errors import StoreError
 from daskgmm.outputs import base, inspect, parquet_output, zarr_output
 from daskgmm.storage import models
@@ -147,6 +150,40 @@ def place(s3):
 def test_a_fit_has_the_bits_of_the_local_store(client, stores, layout):
     url, expected = stores[layout]
     assert_same(model().fit(url), expected)
+
+
+@pytest.mark.parametrize("fetched_whole", [True, False])
+def test_what_is_fetched_of_parquet_is_what_it_holds(
+    s3, place, monkeypatch, fetched_whole
+):
+    """Pieces of columns lie far apart: nothing between them is fetched."""
+    x = np.random.default_rng(0).normal(size=(400_000, 6))
+    columns = {f"x{j}": column for j, column in enumerate(x.T)}
+    with s3.files.open(f"{place}/x.parquet", "wb") as file:
+        pq.write_table(pa.table(columns), file)  # one row group of 19 MB
+    # So much more than it is asked for does s3fs fetch, unasked; 50 MB in truth.
+    monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 2**20)
+    if not fetched_whole:
+        monkeypatch.setattr(parquet_reader, "_FETCHED_GROUP_BYTES", 0)
+    fetch, fetched = s3fs.core._fetch_range, []
+
+    def counted(*args, **options):
+        content = fetch(*args, **options)
+        fetched.append(len(content))
+        return content
+
+    monkeypatch.setattr(s3fs.core, "_fetch_range", counted)
+    told = []
+    rows = open_rows(f"s3://{place}/x.parquet")
+    with dask.config.set(
+        {"scheduler": "threads", "num_workers": 1, "daskgmm.cache-memory": 0}
+    ):
+        start = {"init_params": "random_from_data", "random_state": 0}
+        model = GaussianMixture(2, max_iter=3, tol=0, accelerate=False, **start)
+        model.fit(rows, callback=lambda _: told.append(sum(fetched)))
+    of_passes = np.diff(told)
+    assert (of_passes < 1.2 * x.nbytes).all()
+    assert (of_passes > 0.9 * x.nbytes).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
