@@ -704,7 +704,9 @@ def _reader(
     """A reader of this thread that stands before the span's rows, or a new one."""
     of = (reading.token, tuple(columns))
     reader: _Reader
-    known = None
+    # Other columns of the file may be open, such as keys beside the features.
+    of_reading = [it for its, it in _kept().items() if its[0] == reading.token]
+    known = next((it for path, it, _ in of_reading if path == span.path), None)
     if (kept := _kept().pop(of, None)) is not None:
         path, reader, group = kept
         # Not over row groups that a filter excludes.
@@ -712,8 +714,6 @@ def _reader(
         if path == span.path and reader.position <= span.start and near:
             _kept()[of] = path, reader, span.group
             return reader
-        if path == span.path:
-            known = reader
         reader.close()
     while len(_kept()) >= _READERS:
         longest_ago = next(iter(_kept()))

@@ -305,6 +305,24 @@ def test_rows_with_weights_are_streamed_too(
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
+def test_the_footer_is_read_once_for_all_columns_of_a_file(tmp_path, x, monkeypatch):
+    """Also where keys are read beside the features, and from the file's start again."""
+    rows = open_parquet(write_folder(tmp_path / "many", x), columns=["a", "b"])
+    reading, footers = rows.reading(), []
+    read_metadata = pq.read_metadata
+
+    def noted(file):
+        footers.append(file)
+        return read_metadata(file)
+
+    monkeypatch.setattr(pq, "read_metadata", noted)
+    for spans in rows.spans:
+        reading.block(spans)
+        reading.table(spans, ["c"])
+        reading.block(spans)
+    assert len(footers) == len({span.path for spans in rows.spans for span in spans})
+
+
 def test_weights_that_are_too_few_for_a_stream_are_named(tmp_path, x):
     place = write(tmp_path / "x.parquet", x)
     weights = da.ones(len(x), chunks=len(x)).map_blocks(lambda w: w[:-1], dtype=float)
