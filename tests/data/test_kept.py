@@ -167,9 +167,14 @@ def test_no_bit_depends_on_what_is_kept(x, tmp_path, kind, given):
             )
 
 
-def test_what_is_kept_makes_way(x, monkeypatch):
+@pytest.mark.parametrize("what", ["what was read", "what was put together"])
+def test_what_is_kept_makes_way(x, monkeypatch, what):
     """Where others take the memory, during a fit."""
-    reader = Reader(x, BLOCK)
+    if what == "what was read":
+        rows, usual = Reader(x, BLOCK).array(), da.from_array(x, chunks=(BLOCK, D))
+    else:
+        x = blobs(1, 20_000, D, 3, spread=1.5)
+        rows = usual = small_blocks(x)
     free = [10**9]
     monkeypatch.setattr(kept, "_free_memory", lambda: float(free[0]))
     monkeypatch.setattr(kept, "_MEASURED_FOR", -1.0)
@@ -180,12 +185,12 @@ def test_what_is_kept_makes_way(x, monkeypatch):
         free[0] = 0 if progress.n_pass == 2 else 10**9
 
     with keeping(0.5):
-        found = model().fit(reader.array(), callback=observe)
-    assert held[1] == N * D * 8
+        found = model().fit(rows, callback=observe)
+    assert held[1] == x.nbytes
     # Without anything free, half of what is kept goes each time that one looks.
     assert held[2] < held[1] / 4
-    assert held[3] == N * D * 8
-    expected = model().fit(da.from_array(x, chunks=(BLOCK, D)))
+    assert held[3] == x.nbytes
+    expected = model().fit(usual)
     np.testing.assert_array_equal(found.means_, expected.means_)
 
 
@@ -351,23 +356,3 @@ def test_small_blocks_in_memory_are_put_together_once(monkeypatch, weighted, mos
         expected = model().fit(small_blocks(x), sample_weight=weights)
     for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-
-
-def test_what_is_put_together_makes_way(monkeypatch):
-    x = blobs(1, 20_000, D, 3, spread=1.5)
-    free = [10**9]
-    monkeypatch.setattr(kept, "_free_memory", lambda: float(free[0]))
-    monkeypatch.setattr(kept, "_MEASURED_FOR", -1.0)
-    held = []
-
-    def observe(progress):
-        held.append(kept_bytes())
-        free[0] = 0 if progress.n_pass == 2 else 10**9
-
-    with keeping(0.5):
-        found = model().fit(small_blocks(x), callback=observe)
-    assert held[1] == x.nbytes
-    assert held[2] < x.nbytes / 4
-    assert held[3] == x.nbytes
-    expected = model().fit(small_blocks(x))
-    np.testing.assert_array_equal(found.means_, expected.means_)
