@@ -22,7 +22,7 @@ from daskgmm.data.dask_graph import Key, Recipes
 from daskgmm.data.gaps import Nan
 from daskgmm.data.kept import Kept, Pieces
 from daskgmm.data.parquet_reader import Stream, go_on_with, let_go
-from daskgmm.data.prefetch import ReadAhead, reading_thread
+from daskgmm.data.prefetch import ReadAhead, in_reading_thread
 from daskgmm.data.zarr_reader import careful_arrays_in
 from daskgmm.errors import DataError
 from daskgmm.execution.forking import after_fork
@@ -306,8 +306,8 @@ def _as_they_are(blocks: Generator[Block], n_blocks: int) -> Generator[Block]:
             yield block
             if isinstance(block.rows, Stream) and block.rows.waited:
                 # The file that is open goes to the other thread and comes back.
-                reading_thread().submit(go_on_with, let_go()).result()
+                in_reading_thread(go_on_with, let_go()).result()
                 with closing(ReadAhead(blocks, left)) as rest:
                     yield from rest
-                go_on_with(reading_thread().submit(let_go).result())
+                go_on_with(in_reading_thread(let_go).result())
                 return

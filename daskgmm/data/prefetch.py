@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Final, Self, final
+from contextvars import copy_context
+from functools import partial
+from typing import Final, ParamSpec, Self, TypeVar, final
 
 from daskgmm.data.block import Block
 from daskgmm.execution.forking import forget_thread
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 _HANDED_BYTES: Final = 1_000_000
 """Small blocks that are read ahead change threads together."""
@@ -19,16 +24,21 @@ _thread: Final = threading.local()
 forget_thread(_thread)  # its reader is a thread
 
 
-def reading_thread() -> ThreadPoolExecutor:
-    """The thread that reads for this one, kept from pass to pass.
+def in_reading_thread(
+    function: Callable[Arguments, Returned],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> Future[Returned]:
+    """Have it called by the thread that reads for this one, kept from pass to pass.
 
     New threads would each take memory from another of the allocator's arenas, and
-    every arena keeps some of what was freed.
+    every arena keeps some of what was freed. The context is that of this thread:
+    what reads a block may ask Dask for the worker that it is on.
     """
     if not hasattr(_thread, "reader"):
         _thread.reader = ThreadPoolExecutor(1, "daskgmm-reader")
     reader: ThreadPoolExecutor = _thread.reader
-    return reader
+    return reader.submit(copy_context().run, partial(function, *args, **kwargs))
 
 
 @final
@@ -67,7 +77,7 @@ class ReadAhead:
 
     def _read_on(self) -> Future[deque[Block]] | None:
         # What nobody wants is not waited for: the thread may have other work by then.
-        return reading_thread().submit(_take, self._blocks) if self._left > 0 else None
+        return in_reading_thread(_take, self._blocks) if self._left > 0 else None
 
     def close(self) -> None:
         """Stop reading."""

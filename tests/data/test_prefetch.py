@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from conftest import blobs
+from distributed import Client, LocalCluster, get_worker
 
 from daskgmm import GaussianMixture
 from daskgmm.data import lazy_shard
@@ -157,3 +158,23 @@ def test_the_order_of_a_pass_is_that_of_the_one_before(scheduler):
         shards.reduce(note, None)
         orders.append(began)
     assert all(a == b for a, b in pairwise(orders))
+
+
+WORKERS = set()
+
+
+def ask_for_the_worker(block):
+    WORKERS.add(get_worker().name)
+    return block
+
+
+def test_what_reads_a_block_may_ask_for_its_worker():
+    """Which is a matter of context: a thread beside the task's reads it."""
+    with (
+        LocalCluster(2, processes=False, dashboard_address=":0") as running,
+        Client(running),
+    ):
+        x = da.random.default_rng(0).normal(size=(800, 2), chunks=(100, 2))
+        as_they_are = {"dtype": float, "meta": np.empty((0, 0))}
+        GaussianMixture(2, tol=0.1).fit(x.map_blocks(ask_for_the_worker, **as_they_are))
+    assert WORKERS  # and no error that there is none

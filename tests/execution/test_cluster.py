@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import blobs
 from dask import delayed
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Status, get_worker
 from distributed.chaos import KillWorker
 
 from daskgmm import GaussianMixture
@@ -492,21 +492,31 @@ def test_workers_that_are_paused_for_want_of_memory():
             model().fit(slow_rows())
 
 
+def pause_with_work(address):
+    """In a task of that worker: have it paused once it was given another one."""
+    worker = get_worker()
+    waiting = any(task.state == "ready" for task in list(worker.state.tasks.values()))
+    if worker.address == address and waiting and not HELD:
+        keep_memory()
+        while worker.status is not Status.paused:
+            time.sleep(0.05)
+
+
 def test_a_worker_that_is_paused_with_work_is_left_behind(expected):
     """Paused when it was given tasks, which it never begins."""
-    with small_workers() as client:
+    # Which would take these tasks, or leave it one, as it happens.
+    no_stealing = dask.config.set({"distributed.scheduler.work-stealing": False})
+    with no_stealing, small_workers() as client:
         full = next(iter(client.scheduler_info()["workers"]))
 
-        def fill(stop):
-            while len(client.processing()[full]) < 2:
-                stop.wait(0.05)
-            with suppress(OSError):  # it may be left behind before it answers
-                client.run(keep_memory, workers=[full])
+        def read(block):
+            time.sleep(PAUSE)
+            pause_with_work(full)
+            return block
 
-        got = model()
-        with meanwhile(fill):
-            got.fit(slow_rows(0.1))
-        assert_same(got, expected)
+        rows = da.from_array(X, chunks=(len(X) // N_BLOCKS, 2))
+        rows = rows.map_blocks(read, dtype=float, meta=np.empty((0, 0)))
+        assert_same(model().fit(rows), expected)
         assert full not in client.scheduler_info()["workers"]
 
 
