@@ -127,6 +127,14 @@ def _init_size(
     "that is drawn]",
 )
 @click.option(
+    "--arithmetic",
+    type=click.Choice(["auto", "double"]),
+    default="auto",
+    show_default=True,
+    help="Precision: 'auto' computes with rows of float32 in float32 where log "
+    "densities stay within 1e-5.",
+)
+@click.option(
     "--seed",
     "random_state",
     type=click.IntRange(0, 2**32 - 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from daskgmm.em.anchored import AnchoredEM
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
+from daskgmm.em.precision import Arithmetic, Precision, may_be_single
 from daskgmm.em.progress import Callback, Progress, told
 from daskgmm.em.scan import Survey, of_lengths, survey
 from daskgmm.em.state import Run, State, Status, best
@@ -45,6 +46,7 @@ class Settings:
     n_init: int
     init_size: InitSize
     accelerate: Accelerate
+    arithmetic: Arithmetic
 
 
 @final
@@ -66,6 +68,8 @@ class Outcome:
         See `progress.told`.
     remaining_gain : float
         What is left to gain, as predicted; NaN if nothing predicts it.
+    arithmetic : {'single', 'double'}
+        That of the last pass.
     """
 
     run: Run[Mixture]
@@ -74,6 +78,7 @@ class Outcome:
     n_skipped: int
     history: NDArray[np.float64]
     remaining_gain: float = np.nan
+    arithmetic: Literal["single", "double"] = "double"
 
 
 class Keeper(Protocol):
@@ -144,7 +149,19 @@ def train(
 
     at_first = enough if read.unread else None
     began, before = perf_counter(), shards.n_read
-    for runs in em(shards, state.runs, method, at_first=at_first):
+    precision = Precision(
+        may_be_single(
+            settings.arithmetic,
+            source.dtype,
+            found.n_rows,
+            settings.start.n_components,
+            source.n_features,
+        ),
+        settings.stopping.tol,
+        rule.message,
+    )
+    passes = em(shards, state.runs, method, at_first=at_first, precision=precision)
+    for runs in passes:
         seconds, began = perf_counter() - began, perf_counter()
         n_bytes, before = shards.n_read - before, shards.n_read
         n_passes = state.n_passes + 1
@@ -156,7 +173,8 @@ def train(
     source.check_unchanged()
     run = state.runs[best(state.runs)]
     left = np.nan if anchored is None else anchored.remaining_gain(run)
-    return _outcome(run, state, found, left)
+    outcome = _outcome(run, state, found)
+    return replace(outcome, remaining_gain=left, arithmetic=precision.of_last(run))
 
 
 def sampled_of(settings: Settings, n_features: int, n_rows: int) -> Sampling:
@@ -274,18 +292,9 @@ def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
         keeper.keep(state, at_once=at_once)
 
 
-def _outcome(
-    run: Run[Mixture], state: State, found: Survey, remaining_gain: float = np.nan
-) -> Outcome:
+def _outcome(run: Run[Mixture], state: State, found: Survey) -> Outcome:
     assert run.parameters is not None
-    return Outcome(
-        run,
-        run.parameters,
-        state.n_passes,
-        found.n_skipped,
-        state.history,
-        remaining_gain,
-    )
+    return Outcome(run, run.parameters, state.n_passes, found.n_skipped, state.history)
 
 
 def _starts(

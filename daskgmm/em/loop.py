@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from daskgmm.data.block import Block
+from daskgmm.em.precision import Precision
 from daskgmm.em.scan import checked
 from daskgmm.em.state import Run
 from daskgmm.errors import DataError
@@ -74,6 +78,7 @@ def em(
     method: Method[Parameters],
     *,
     at_first: Callable[[int], None] | None = None,
+    precision: Precision[Parameters] | None = None,
 ) -> Iterator[list[Run[Parameters]]]:
     """Train runs, yielding all of them after each pass over the data.
 
@@ -89,6 +94,8 @@ def em(
     at_first : callable or None
         Given if the first pass is the first read of the data, and is to check them:
         called with the number of rows, before anything follows from them.
+    precision : Precision or None
+        By default double.
 
     Raises
     ------
@@ -100,28 +107,67 @@ def em(
     while live := [i for i, run in enumerate(runs) if run.is_live]:
         proposed = {i: method.propose(runs[i]) for i in live}
         for turn in _turns(proposed, shards.sums_bytes):
-            mixtures = [mixture for i in turn for mixture in proposed[i]]
             leaf = e_step if at_first is None else checked_e_step
-            of_all = evaluated(shards, mixtures, leaf)
+            shifts = _shifts(precision, {i: runs[i] for i in turn}, proposed)
+            found = _found(shards, proposed, shifts, leaf)
+            first, its_moments = proposed[turn[0]][0], found[turn[0]][0]
             if at_first is not None:
-                at_first(round(of_all[0].weight))
+                at_first(round(its_moments.weight))
             if not shards.is_fixed:
-                totals = _same_rows(totals, mixtures[0], of_all[0])
-            before, found = list(runs), iter(of_all)
+                totals = _same_rows(totals, first, its_moments)
+            before = list(runs)
             for i in turn:
-                of_its = [next(found) for _ in proposed[i]]
-                runs[i] = method.after(runs[i], proposed[i], of_its)
+                runs[i] = method.after(before[i], proposed[i], found[i])
+            if unsound := _unsound(precision, shifts, runs):
+                found = _found(shards, proposed, dict.fromkeys(unsound), e_step)
+                for i in unsound:
+                    runs[i] = method.after(before[i], proposed[i], found[i])
             _look_again(shards, before, runs, method)
         at_first = None
         yield list(runs)
 
 
-def evaluated(
-    shards: Shards, mixtures: Sequence[Mixture], leaf: LeafFunction = e_step
-) -> Sequence[Moments]:
+def _shifts(
+    precision: Precision[Parameters] | None,
+    runs: Mapping[int, Run[Parameters]],
+    proposed: Mapping[int, Sequence[Mixture]],
+) -> dict[int, NDArray[np.float64] | None]:
+    """What runs are measured from in single precision, or None."""
+    if precision is None:
+        return dict.fromkeys(runs)
+    return {i: precision.shift(run, proposed[i][0]) for i, run in runs.items()}
+
+
+def _unsound(
+    precision: Precision[Parameters] | None,
+    shifts: Mapping[int, NDArray[np.float64] | None],
+    runs: Sequence[Run[Parameters]],
+) -> list[int]:
+    """Runs that need sums in double for what follows from them."""
+    if precision is None:
+        return []
+    in_single = [i for i, shift in shifts.items() if shift is not None]
+    return [i for i in in_single if not precision.is_sound(runs[i])]
+
+
+def _found(
+    shards: Shards,
+    proposed: Mapping[int, Sequence[Mixture]],
+    shifts: Mapping[int, NDArray[np.float64] | None],
+    leaf: LeafFunction,
+) -> dict[int, list[Moments]]:
+    """Moments of the rows at what some runs proposed, in one pass."""
+    mixtures = [mixture for i in shifts for mixture in proposed[i]]
+    of_all = [shifts[i] for i in shifts for _ in proposed[i]]
+    sent = message(mixtures, of_all)
+    found = iter(moments(sent, shards.reduce(leaf, sent), mixtures))
+    return {i: [next(found) for _ in proposed[i]] for i in shifts}
+
+
+def evaluated(shards: Shards, mixtures: Sequence[Mixture]) -> Sequence[Moments]:
     """The E-step: moments of the rows at each mixture, in one pass."""
     sent = message(mixtures)
-    return moments(sent, shards.reduce(leaf, sent), mixtures)
+    return moments(sent, shards.reduce(e_step, sent), mixtures)
 
 
 def checked_e_step(sent: Message, blocks: Iterator[Block]) -> FlatSums:

@@ -19,7 +19,6 @@ from daskgmm.em.scan import check_finite
 from daskgmm.execution.runners import Shards
 from daskgmm.execution.threads import n_threads
 from daskgmm.kernel import passes
-from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import CovarianceShape
 from daskgmm.mixtures.e_step import EStep, of_few, plan, plan_for_few
 from daskgmm.mixtures.gaussian import Mixture
@@ -97,13 +96,14 @@ class _Kept:
     """
 
     message: EStep
+    single: bool
     shape: CovarianceShape
     numbers: tuple[NDArray[np.float64], ...]
 
-    def is_of(self, mixture: Mixture) -> bool:
+    def is_of(self, mixture: Mixture, *, single: bool) -> bool:
         """Whether the plan is the one that would be made of a mixture."""
-        same_shape = mixture.shape is self.shape
-        return same_shape and all(map(np.array_equal, self.numbers, _numbers(mixture)))
+        same_kind = mixture.shape is self.shape and single is self.single
+        return same_kind and all(map(np.array_equal, self.numbers, _numbers(mixture)))
 
 
 _kept: Final[WeakKeyDictionary[Any, _Kept]] = WeakKeyDictionary()
@@ -128,6 +128,7 @@ def ask(
     n_rows: int | None = None,
     owner: Any = None,
     nan: Nan = "error",
+    single: bool = False,
 ) -> Question:
     """Prepare a question.
 
@@ -142,12 +143,16 @@ def ask(
         Who has the mixture, and may ask again: what can be kept is kept as long as it.
     nan : {'error', 'skip'}
         What is done about rows with NaN.
+    single : bool
+        Whether single precision may answer, where it is exact enough.
     """
-    message = _message(mixture, n_rows, owner)
+    message = _message(mixture, n_rows, owner, single=single)
     return Question(message, kind, mixture.n_components, nan)
 
 
-def _message(mixture: Mixture, n_rows: int | None, owner: Any) -> EStep:
+def _message(
+    mixture: Mixture, n_rows: int | None, owner: Any, *, single: bool
+) -> EStep:
     n_asked = math.inf if n_rows is None else n_rows
     # Packed, a triangle is left of each matrix.
     can_be_kept = mixture.factors.size // 2 <= _MOST_KEPT
@@ -155,19 +160,19 @@ def _message(mixture: Mixture, n_rows: int | None, owner: Any) -> EStep:
         unpacked = plan_for_few(mixture)
         if unpacked is not None:
             return unpacked
-    message = _kept_or_new(mixture, owner)
+    message = _kept_or_new(mixture, owner, single=single)
     return of_few(message, mixture) if n_asked <= _FEW_OF_POOLED else message
 
 
-def _kept_or_new(mixture: Mixture, owner: Any) -> EStep:
+def _kept_or_new(mixture: Mixture, owner: Any, *, single: bool) -> EStep:
     """The plan of all components, packed."""
     kept = None if owner is None else _kept.get(owner)
-    if kept is not None and kept.is_of(mixture):
+    if kept is not None and kept.is_of(mixture, single=single):
         return kept.message
-    message = plan(mixture)
+    message = plan(mixture, single=single)
     if owner is not None and sum(map(np.size, message.plan)) <= _MOST_KEPT:
         copies = tuple(numbers.copy() for numbers in _numbers(mixture))
-        _kept[owner] = _Kept(message, mixture.shape, copies)
+        _kept[owner] = _Kept(message, single, mixture.shape, copies)
     return message
 
 
@@ -175,7 +180,9 @@ def answer_into(question: Question, x: NDArray[Any], out: NDArray[Any]) -> None:
     """Answer for a block of rows, (n, d), float32 or float64, into `out`."""
     wanted = out if out.dtype in (np.float64, np.int64) else np.empty(out.shape)
     message, outputs = question.message, {str(question.kind): wanted}
-    passes.evaluate(message.compiled_plan, as_rows(x), message.scratch(), outputs)
+    passes.evaluate(*message.given(x), message.scratch(), outputs)
+    if question.kind == "log_prob" and message.bases:
+        wanted += message.bases[0]
     if wanted is not out:
         out[:] = wanted
 

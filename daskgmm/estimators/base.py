@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -22,6 +23,7 @@ from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Gaps
 from daskgmm.data.inputs import Rows, is_plain_frame, open_input
 from daskgmm.data.source import Source
+from daskgmm.em.precision import may_be_single
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.errors import DataError
 from daskgmm.mixtures.covariance import SHAPES
@@ -41,11 +43,6 @@ class _Taken:
     weights: Any
 
     @property
-    def n_rows(self) -> int | None:
-        """Rows in memory; None if they are lazy."""
-        return None if self.given.is_lazy else len(self.rows)
-
-    @property
     def is_one_block(self) -> bool:
         """Whether they are in memory, and few."""
         if self.given.is_lazy:
@@ -55,6 +52,12 @@ class _Taken:
     def source(self) -> Source:
         """What a fit reads."""
         return self.given.source(self.rows, self.weights)
+
+
+def _n_rows(rows: Any) -> float:
+    """Rows of an array, or of files; infinity where nobody knows."""
+    n = float(rows.shape[0] if hasattr(rows, "shape") else rows.n_rows)
+    return math.inf if math.isnan(n) else n
 
 
 class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -234,12 +237,21 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         given = open_input(X, self._gaps)
         rows = self._validated(given, reset=False)
-        question = self._question(kind, None if given.is_lazy else len(rows))
-        return given.map(question, rows)
+        return given.map(self._question(kind, rows, is_lazy=given.is_lazy), rows)
 
-    def _question(self, kind: Kind, n_rows: int | None) -> Question:
-        """A question about so many rows, if that is known."""
-        return ask(self._mixture(), kind, n_rows=n_rows, owner=self, nan=self.nan)
+    def _question(self, kind: Kind, rows: Any, *, is_lazy: bool) -> Question:
+        """A question about some rows, as it suits them."""
+        single = hasattr(rows, "dtype") and may_be_single(
+            self.arithmetic, rows.dtype, _n_rows(rows), *self._shape_of_means()
+        )
+        return ask(
+            self._mixture(),
+            kind,
+            n_rows=None if is_lazy else len(rows),
+            owner=self,
+            nan=self.nan,
+            single=single,
+        )
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Mean log density of a row.
@@ -261,7 +273,7 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Sum of the rows' log densities, and the dtype that results have."""
         check_is_fitted(self)
         taken = self._taken(X, sample_weight, reset=False)
-        question = self._question("log_prob", taken.n_rows)
+        question = self._question("log_prob", taken.rows, is_lazy=taken.given.is_lazy)
         if taken.is_one_block:
             rows, weights = taken.rows, taken.weights
             found, dtype = score_block(question, rows, weights), float_dtype(rows.dtype)

@@ -9,12 +9,12 @@ from numba import njit
 from daskgmm.kernel.layout import BAND
 from daskgmm.kernel.simd import (
     COLUMNS,
-    LANES,
     add,
     add_lane_sums,
     add_scaled_squares,
     add_to_rows,
     constant,
+    lanes,
     load,
     multiply,
     multiply_add,
@@ -24,7 +24,7 @@ from daskgmm.kernel.simd import (
     subtract,
     zeros,
 )
-from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH
+from daskgmm.kernel.tile import INLINE, JIT, pitch_of, width_of
 
 
 def _make_diagonal_joint(n: int) -> Any:
@@ -35,15 +35,15 @@ def _make_diagonal_joint(n: int) -> Any:
         """Log joint of n components from k on, from lines less their centres."""
         d = plan.means.shape[1]
         centres, scales = plan.centres.reshape(-1), plan.scales.reshape(-1)
-        tile = zeros(n_vectors)
+        tile, pitch = zeros(joint, n_vectors), pitch_of(joint)
         for i in range(d):
-            line = load(lines, i * LINE + t, 0, 1, COLUMNS)
+            line = load(lines, i * pitch + t, 0, 1, COLUMNS)
             of_centres = splat(centres, k * d + i, d, n)
             of_scales = splat(scales, k * d + i, d, n)
             tile = add_scaled_squares(line, of_centres, of_scales, tile)
-        tile = multiply(tile, constant(-0.5))
+        tile = multiply(tile, constant(tile, -0.5))
         tile = add_to_rows(splat(plan.offsets, k, 1, n), tile)
-        store(tile, joint, k * LINE + t, LINE, COLUMNS)
+        store(tile, joint, k * pitch + t, pitch, COLUMNS)
 
     return diagonal_joint
 
@@ -58,7 +58,7 @@ def diagonal_log_joint(
 ) -> None:
     """Log joint of the components from first to last."""
     whole = last - (last - first) % BAND
-    for t in range(0, width, WIDTH):
+    for t in range(0, width, width_of(joint)):
         for k in range(first, whole, BAND):
             _band_joint(plan, lines, k, t, joint)
         for k in range(whole, last):
@@ -66,25 +66,27 @@ def diagonal_log_joint(
 
 
 def _make_diagonal_sums(n: int, n_columns: int) -> Any:
-    n_vectors, step = n * n_columns, n_columns * LANES
+    n_vectors = n * n_columns
 
     @njit(**INLINE)
     def diagonal_sums(
         tile: Any, k: int, width: int, means: Any, d: int, sums: Any
     ) -> None:
         """Add 1, e and e² of n components from k on."""
-        mass = zeros(n_vectors)
+        pitch, step = pitch_of(tile.joint), n_columns * lanes(tile.joint)
+        mass = zeros(tile.joint, n_vectors)
         for t in range(0, width, step):
-            shares = load(tile.joint, k * LINE + t, LINE, n, n_columns)
+            shares = load(tile.joint, k * pitch + t, pitch, n, n_columns)
             mass = add(mass, shares)
         add_lane_sums(row_sums(mass, n), sums.mass, k, 1, 1)
         for i in range(d):
             centres = splat(means, k * d + i, d, n)
-            drift, spread = zeros(n_vectors), zeros(n_vectors)
+            drift = zeros(tile.joint, n_vectors)
+            spread = zeros(tile.joint, n_vectors)
             for t in range(0, width, step):
-                line = load(tile.rows, i * LINE + t, 0, 1, n_columns)
+                line = load(tile.rows, i * pitch + t, 0, 1, n_columns)
                 deviation = subtract(line, centres)
-                shares = load(tile.joint, k * LINE + t, LINE, n, n_columns)
+                shares = load(tile.joint, k * pitch + t, pitch, n, n_columns)
                 part = multiply(shares, deviation)
                 drift = add(drift, part)
                 spread = multiply_add(part, deviation, spread)

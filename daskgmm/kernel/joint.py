@@ -28,7 +28,7 @@ from daskgmm.kernel.simd import (
     zeros,
 )
 from daskgmm.kernel.spherical import spherical_log_joint
-from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH, ZERO
+from daskgmm.kernel.tile import INLINE, JIT, ZERO, pitch_of, width_of
 
 
 @njit(**JIT)
@@ -62,28 +62,30 @@ def normalise(tile: Any, first: int, last: int, width: int) -> None:
     Beside it log p(x) and the scale s: a responsibility is h² s. Its root h √s is what
     most sums are made with, and costs one square root a row.
     """
-    for t in range(0, width, WIDTH):
-        top = load(tile.joint, first * LINE + t, 0, 1, COLUMNS)
+    pitch = pitch_of(tile.joint)
+    for t in range(0, width, width_of(tile.joint)):
+        top = load(tile.joint, first * pitch + t, 0, 1, COLUMNS)
         for k in range(first + 1, last):
-            top = maximum(load(tile.joint, k * LINE + t, 0, 1, COLUMNS), top)
-        total = zeros(COLUMNS)
+            top = maximum(load(tile.joint, k * pitch + t, 0, 1, COLUMNS), top)
+        total = zeros(tile.joint, COLUMNS)
         for k in range(first, last):
-            line = load(tile.joint, k * LINE + t, 0, 1, COLUMNS)
-            part = exp(multiply(subtract(line, top), constant(0.5)))
-            store(part, tile.joint, k * LINE + t, 0, COLUMNS)
+            line = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
+            part = exp(multiply(subtract(line, top), constant(top, 0.5)))
+            store(part, tile.joint, k * pitch + t, 0, COLUMNS)
             total = multiply_add(part, part, total)
         store(add(top, log(total)), tile.log_prob, t, 0, COLUMNS)
-        store(divide(constant(1.0), total), tile.scale, t, 0, COLUMNS)
+        store(divide(constant(total, 1.0), total), tile.scale, t, 0, COLUMNS)
 
 
 @njit(**JIT)
 def find_most_probable(tile: Any, n_components: int, width: int) -> None:
     """Numbers of the most probable components, into the line of scales."""
-    for t in range(0, width, WIDTH):
-        top, best = load(tile.joint, t, 0, 1, COLUMNS), zeros(COLUMNS)
+    pitch = pitch_of(tile.joint)
+    for t in range(0, width, width_of(tile.joint)):
+        top, best = load(tile.joint, t, 0, 1, COLUMNS), zeros(tile.joint, COLUMNS)
         for k in range(1, n_components):
-            line = load(tile.joint, k * LINE + t, 0, 1, COLUMNS)
-            best = where_above(line, top, constant(float(k)), best)
+            line = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
+            best = where_above(line, top, constant(top, float(k)), best)
             top = maximum(line, top)
         store(best, tile.scale, t, 0, COLUMNS)
 
@@ -91,8 +93,8 @@ def find_most_probable(tile: Any, n_components: int, width: int) -> None:
 @njit(**JIT)
 def add_log_prob(tile: Any, width: int, sums: Any, run: int) -> None:
     """Add log p(x) by row weight."""
-    nothing, total = constant(0.0), zeros(COLUMNS)
-    for t in range(0, width, WIDTH):
+    nothing, total = constant(tile.joint, 0.0), zeros(tile.joint, COLUMNS)
+    for t in range(0, width, width_of(tile.joint)):
         weight = load(tile.weights, t, 0, 1, COLUMNS)
         part = multiply(weight, load(tile.log_prob, t, 0, 1, COLUMNS))
         # A row without weight adds nothing, whatever its density.
@@ -106,9 +108,9 @@ def share(plan: Any, tile: Any, first: int, last: int, width: int) -> None:
 
     Dense: √(w r). Pooled: √w r. Spherical and diagonal: w r.
     """
-    nothing = constant(0.0)
+    nothing, pitch = constant(tile.joint, 0.0), pitch_of(tile.joint)
     is_dense, is_pooled = plan.dense.shape[0] > 0, plan.pooled.shape[0] > 0
-    for t in range(0, width, WIDTH):
+    for t in range(0, width, width_of(tile.joint)):
         weight = load(tile.weights, t, 0, 1, COLUMNS)
         scale = load(tile.scale, t, 0, 1, COLUMNS)
         if is_dense:
@@ -119,8 +121,8 @@ def share(plan: Any, tile: Any, first: int, last: int, width: int) -> None:
             factor = multiply(scale, weight)
         factor = where_above(weight, nothing, factor, nothing)
         for k in range(first, last):
-            line = load(tile.joint, k * LINE + t, 0, 1, COLUMNS)
+            line = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
             part = multiply(line, factor)
             if not is_dense:
                 part = multiply(part, line)
-            store(part, tile.joint, k * LINE + t, 0, COLUMNS)
+            store(part, tile.joint, k * pitch + t, 0, COLUMNS)

@@ -35,6 +35,11 @@ class Plan(NamedTuple):
     pooled if `pooled` has runs, spherical if `halves` has components, else diagonal. To
     ask one run about a few rows, `upper` stands instead of `dense`, or of `pooled` if
     there are `origins`.
+
+    All is float64, or all is float32: then the kernel computes in float32, but for its
+    sums over tiles, and takes rows of float32 alone. They, and with them means and
+    origins, are measured from `shift`, the sum of its two rows: so nothing is lost
+    where they lie far from zero.
     """
 
     starts: NDArray[np.int64]  # (R + 1,)
@@ -50,6 +55,7 @@ class Plan(NamedTuple):
     linear: Array  # (K d,) `pack` of λ times the means about it, run by run, or (0,)
     halves: Array  # (K,) -½ λ, the precisions if spherical, or (0,)
     nothing: Array  # (K,) zeros
+    shift: Array  # (2, d) if float32, or (0, d)
 
 
 class Sums(NamedTuple):

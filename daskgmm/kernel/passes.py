@@ -36,16 +36,16 @@ from daskgmm.kernel.layout import (
     triangle,
 )
 from daskgmm.kernel.pooled import add_pooled
-from daskgmm.kernel.simd import COLUMNS, TARGET, VECTOR_BITS
+from daskgmm.kernel.simd import COLUMNS, TARGET, VECTOR_BITS, is_single
 from daskgmm.kernel.spherical import add_spherical
 from daskgmm.kernel.tile import (
     JIT,
-    LINE,
     MIN_UPPER,
     ZERO,
     cut_sums,
     cut_tile,
     load_tile,
+    pitch_of,
     scratch_size,
     set_weights,
     tile_rows,
@@ -128,11 +128,12 @@ def _write_answers(
     log_prob: Any,
 ) -> None:
     """Write what a tile holds into whichever output has rows."""
+    pitch = pitch_of(tile.joint)
     for t in range(inside if labels.shape[0] > 0 else 0):
         labels[start + t] = np.int64(tile.scale[t])
     for t in range(inside if responsibilities.shape[0] > 0 else 0):
         for k in range(responsibilities.shape[1]):
-            h = tile.joint[k * LINE + t]
+            h = tile.joint[k * pitch + t]
             responsibilities[start + t, k] = h * h * tile.scale[t]
     for t in range(inside if log_prob.shape[0] > 0 else 0):
         log_prob[start + t] = tile.log_prob[t]
@@ -196,6 +197,7 @@ _ARGUMENTS: Final = (
     _LINEAR,
     _HALVES,
     _NOTHING,
+    _SHIFT,
     _ROWS,
     _WEIGHTS,
     _SUMS,
@@ -286,7 +288,10 @@ def _misfit_in_plan(plan: Any) -> Any:
         return _HALVES
     if plan.linear.shape[0] != n_spherical * d:
         return _LINEAR
-    return _FITS if plan.nothing.shape[0] == n else _NOTHING
+    if plan.nothing.shape[0] != n:
+        return _NOTHING
+    n_parts = 2 if is_single(plan.means) else 0
+    return _FITS if plan.shift.shape == (n_parts, d) else _SHIFT
 
 
 @njit(**JIT)
@@ -377,6 +382,8 @@ def _make_enter(stamp: int) -> Callable[..., int]:
         )
         if misfit != _FITS:
             return -2 - misfit
+        if is_single(scratch) and n_double > 0:
+            return -2 - _ROWS
         padded = cut_sums(plan, sums)
         if task == _COLLECT:
             _collect(plan, padded, out)
@@ -390,8 +397,8 @@ def _make_enter(stamp: int) -> Callable[..., int]:
         )
         for start in range(0, n, most):
             inside = min(most, n - start)
-            width = whole_width(inside)
-            load_tile(rows, d, start, inside, tile.rows)
+            width = whole_width(inside, scratch)
+            load_tile(rows, plan, start, inside, tile.rows)
             if plan.upper.shape[0] > 0:
                 upper_joint(plan, tile, inside)
             else:
@@ -428,46 +435,58 @@ def _empty(dtype: Any, n_axes: int, *, written: bool = False) -> NDArray[Any]:
     return array if written else readonly(array)
 
 
-_NO_PLAN: Final = Plan(
-    starts=_empty(np.int64, 1),
-    offsets=_empty(float, 1),
-    means=_empty(float, 2),
-    dense=_empty(float, 2),
-    upper=_empty(float, 3),
-    pooled=_empty(float, 2),
-    origins=_empty(float, 2),
-    mixing=_empty(float, 1),
-    centres=_empty(float, 2),
-    scales=_empty(float, 2),
-    linear=_empty(float, 1),
-    halves=_empty(float, 1),
-    nothing=_empty(float, 1),
-)
+def _no_plan(dtype: Any) -> Plan:
+    return Plan(
+        starts=_empty(np.int64, 1),
+        offsets=_empty(dtype, 1),
+        means=_empty(dtype, 2),
+        dense=_empty(dtype, 2),
+        upper=_empty(dtype, 3),
+        pooled=_empty(dtype, 2),
+        origins=_empty(dtype, 2),
+        mixing=_empty(dtype, 1),
+        centres=_empty(dtype, 2),
+        scales=_empty(dtype, 2),
+        linear=_empty(dtype, 1),
+        halves=_empty(dtype, 1),
+        nothing=_empty(dtype, 1),
+        shift=_empty(dtype, 2),
+    )
+
+
+_NO_PLAN: Final = _no_plan(np.float64)
 _NO_ROWS: Final = as_rows(np.empty((0, 0)))
 _NO_WEIGHTS: Final = _empty(float, 1)
 _NO_NUMBERS: Final = _empty(float, 1, written=True)
+_NO_SINGLE: Final = _empty(np.float32, 1, written=True)
 _NO_LABELS: Final = _empty(np.int64, 1, written=True)
 _NO_TABLE: Final = _empty(float, 2, written=True)
 
-_EXAMPLES: Final = (
-    _NO_PLAN,
-    _NO_ROWS,
-    _NO_WEIGHTS,
-    _NO_NUMBERS,
-    _NO_NUMBERS,
-    _NO_LABELS,
-    _NO_TABLE,
-    _NO_NUMBERS,
-    _NO_NUMBERS,
-)
-"""Arguments of the only kind that the kernel is compiled for."""
 
-_enter: Final = Compiled(
-    _make_enter,
-    stamp_of(sources(), VECTOR_BITS, TARGET),
-    _EXAMPLES,
-    {**JIT, "no_cpython_wrapper": False},
-)
+def _examples(dtype: Any) -> tuple[Any, ...]:
+    """Arguments of the only kind that the kernel is compiled for, of a precision."""
+    return (
+        _no_plan(dtype),
+        _NO_ROWS,
+        _NO_WEIGHTS,
+        _NO_NUMBERS,
+        _NO_NUMBERS,
+        _NO_LABELS,
+        _NO_TABLE,
+        _NO_NUMBERS,
+        _empty(dtype, 1, written=True),
+    )
+
+
+def _compiled(dtype: Any) -> Compiled:
+    stamp = stamp_of(sources(), VECTOR_BITS, TARGET, np.dtype(dtype).name)
+    options = {**JIT, "no_cpython_wrapper": False}
+    return Compiled(_make_enter, stamp, _examples(dtype), options)
+
+
+_enter: Final = _compiled(np.float64)
+_enter_single: Final = _compiled(np.float32)
+"""Compiled when it is first called, as not everybody does."""
 
 
 def _run(
@@ -480,7 +499,7 @@ def _run(
     labels: NDArray[np.int64] = _NO_LABELS,
     responsibilities: Array = _NO_TABLE,
     log_prob: Array = _NO_NUMBERS,
-    scratch: Array = _NO_NUMBERS,
+    scratch: NDArray[Any] = _NO_NUMBERS,
 ) -> int:
     """Run compiled code: nobody else does.
 
@@ -502,10 +521,11 @@ def _run(
         log_prob,
         scratch,
     )
+    single = plan.means.dtype == np.float32
     try:
-        found = _enter(task, *given)
+        found = (_enter_single if single else _enter)(task, *given)
     except TypeError as error:
-        raise TypeError(_mistyped(given)) from error
+        raise TypeError(_mistyped(given, plan.means.dtype)) from error
     if found < -1:
         raise ValueError(_misfitting(_ARGUMENTS[-2 - found], plan, rows))
     return found
@@ -521,11 +541,11 @@ def _misfitting(argument: str, plan: Plan, rows: RowView) -> str:
     )
 
 
-def _mistyped(given: Sequence[Any]) -> str:
+def _mistyped(given: Sequence[Any], dtype: Any) -> str:
     names = ("plan", "rows", *_ARGUMENTS[len(Plan._fields) + 1 :])
     wrong = [
         f"{where} as {kind}, not {wanted}"
-        for name, value, example in zip(names, given, _EXAMPLES, strict=True)
+        for name, value, example in zip(names, given, _examples(dtype), strict=True)
         for (where, kind), (_, wanted) in zip(
             _kinds(name, value), _kinds(name, example), strict=False
         )
@@ -547,7 +567,11 @@ def _kinds(name: str, value: Any) -> list[tuple[str, str]]:
 
 
 def accumulate(
-    plan: Plan, rows: RowView, weights: Array | None, sums: Array, scratch: Array
+    plan: Plan,
+    rows: RowView,
+    weights: Array | None,
+    sums: Array,
+    scratch: NDArray[Any],
 ) -> None:
     """E-step of a block: add to `sums` what its rows give for every component.
 
@@ -561,6 +585,7 @@ def accumulate(
     sums : ndarray of shape (`padded_size`,)
         Added to in place. `collect` tells what is in it.
     scratch : ndarray of shape (`scratch_size`,) or longer
+        Of the plan's dtype.
 
     Raises
     ------
@@ -579,12 +604,13 @@ def padded_size(plan: Plan) -> int:
 def collect(plan: Plan, sums: Array) -> Array:
     """What was added up, laid out as on every machine: see `layout.sums_in`."""
     out = np.empty(sums_ends(plan, 0)[-1])
-    _run(_COLLECT, plan, sums=sums, out=out)
+    scratch = _NO_NUMBERS if plan.means.dtype == np.float64 else _NO_SINGLE
+    _run(_COLLECT, plan, sums=sums, out=out, scratch=scratch)
     return out
 
 
 def evaluate(
-    plan: Plan, rows: RowView, scratch: Array, outputs: dict[str, NDArray[Any]]
+    plan: Plan, rows: RowView, scratch: NDArray[Any], outputs: dict[str, NDArray[Any]]
 ) -> None:
     """Posterior of a block's rows under one mixture, written to whichever is given.
 

@@ -9,20 +9,21 @@ from numba import njit
 from daskgmm.kernel.layout import stride
 from daskgmm.kernel.products import add_dots, multiply_lines
 from daskgmm.kernel.simd import COLUMNS, load, multiply, root, splat, store, subtract
-from daskgmm.kernel.tile import JIT, LINE, WIDTH, ZERO
+from daskgmm.kernel.tile import JIT, ZERO, pitch_of, width_of
 
 
 @njit(**JIT)
 def _root_rows(plan: Any, tile: Any, run: int, width: int) -> None:
     """Set the working lines to √w [y, 1]."""
     d, origins = plan.means.shape[1], plan.origins.reshape(-1)
-    for t in range(0, width, WIDTH):
+    pitch = pitch_of(tile.work)
+    for t in range(0, width, width_of(tile.work)):
         rooted = root(load(tile.weights, t, 0, 1, COLUMNS))
         for i in range(d):
-            line = load(tile.rows, i * LINE + t, 0, 1, COLUMNS)
+            line = load(tile.rows, i * pitch + t, 0, 1, COLUMNS)
             y = subtract(line, splat(origins, run * d + i, 1, 1))
-            store(multiply(y, rooted), tile.work, i * LINE + t, 0, COLUMNS)
-        store(rooted, tile.work, d * LINE + t, 0, COLUMNS)
+            store(multiply(y, rooted), tile.work, i * pitch + t, 0, COLUMNS)
+        store(rooted, tile.work, d * pitch + t, 0, COLUMNS)
 
 
 @njit(**JIT)
@@ -30,10 +31,11 @@ def add_pooled(plan: Any, tile: Any, width: int, sums: Any) -> None:
     """Add [y, 1] of every component; v vᵀ and r rᵀ of every run."""
     d, nothing = plan.means.shape[1], plan.nothing
     raw_step, step, shared_at = stride(d + 1, COLUMNS), stride(d, COLUMNS), 0
+    pitch = pitch_of(tile.joint)
     for run in range(plan.pooled.shape[0]):
         first, last = plan.starts[run], plan.starts[run + 1]
         n = last - first
-        shares = tile.joint[first * LINE :]
+        shares = tile.joint[first * pitch :]
         _root_rows(plan, tile, run, width)
         at = first * raw_step
         add_dots(shares, n, tile.work, d + 1, width, sums.raw, at, raw_step)
@@ -43,8 +45,8 @@ def add_pooled(plan: Any, tile: Any, width: int, sums: Any) -> None:
         multiply_lines(
             plan.mixing, first * d, d, n, shares, nothing, ZERO, width, tile.white
         )
-        for at in range(0, d * LINE, LINE):
-            for t in range(at, at + width, WIDTH):
+        for at in range(0, d * pitch, pitch):
+            for t in range(at, at + width, width_of(tile.work)):
                 y = load(tile.work, t, 0, 1, COLUMNS)
                 v = subtract(y, load(tile.white, t, 0, 1, COLUMNS))
                 store(v, tile.white, t, 0, COLUMNS)

@@ -9,17 +9,17 @@ from numba import njit
 from daskgmm.kernel.layout import BAND
 from daskgmm.kernel.simd import (
     COLUMNS,
-    LANES,
     add_lane_sums,
     add_outer,
     add_squares,
+    lanes,
     load,
     splat,
     store,
     subtract,
     zeros,
 )
-from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH
+from daskgmm.kernel.tile import INLINE, JIT, pitch_of, width_of
 
 _BAND_VECTORS: Final = BAND * COLUMNS
 
@@ -32,9 +32,9 @@ def _make_product(n_rows: int) -> Any:
         packed: Any, at: int, n: int, lines: Any, t: int, means: Any, mean: int
     ) -> Any:
         """Some rows of a packed matrix times n lines less a mean."""
-        tile = zeros(n_vectors)
+        tile, pitch = zeros(lines, n_vectors), pitch_of(lines)
         for j in range(n):
-            line = load(lines, j * LINE + t, 0, 1, COLUMNS)
+            line = load(lines, j * pitch + t, 0, 1, COLUMNS)
             line = subtract(line, splat(means, mean + j, 1, 1))
             numbers = splat(packed, at + j * n_rows, 1, n_rows)
             tile = add_outer(numbers, line, tile)
@@ -52,7 +52,7 @@ def squared_distances(
     packed: Any, at: int, lines: Any, t: int, means: Any, mean: int, d: int
 ) -> Any:
     """Squares of a packed triangular matrix times lines less a mean, summed."""
-    sums = zeros(COLUMNS)
+    sums = zeros(lines, COLUMNS)
     whole = d - d % BAND
     for last in range(BAND, whole + 1, BAND):
         tile = _band_product(packed, at, last, lines, t, means, mean)
@@ -78,18 +78,18 @@ def multiply_lines(
     out: Any,
 ) -> None:
     """A packed matrix times n lines less a mean; a triangular matrix if n is 0."""
-    start, whole = at, n_rows - n_rows % BAND
-    for t in range(0, width, WIDTH):
+    start, whole, pitch = at, n_rows - n_rows % BAND, pitch_of(lines)
+    for t in range(0, width, width_of(lines)):
         at = start
         for first in range(0, whole, BAND):
             length = n if n else first + BAND
             tile = _band_product(packed, at, length, lines, t, means, mean)
-            store(tile, out, first * LINE + t, LINE, COLUMNS)
+            store(tile, out, first * pitch + t, pitch, COLUMNS)
             at += BAND * length
         for i in range(whole, n_rows):
             length = n if n else i + 1
             tile = _row_product(packed, at, length, lines, t, means, mean)
-            store(tile, out, i * LINE + t, 0, COLUMNS)
+            store(tile, out, i * pitch + t, 0, COLUMNS)
             at += length
 
 
@@ -101,10 +101,10 @@ def _make_dot(n_rows: int) -> Any:
         left: Any, i: int, right: Any, j: int, width: int, out: Any, at: int, step: int
     ) -> None:
         """Add sums over rows of data of left lines from i times right ones from j."""
-        tile = zeros(n_vectors)
-        for t in range(0, width, LANES):
-            a = load(left, i * LINE + t, LINE, n_rows, 1)
-            b = load(right, j * LINE + t, LINE, COLUMNS, 1)
+        tile, pitch = zeros(left, n_vectors), pitch_of(left)
+        for t in range(0, width, lanes(left)):
+            a = load(left, i * pitch + t, pitch, n_rows, 1)
+            b = load(right, j * pitch + t, pitch, COLUMNS, 1)
             tile = add_outer(a, b, tile)
         add_lane_sums(tile, out, at, step, COLUMNS)
 

@@ -1,11 +1,14 @@
-"""Registers of several float64, for compiled kernels.
+"""Registers of several float64, or of twice as many float32, for compiled kernels.
 
-Inside a function that Numba compiles, a *vector* is as many float64 as a register of
-this machine holds (`LANES`), and a *register tile* is a tuple of vectors. What is done
-to a tile becomes one instruction per vector, whereas a loop over numbers is vectorised
-and kept in registers only where the compiler happens to see how. Where tiles of
-different lengths meet, the shorter one is repeated. Memory is an array of one
+Inside a function that Numba compiles, a *vector* is as many numbers as a register of
+this machine holds (`LANES` float64), and a *register tile* is a tuple of vectors. What
+is done to a tile becomes one instruction per vector, whereas a loop over numbers is
+vectorised and kept in registers only where the compiler happens to see how. Where tiles
+of different lengths meet, the shorter one is repeated. Memory is an array of one
 dimension and a place in it; bounds are not checked.
+
+Which numbers a vector has follows from the array that it comes from, or from what it is
+made like: what works on arrays of either kind is written once, and compiled for both.
 
 A vector has 512 bits where the processor has AVX-512, 256 where it has AVX, and else
 128, as with ARM's NEON; the environment variable DASKGMM_VECTOR_BITS, read when this
@@ -25,6 +28,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -65,31 +69,69 @@ COLUMNS: Final = _COLUMNS[VECTOR_BITS]
 There are 32 with AVX-512 and NEON, and 16 with AVX.
 """
 
-_DOUBLE: Final = ir.DoubleType()
-_VECTOR: Final = ir.VectorType(_DOUBLE, LANES)
-_BITS: Final = ir.VectorType(ir.IntType(64), LANES)
 _INDEX: Final = ir.IntType(32)
 
 
-class _VectorType(types.Type):  # type: ignore[misc]
-    """`LANES` float64."""
+@dataclass(frozen=True)
+class _Kind:
+    """Numbers of one precision: how vectors of them look to LLVM."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"float64x{LANES}")
+    name: str
+    number: Any
+    lanes: int
+    n_bits: int
+    n_fraction_bits: int
+    bias: int
+    root_half: int
+    """The bits of √½."""
+
+    @property
+    def vector(self) -> Any:
+        return ir.VectorType(self.number, self.lanes)
+
+    @property
+    def bits(self) -> Any:
+        """A vector's bits, as whole numbers."""
+        return ir.VectorType(ir.IntType(self.n_bits), self.lanes)
+
+
+_DOUBLE: Final = _Kind("f64", ir.DoubleType(), LANES, 64, 52, 1023, 0x3FE6A09E667F3BCD)
+_SINGLE: Final = _Kind("f32", ir.FloatType(), 2 * LANES, 32, 23, 127, 0x3F3504F3)
+
+
+class _VectorType(types.Type):  # type: ignore[misc]
+    """As many numbers as a register holds."""
+
+    def __init__(self, kind: _Kind) -> None:
+        self.kind = kind
+        super().__init__(name=f"{kind.name}x{kind.lanes}")
 
 
 @register_default(_VectorType)
 class _VectorModel(PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, type_: Any) -> None:
-        super().__init__(manager, type_, _VECTOR)
+        super().__init__(manager, type_, type_.kind.vector)
 
 
-_vector: Final = _VectorType()
+_vectors: Final = {
+    types.float64: _VectorType(_DOUBLE),
+    types.float32: _VectorType(_SINGLE),
+}
 
 
-def _tile(length: int) -> Any:
+def _vector_like(like: Any) -> Any:
+    """Type of the vectors of a register tile, or of those in an array."""
+    return like.dtype if isinstance(like, types.UniTuple) else _vectors[like.dtype]
+
+
+def _tile(like: Any, length: int) -> Any:
     """Type of a register tile of so many vectors."""
-    return types.UniTuple(_vector, length)
+    return types.UniTuple(_vector_like(like), length)
+
+
+def _kind(tile: Any) -> Any:
+    """Which numbers a register tile of this type has."""
+    return tile.dtype.kind
 
 
 def _unpack(builder: Any, tile: Any) -> list[Any]:
@@ -103,28 +145,39 @@ def _place(context: Any, builder: Any, type_: Any, array: Any, at: Any) -> Any:
 
 
 def _places(
-    context: Any, builder: Any, type_: Any, args: Any, n_columns: int, length: int
+    context: Any, builder: Any, type_: Any, args: Any, n_columns: int, tile: Any
 ) -> Any:
     """Where the vectors of a tile stand: rows a step apart, columns side by side."""
     array, at, step = args
-    for i in range(length):
+    for i in range(len(tile)):
         column = i % n_columns
-        aside = builder.add(at, at.type(column * LANES))
+        aside = builder.add(at, at.type(column * _kind(tile).lanes))
         yield _place(context, builder, type_, array, aside)
         if column == n_columns - 1:
             at = builder.add(at, step)
 
 
-def _lanes(value: Any, kind: Any = _VECTOR) -> Any:
+def _lanes(value: Any, type_: Any) -> Any:
     """A constant vector that repeats one number."""
-    return ir.Constant(kind, [value] * LANES)
+    return ir.Constant(type_, [value] * type_.count)
 
 
-def _splat(builder: Any, number: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+def _splat(builder: Any, number: Any, kind: _Kind) -> Any:
+    undefined = ir.Constant(kind.vector, ir.Undefined)
     one = builder.insert_element(undefined, number, _INDEX(0))
-    mask = ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES)
+    mask = ir.Constant(ir.VectorType(_INDEX, kind.lanes), [0] * kind.lanes)
     return builder.shuffle_vector(one, undefined, mask)
+
+
+def _converted(builder: Any, vector: Any, number: Any) -> Any:
+    """A number, or a vector of them, as that kind of number."""
+    type_, given = number, vector.type
+    if isinstance(given, ir.VectorType):
+        type_, given = ir.VectorType(number, given.count), given.element
+    if given == number:
+        return vector
+    convert = builder.fpext if given == _SINGLE.number else builder.fptrunc
+    return convert(vector, type_)
 
 
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -134,8 +187,10 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 def _call(builder: Any, name: str, *vectors: Any) -> Any:
     """Call LLVM's own function of that name."""
-    type_ = ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors))
-    full = f"llvm.{name}.v{LANES}f64"
+    vector = vectors[0].type
+    type_ = ir.FunctionType(vector, [vector] * len(vectors))
+    kind = "f64" if vector.element == _DOUBLE.number else "f32"
+    full = f"llvm.{name}.v{vector.count}{kind}"
     function = cgutils.get_or_insert_function(builder.module, type_, full)
     return builder.call(function, vectors)
 
@@ -158,7 +213,7 @@ def _each(operation: Callable[..., Any]) -> Any:
             ]
             return context.make_tuple(builder, signature.return_type, vectors)
 
-        return _tile(length)(*tiles), generate
+        return _tile(tiles[0], length)(*tiles), generate
 
     return typed
 
@@ -211,92 +266,158 @@ def where_above(_context: Any, x: Any, limit: Any, a: Any, b: Any) -> Any:
     return _each(_choose)(x, limit, a, b)
 
 
+def _each_in_bits(operation: Callable[..., Any]) -> Any:
+    """The same of an operation on bits, which is given their kind, too."""
+
+    def typed(tile: Any) -> Any:
+        kind = _kind(tile)
+
+        def generate(builder: Any, x: Any) -> Any:
+            return operation(builder, kind, x, builder.bitcast(x, kind.bits))
+
+        return _each(generate)(tile)
+
+    return typed
+
+
 @intrinsic
 def power_of_two(_context: Any, shifted: Any) -> Any:
     """2^n, n the whole number in the lowest bits."""
 
-    def generate(builder: Any, x: Any) -> Any:
-        biased = builder.add(builder.bitcast(x, _BITS), _lanes(1023, _BITS))
-        return builder.bitcast(builder.shl(biased, _lanes(52, _BITS)), _VECTOR)
+    def generate(builder: Any, kind: _Kind, _x: Any, bits: Any) -> Any:
+        biased = builder.add(bits, _lanes(kind.bias, kind.bits))
+        power = builder.shl(biased, _lanes(kind.n_fraction_bits, kind.bits))
+        return builder.bitcast(power, kind.vector)
 
-    return _each(generate)(shifted)
-
-
-_ROOT_HALF: Final = 0x3FE6A09E667F3BCD
+    return _each_in_bits(generate)(shifted)
 
 
-def _exponent_bits(builder: Any, x: Any) -> Any:
-    above = builder.sub(builder.bitcast(x, _BITS), _lanes(_ROOT_HALF, _BITS))
-    return builder.lshr(above, _lanes(52, _BITS))
+def _exponent_bits(builder: Any, kind: _Kind, bits: Any) -> Any:
+    above = builder.sub(bits, _lanes(kind.root_half, kind.bits))
+    return builder.lshr(above, _lanes(kind.n_fraction_bits, kind.bits))
 
 
 @intrinsic
 def exponent(_context: Any, x: Any) -> Any:
     """The n of x = 2^n f with √½ ≤ f < √2, for x ≥ 1."""
 
-    def generate(builder: Any, x: Any) -> Any:
-        # As the lowest bits of 2^52 the whole number is a float.
-        bits = builder.or_(_exponent_bits(builder, x), _lanes(0x433 << 52, _BITS))
-        return builder.fsub(builder.bitcast(bits, _VECTOR), _lanes(2.0**52))
+    def generate(builder: Any, kind: _Kind, _x: Any, bits: Any) -> Any:
+        # As the lowest bits of 2^52, or of 2^23, the whole number is a float.
+        n = kind.n_fraction_bits
+        large = _lanes((kind.bias + n) << n, kind.bits)
+        bits = builder.or_(_exponent_bits(builder, kind, bits), large)
+        number = builder.bitcast(bits, kind.vector)
+        return builder.fsub(number, _lanes(2.0**n, kind.vector))
 
-    return _each(generate)(x)
+    return _each_in_bits(generate)(x)
 
 
 @intrinsic
 def fraction(_context: Any, x: Any) -> Any:
     """The f of x = 2^n f with √½ ≤ f < √2, for x ≥ 1."""
 
-    def generate(builder: Any, x: Any) -> Any:
-        power = builder.shl(_exponent_bits(builder, x), _lanes(52, _BITS))
-        bits = builder.sub(builder.bitcast(x, _BITS), power)
-        return builder.bitcast(bits, _VECTOR)
+    def generate(builder: Any, kind: _Kind, _x: Any, bits: Any) -> Any:
+        n = _lanes(kind.n_fraction_bits, kind.bits)
+        power = builder.shl(_exponent_bits(builder, kind, bits), n)
+        return builder.bitcast(builder.sub(bits, power), kind.vector)
 
-    return _each(generate)(x)
+    return _each_in_bits(generate)(x)
 
 
 @intrinsic
-def constant(_context: Any, number: Any) -> Any:
-    """A register tile of one vector that repeats a number."""
+def is_single(_context: Any, like: Any) -> Any:
+    """Whether vectors are of float32: known when it is compiled."""
+    known = _vector_like(like).kind is _SINGLE
+
+    def generate(context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
+        return context.get_constant(types.boolean, known)
+
+    return types.boolean(like), generate
+
+
+@intrinsic
+def lanes(_context: Any, like: Any) -> Any:
+    """Numbers in a vector like those of an array: known when it is compiled."""
+    known = _vector_like(like).kind.lanes
+
+    def generate(context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
+        return context.get_constant(types.intp, known)
+
+    return types.intp(like), generate
+
+
+@intrinsic
+def constant(_context: Any, like: Any, number: Any) -> Any:
+    """A register tile of one vector, like others, that repeats a number."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = _splat(builder, args[0])
+        kind = _kind(signature.return_type)
+        number = _converted(builder, args[1], kind.number)
+        vector = _splat(builder, number, kind)
         return context.make_tuple(builder, signature.return_type, [vector])
 
-    return _tile(1)(types.float64), generate
+    return _tile(like, 1)(like, types.float64), generate
 
 
 @intrinsic(prefer_literal=True)
-def zeros(_context: Any, length: Any) -> Any:
+def zeros(_context: Any, like: Any, length: Any) -> Any:
     """A register tile of `length` vectors of zeros."""
 
     def generate(context: Any, builder: Any, signature: Any, _args: Any) -> Any:
         type_ = signature.return_type
-        return context.make_tuple(builder, type_, [_lanes(0.0)] * len(type_))
+        nothing = _lanes(0.0, _kind(type_).vector)
+        return context.make_tuple(builder, type_, [nothing] * len(type_))
 
-    return _tile(length.literal_value)(length), generate
+    return _tile(like, length.literal_value)(like, length), generate
+
+
+def _load(context: Any, builder: Any, signature: Any, args: Any, n_columns: int) -> Any:
+    """Vectors at args = (array, place, step), converted to those that are wanted."""
+    of_array, type_ = signature.args[0], signature.return_type
+    kind = _kind(type_)
+    wide = ir.VectorType(context.get_data_type(of_array.dtype), kind.lanes)
+    vectors = []
+    for place in _places(context, builder, of_array, args, n_columns, type_):
+        place = builder.bitcast(place, wide.as_pointer())
+        vector = builder.load(place, align=4, typ=wide)
+        vectors.append(_converted(builder, vector, kind.number))
+    return context.make_tuple(builder, type_, vectors)
 
 
 @intrinsic(prefer_literal=True)
 def load(
     _context: Any, array: Any, at: Any, step: Any, n_rows: Any, n_columns: Any
 ) -> Any:
-    """A register tile whose rows stand at array[at + i step]; float32 are converted."""
+    """A register tile whose rows stand at array[at + i step]."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        type_, of_array = signature.return_type, signature.args[0]
         columns = signature.args[4].literal_value
-        wide = ir.VectorType(context.get_data_type(of_array.dtype), LANES)
-        vectors = []
-        for place in _places(context, builder, of_array, args[:3], columns, len(type_)):
-            place = builder.bitcast(place, wide.as_pointer())
-            vector = builder.load(place, align=4, typ=wide)
-            if wide != _VECTOR:
-                vector = builder.fpext(vector, _VECTOR)
-            vectors.append(vector)
-        return context.make_tuple(builder, type_, vectors)
+        return _load(context, builder, signature, args[:3], columns)
 
-    type_ = _tile(n_rows.literal_value * n_columns.literal_value)
+    type_ = _tile(array, n_rows.literal_value * n_columns.literal_value)
     return type_(array, types.intp, types.intp, n_rows, n_columns), generate
+
+
+@intrinsic
+def load_like(_context: Any, array: Any, at: Any, like: Any) -> Any:
+    """A register tile of one vector like those of another array, converted."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = (args[0], args[1], args[1].type(0))
+        return _load(context, builder, signature, place, 1)
+
+    return _tile(like, 1)(array, types.intp, like), generate
+
+
+@intrinsic
+def load_square(_context: Any, array: Any, at: Any, step: Any, like: Any) -> Any:
+    """As many of them as they have lanes, at array[at + i step]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(context, builder, signature, args[:3], 1)
+
+    type_ = _tile(like, _vector_like(like).kind.lanes)
+    return type_(array, types.intp, types.intp, like), generate
 
 
 @intrinsic
@@ -323,15 +444,15 @@ def splat(_context: Any, array: Any, at: Any, step: Any, length: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         type_, of_array = signature.return_type, signature.args[0]
-        at, vectors = args[1], []
+        at, kind, vectors = args[1], _kind(type_), []
         for _ in range(len(type_)):
             place = _place(context, builder, of_array, args[0], at)
-            number = builder.load(place, typ=context.get_data_type(of_array.dtype))
-            vectors.append(_splat(builder, number))
+            number = builder.load(place, typ=kind.number)
+            vectors.append(_splat(builder, number, kind))
             at = builder.add(at, args[2])
         return context.make_tuple(builder, type_, vectors)
 
-    type_ = _tile(length.literal_value)
+    type_ = _tile(array, length.literal_value)
     return type_(array, types.intp, types.intp, length), generate
 
 
@@ -343,11 +464,11 @@ def store(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         of_array, columns = signature.args[1], signature.args[4].literal_value
-        vectors = _unpack(builder, args[0])
-        places = _places(context, builder, of_array, args[1:4], columns, len(vectors))
+        type_, vectors = signature.args[0], _unpack(builder, args[0])
+        places = _places(context, builder, of_array, args[1:4], columns, type_)
         for vector, place in zip(vectors, places, strict=True):
-            place = builder.bitcast(place, _VECTOR.as_pointer())
-            builder.store(vector, place, align=8)
+            place = builder.bitcast(place, vector.type.as_pointer())
+            builder.store(vector, place, align=4)
         return context.get_dummy_value()
 
     return types.none(tile, array, types.intp, types.intp, n_columns), generate
@@ -393,7 +514,7 @@ def row_sums(_context: Any, tile: Any, n_rows: Any) -> Any:
         sums = [functools.reduce(builder.fadd, row) for row in rows]
         return context.make_tuple(builder, signature.return_type, sums)
 
-    return _tile(n_rows.literal_value)(tile, n_rows), generate
+    return _tile(tile, n_rows.literal_value)(tile, n_rows), generate
 
 
 @intrinsic
@@ -431,20 +552,21 @@ def add_scaled_squares(
 
 @intrinsic
 def transpose(_context: Any, tile: Any) -> Any:
-    """LANES vectors, transposed."""
+    """A square of as many vectors as they have lanes, transposed."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = _unpack(builder, args[0])
-        group = LANES // 2
+        n = len(vectors)
+        group = n // 2
         while group:
             # Swap the off-diagonal quarters of each square of 2 group × 2 group.
             low, high = [], []
-            for first in range(0, LANES, 2 * group):
+            for first in range(0, n, 2 * group):
                 low += [first + i for i in range(group)]
-                low += [LANES + first + i for i in range(group)]
+                low += [n + first + i for i in range(group)]
                 high += [first + group + i for i in range(group)]
-                high += [LANES + first + group + i for i in range(group)]
-            for i in range(LANES):
+                high += [n + first + group + i for i in range(group)]
+            for i in range(n):
                 if not i & group:
                     a, b = vectors[i], vectors[i + group]
                     vectors[i] = _shuffled(builder, a, b, low)
@@ -462,7 +584,7 @@ def _shuffled(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
 
 def _halved(builder: Any, vector: Any) -> Any:
     """Add the upper half to the lower until one number is left."""
-    length = LANES
+    length = vector.type.count
     while length > 1:
         length //= 2
         low = _shuffled(builder, vector, vector, list(range(length)))
@@ -472,23 +594,23 @@ def _halved(builder: Any, vector: Any) -> Any:
 
 
 def _lane_sums(builder: Any, vectors: list[Any]) -> Any:
-    """Sum of the lanes of each of LANES vectors, or of one, as a vector.
+    """Sum of the lanes of each of a square's vectors, or of one, as a vector.
 
     Pairs of vectors are folded into one until one is left: each holds the partial
     sums of both, lane by lane, in groups.
     """
     if len(vectors) == 1:
         return _halved(builder, vectors[0])
-    group = 1
+    group, n = 1, len(vectors)
     while len(vectors) > 1:
         folded = []
         for a, b in zip(vectors[::2], vectors[1::2], strict=True):
             # Groups of a and b take turns, once the even and once the odd groups.
             picks: list[list[int]] = [[], []]
-            for first in range(0, LANES, 2 * group):
+            for first in range(0, n, 2 * group):
                 for odd in (0, 1):
                     one = [first + odd * group + i for i in range(group)]
-                    picks[odd] += one + [LANES + i for i in one]
+                    picks[odd] += one + [n + i for i in one]
             folded.append(
                 builder.fadd(
                     _shuffled(builder, a, b, picks[0]),
@@ -503,21 +625,26 @@ def _lane_sums(builder: Any, vectors: list[Any]) -> Any:
 def add_lane_sums(
     _context: Any, tile: Any, array: Any, at: Any, step: Any, length: Any
 ) -> Any:
-    """Add each vector's sum to array[at + i step + j], rows i of `length` columns j."""
+    """Add each vector's sum to array[at + i step + j], rows i of `length` columns j.
+
+    What the array has is float64, whatever is added.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = _unpack(builder, args[0])
+        vectors, kind = _unpack(builder, args[0]), _kind(signature.args[0])
         of_array, n_columns = signature.args[1], signature.args[4].literal_value
-        for first in range(0, len(vectors), LANES):
-            some = vectors[first : first + LANES]
-            padding = 0 if len(some) == 1 else LANES - len(some)
-            sums = _lane_sums(builder, some + [_lanes(0.0)] * padding)
+        for first in range(0, len(vectors), kind.lanes):
+            some = vectors[first : first + kind.lanes]
+            padding = 0 if len(some) == 1 else kind.lanes - len(some)
+            nothing = _lanes(0.0, kind.vector)
+            sums = _lane_sums(builder, some + [nothing] * padding)
+            sums = _converted(builder, sums, _DOUBLE.number)
             for lane in range(len(some)):
                 row, column = divmod(first + lane, n_columns)
                 step = builder.mul(args[3], args[3].type(row))
                 at = builder.add(args[2], builder.add(step, step.type(column)))
                 place = _place(context, builder, of_array, args[1], at)
-                before = builder.load(place, typ=context.get_data_type(of_array.dtype))
+                before = builder.load(place, typ=_DOUBLE.number)
                 total = builder.extract_element(sums, _INDEX(lane))
                 builder.store(builder.fadd(before, total), place)
         return context.get_dummy_value()
@@ -533,56 +660,129 @@ _JIT: Final[dict[str, Any]] = {
 _LOG2_E: Final = 1.4426950408889634
 # Adding it rounds to a whole number, which then stands in the lowest bits.
 _ROUND: Final = 6755399441055744.0
-# ln 2 in two parts, the first short enough that n times it is exact (fdlibm, e_exp.c).
+_ROUND_SINGLE: Final = 12582912.0
+# ln 2 in two parts, the first short enough that n times it is exact (fdlibm, e_exp.c;
+# for float32 Cephes, expf.c).
 _LN2_HIGH: Final = 6.93147180369123816490e-01
 _LN2_LOW: Final = 1.90821492927058770002e-10
+_LN2_HIGH_SINGLE: Final = 0.693359375
+_LN2_LOW_SINGLE: Final = -2.12194440e-4
 _EXP_MIN: Final = -708.0
+_EXP_MIN_SINGLE: Final = -43.0
+"""Of its exponential the square is no subnormal number either."""
+
+
+@intrinsic(prefer_literal=True)
+def polynomial(_context: Any, x: Any, coefficients: Any) -> Any:
+    """A polynomial by Horner's rule, the coefficient of the highest power first."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = [
+            _converted(builder, number, _kind(x).number)
+            for number in cgutils.unpack_tuple(builder, args[1])
+        ]
+        first, *rest = (_splat(builder, number, _kind(x)) for number in numbers)
+        results = []
+        for vector in _unpack(builder, args[0]):
+            result = first
+            for number in rest:
+                result = _fused(builder, result, vector, number)
+            results.append(result)
+        return context.make_tuple(builder, signature.return_type, results)
+
+    return x(x, coefficients), generate
+
+
+# 1 + r + r² q(r); q interpolates in the Chebyshev points of ±1.0005 ln(2)/2, which
+# leaves a relative error of 1.7e-17.
+_EXP: Final = (
+    2.510042720212035e-08,
+    2.7620139383334396e-07,
+    2.755726837263038e-06,
+    2.4801521189018113e-05,
+    0.00019841269863114935,
+    0.0013888888917282464,
+    0.008333333333330042,
+    0.04166666666662399,
+    0.16666666666666669,
+    0.5000000000000001,
+    1.0,
+    1.0,
+)
+_EXP_SINGLE: Final = (  # Cephes, expf.c
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+    1.0,
+    1.0,
+)
+_LOG: Final = (  # fdlibm, e_log.c
+    1.479819860511658591e-01,
+    1.531383769920937332e-01,
+    1.818357216161805012e-01,
+    2.222219843214978396e-01,
+    2.857142874366239149e-01,
+    3.999999999940941908e-01,
+    6.666666666666735130e-01,
+)
+_LOG_SINGLE: Final = (  # Cephes, logf.c
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
 
 
 @njit(**_JIT)
 def exp(x: Any) -> Any:
-    """exp(x) for x ≤ 0, within 2 ulp; 0 for NaN and from -708 down."""
-    clipped = maximum(x, constant(_EXP_MIN))
-    shifted = multiply_add(clipped, constant(_LOG2_E), constant(_ROUND))
-    whole = subtract(shifted, constant(_ROUND))
-    r = multiply_add(whole, constant(-_LN2_HIGH), clipped)
-    r = multiply_add(whole, constant(-_LN2_LOW), r)
-    # 1 + r + r² q(r); q interpolates in the Chebyshev points of ±1.0005 ln(2)/2, which
-    # leaves a relative error of 1.7e-17.
-    p = multiply_add(
-        r, constant(2.510042720212035e-08), constant(2.7620139383334396e-07)
-    )
-    p = multiply_add(p, r, constant(2.755726837263038e-06))
-    p = multiply_add(p, r, constant(2.4801521189018113e-05))
-    p = multiply_add(p, r, constant(0.00019841269863114935))
-    p = multiply_add(p, r, constant(0.0013888888917282464))
-    p = multiply_add(p, r, constant(0.008333333333330042))
-    p = multiply_add(p, r, constant(0.04166666666662399))
-    p = multiply_add(p, r, constant(0.16666666666666669))
-    p = multiply_add(p, r, constant(0.5000000000000001))
-    p = multiply_add(p, r, constant(1.0))
-    p = multiply_add(p, r, constant(1.0))
+    """exp(x) for x ≤ 0, within 2 ulp; 0 for NaN and from -708, or -43, down."""
+    single = is_single(x)
+    lowest = constant(x, _EXP_MIN_SINGLE if single else _EXP_MIN)
+    large = constant(x, _ROUND_SINGLE if single else _ROUND)
+    high = constant(x, -_LN2_HIGH_SINGLE if single else -_LN2_HIGH)
+    low = constant(x, -_LN2_LOW_SINGLE if single else -_LN2_LOW)
+    clipped = maximum(x, lowest)
+    shifted = multiply_add(clipped, constant(x, _LOG2_E), large)
+    whole = subtract(shifted, large)
+    r = multiply_add(whole, low, multiply_add(whole, high, clipped))
+    p = polynomial(r, _EXP_SINGLE) if single else polynomial(r, _EXP)
     p = multiply(p, power_of_two(shifted))
-    return where_above(x, constant(_EXP_MIN), p, constant(0.0))
+    return where_above(x, lowest, p, constant(x, 0.0))
+
+
+@njit(**_JIT)
+def _log_double(n: Any, f: Any) -> Any:
+    """The logarithm of 2^n (1 + f)."""
+    s = divide(f, add(f, constant(f, 2.0)))
+    z = multiply(s, s)
+    r = multiply(polynomial(z, _LOG), z)
+    half = multiply(multiply(f, f), constant(f, 0.5))
+    low = multiply_add(n, constant(f, _LN2_LOW), multiply(s, add(half, r)))
+    small = subtract(f, subtract(half, low))
+    return multiply_add(n, constant(f, _LN2_HIGH), small)
+
+
+@njit(**_JIT)
+def _log_single(n: Any, f: Any) -> Any:
+    """The same of float32."""
+    z = multiply(f, f)
+    low = multiply(polynomial(f, _LOG_SINGLE), multiply(f, z))
+    low = multiply_add(n, constant(f, _LN2_LOW_SINGLE), low)
+    low = multiply_add(z, constant(f, -0.5), low)
+    return multiply_add(n, constant(f, _LN2_HIGH_SINGLE), add(f, low))
 
 
 @njit(**_JIT)
 def log(x: Any) -> Any:
-    """log(x) for finite x ≥ 1, within 2 ulp; minus infinity below (fdlibm, e_log.c)."""
-    n, f = exponent(x), subtract(fraction(x), constant(1.0))
-    s = divide(f, add(f, constant(2.0)))
-    z = multiply(s, s)
-    r = multiply_add(
-        z, constant(1.479819860511658591e-01), constant(1.531383769920937332e-01)
-    )
-    r = multiply_add(r, z, constant(1.818357216161805012e-01))
-    r = multiply_add(r, z, constant(2.222219843214978396e-01))
-    r = multiply_add(r, z, constant(2.857142874366239149e-01))
-    r = multiply_add(r, z, constant(3.999999999940941908e-01))
-    r = multiply_add(r, z, constant(6.666666666666735130e-01))
-    r = multiply(r, z)
-    half = multiply(multiply(f, f), constant(0.5))
-    low = multiply_add(n, constant(_LN2_LOW), multiply(s, add(half, r)))
-    small = subtract(f, subtract(half, low))
-    logs = multiply_add(n, constant(_LN2_HIGH), small)
-    return where_above(constant(1.0), x, constant(-np.inf), logs)
+    """log(x) for finite x ≥ 1, within 2 ulp; minus infinity below."""
+    n, f = exponent(x), subtract(fraction(x), constant(x, 1.0))
+    logs = _log_single(n, f) if is_single(x) else _log_double(n, f)
+    return where_above(constant(x, 1.0), x, constant(x, -np.inf), logs)

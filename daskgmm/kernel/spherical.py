@@ -29,23 +29,24 @@ from daskgmm.kernel.simd import (
     subtract,
     zeros,
 )
-from daskgmm.kernel.tile import INLINE, JIT, LINE, WIDTH
+from daskgmm.kernel.tile import INLINE, JIT, pitch_of, width_of
 
 
 @njit(**JIT)
 def _measure(plan: Any, tile: Any, run: int, width: int) -> None:
     """Set the working lines to [y, 1, ‖y‖²]."""
     d, origins = plan.means.shape[1], plan.origins.reshape(-1)
-    for t in range(0, width, WIDTH):
-        norm = zeros(COLUMNS)
+    pitch = pitch_of(tile.work)
+    for t in range(0, width, width_of(tile.work)):
+        norm = zeros(tile.work, COLUMNS)
         for i in range(d):
-            line = load(tile.rows, i * LINE + t, 0, 1, COLUMNS)
+            line = load(tile.rows, i * pitch + t, 0, 1, COLUMNS)
             y = subtract(line, splat(origins, run * d + i, 1, 1))
-            store(y, tile.work, i * LINE + t, 0, COLUMNS)
+            store(y, tile.work, i * pitch + t, 0, COLUMNS)
             norm = multiply_add(y, y, norm)
-        ones = add(zeros(COLUMNS), constant(1.0))
-        store(ones, tile.work, d * LINE + t, 0, COLUMNS)
-        store(norm, tile.work, (d + 1) * LINE + t, 0, COLUMNS)
+        ones = add(zeros(norm, COLUMNS), constant(norm, 1.0))
+        store(ones, tile.work, d * pitch + t, 0, COLUMNS)
+        store(norm, tile.work, (d + 1) * pitch + t, 0, COLUMNS)
 
 
 def _make_joint(n: int) -> Any:
@@ -54,15 +55,15 @@ def _make_joint(n: int) -> Any:
     @njit(**INLINE)
     def joint(plan: Any, work: Any, d: int, k: int, t: int, out: Any) -> None:
         """Log joint of n components from k on."""
-        tile = zeros(n_vectors)
+        tile, pitch = zeros(work, n_vectors), pitch_of(work)
         for j in range(d):
-            line = load(work, j * LINE + t, 0, 1, COLUMNS)
+            line = load(work, j * pitch + t, 0, 1, COLUMNS)
             numbers = splat(plan.linear, k * d + j * n, 1, n)
             tile = add_outer(numbers, line, tile)
-        norm = load(work, (d + 1) * LINE + t, 0, 1, COLUMNS)
+        norm = load(work, (d + 1) * pitch + t, 0, 1, COLUMNS)
         tile = add_outer(splat(plan.halves, k, 1, n), norm, tile)
         tile = add_to_rows(splat(plan.offsets, k, 1, n), tile)
-        store(tile, out, k * LINE + t, LINE, COLUMNS)
+        store(tile, out, k * pitch + t, pitch, COLUMNS)
 
     return joint
 
@@ -79,7 +80,7 @@ def spherical_log_joint(plan: Any, tile: Any, width: int) -> None:
         first, last = plan.starts[run], plan.starts[run + 1]
         whole = last - (last - first) % BAND
         _measure(plan, tile, run, width)
-        for t in range(0, width, WIDTH):
+        for t in range(0, width, width_of(tile.work)):
             for k in range(first, whole, BAND):
                 _band_joint(plan, tile.work, d, k, t, tile.joint)
             for k in range(whole, last):
@@ -95,6 +96,6 @@ def add_spherical(plan: Any, tile: Any, width: int, sums: Any) -> None:
         first, last = plan.starts[run], plan.starts[run + 1]
         if n_runs > 1:  # else the lines are as the log joint left them
             _measure(plan, tile, run, width)
-        shares, at = tile.joint[first * LINE :], first * step
+        shares, at = tile.joint[first * pitch_of(tile.joint) :], first * step
         n = last - first
         add_dots(shares, n, tile.work, n_columns, width, sums.raw, at, step)

@@ -13,21 +13,35 @@ from numba import njit
 
 from daskgmm.kernel.compiling import for_both
 from daskgmm.kernel.layout import Array, Plan, sums_ends
-from daskgmm.kernel.simd import COLUMNS, LANES, load, prefetch, store, transpose
+from daskgmm.kernel.simd import (
+    COLUMNS,
+    LANES,
+    is_single,
+    lanes,
+    load,
+    load_like,
+    load_square,
+    prefetch,
+    splat,
+    store,
+    subtract,
+    transpose,
+)
 
 _AHEAD: Final = 2048
 """Numbers ahead of those being read that are fetched: far enough for slow memory."""
-WIDTH: Final = COLUMNS * LANES
-"""Rows of data in a register tile."""
-MIN_UPPER: Final = WIDTH
+_WIDEST: Final = 2 * COLUMNS * LANES
+"""Rows of data in a register tile of float32; of float64 half as many."""
+MIN_UPPER: Final = COLUMNS * LANES
 """Features that a plan with `upper` has at the least."""
-_TILE: Final = 256 // WIDTH * WIDTH
+_TILE: Final = 256 // _WIDEST * _WIDEST
 """Rows of data in a tile, if they are not too wide."""
 _TILE_NUMBERS: Final = 2**16
 """Numbers of a tile, so that it stays in the second-level cache."""
 ZERO: Final = np.int64(0)
 """For arguments: were it a literal, functions would be compiled for it once more."""
-LINE: Final = 264
+_PITCH: Final = 264
+_PITCH_SINGLE: Final = 272
 """From line to line: room for a tile and a vector, in an odd number of cache lines.
 
 A power of two, or nearly one, would put all lines into the same sets of the cache.
@@ -49,7 +63,10 @@ INLINE: Final[dict[str, Any]] = {**JIT, "forceinline": True}
 
 
 class Tile(NamedTuple):
-    """Where a tile of rows is worked on: lines that stand `LINE` numbers apart."""
+    """Where a tile of rows is worked on: lines that stand a pitch apart.
+
+    All of it is of float64, or all of float32.
+    """
 
     rows: Array  # d lines, as they are
     work: Array  # d + 2 lines
@@ -101,79 +118,104 @@ def scratch_size(plan: Plan) -> int:
     n_components, d = plan.means.shape
     n_lines: int = 3 * d + 2 + n_components + 3
     # A register tile may reach beyond the last line of each of the four areas.
-    return (n_lines + 4 * COLUMNS) * LINE
+    return (n_lines + 4 * COLUMNS) * _PITCH_SINGLE
+
+
+@njit(**INLINE)
+def pitch_of(lines: Any) -> Any:
+    """Numbers from one line to the next."""
+    return _PITCH_SINGLE if is_single(lines) else _PITCH
+
+
+@njit(**INLINE)
+def width_of(lines: Any) -> Any:
+    """Rows of data in a register tile."""
+    return COLUMNS * lanes(lines)
 
 
 @njit(**JIT)
 def cut_tile(plan: Any, scratch: Any) -> Any:
     """Cut a tile out of scratch memory."""
     n_components, d = plan.means.shape
-    work = (d + COLUMNS) * LINE
-    white = work + (d + 2 + COLUMNS) * LINE
-    joint = white + (d + COLUMNS) * LINE
-    single = joint + (n_components + COLUMNS) * LINE
+    pitch = pitch_of(scratch)
+    work = (d + COLUMNS) * pitch
+    white = work + (d + 2 + COLUMNS) * pitch
+    joint = white + (d + COLUMNS) * pitch
+    single = joint + (n_components + COLUMNS) * pitch
     return Tile(
         rows=scratch[:work],
         work=scratch[work:white],
         white=scratch[white:joint],
         joint=scratch[joint:single],
-        weights=scratch[single : single + LINE],
-        log_prob=scratch[single + LINE : single + 2 * LINE],
-        scale=scratch[single + 2 * LINE : single + 3 * LINE],
+        weights=scratch[single : single + pitch],
+        log_prob=scratch[single + pitch : single + 2 * pitch],
+        scale=scratch[single + 2 * pitch : single + 3 * pitch],
     )
 
 
 @for_both
 def tile_rows(d: int) -> int:
     """Most rows of a tile: sums are added up tile by tile."""
-    return min(_TILE, max(1, _TILE_NUMBERS // d // WIDTH) * WIDTH)
+    return min(_TILE, max(1, _TILE_NUMBERS // d // _WIDEST) * _WIDEST)
 
 
 @njit(**INLINE)
-def whole_width(n: int) -> int:
+def whole_width(n: int, lines: Any) -> Any:
     """Up to whole register tiles."""
-    return -(-n // WIDTH) * WIDTH
+    return -(-n // width_of(lines)) * width_of(lines)
 
 
 @njit(**JIT)
 def _load_rows(x: Any, d: int, step: int, start: int, inside: int, lines: Any) -> None:
     """Copy rows to lines; past the end, the last row again."""
-    together = inside // LANES * LANES
-    blocks = d // LANES * LANES
-    for first in range(0, together, LANES):
+    pitch, n = pitch_of(lines), lanes(lines)
+    together, blocks = inside // n * n, d // n * n
+    for first in range(0, together, n):
         at = (start + first) * step
-        for i in range(0, blocks, LANES):
-            for t in range(LANES):
+        for i in range(0, blocks, n):
+            for t in range(n):
                 prefetch(x, at + _AHEAD + t * step + i)
-            square = load(x, at + i, step, LANES, 1)
-            store(transpose(square), lines, i * LINE + first, LINE, 1)
+            square = transpose(load_square(x, at + i, step, lines))
+            store(square, lines, i * pitch + first, pitch, 1)
         for i in range(blocks, d):
-            for t in range(LANES):
-                lines[i * LINE + first + t] = x[at + t * step + i]
-    for t in range(together, whole_width(inside)):
+            for t in range(n):
+                lines[i * pitch + first + t] = x[at + t * step + i]
+    for t in range(together, whole_width(inside, lines)):
         at = (start + min(t, inside - 1)) * step
         for i in range(d):
-            lines[i * LINE + t] = x[at + i]
+            lines[i * pitch + t] = x[at + i]
 
 
 @njit(**JIT)
 def _load_columns(x: Any, columns: Any, start: int, inside: int, lines: Any) -> None:
     """The same from columns, which are lines already."""
-    together = inside // LANES * LANES
+    pitch, n = pitch_of(lines), lanes(lines)
+    together = inside // n * n
     for i in range(columns.shape[0]):
-        at, line = columns[i] + start, i * LINE
-        for t in range(0, together, LANES):
+        at, line = columns[i] + start, i * pitch
+        for t in range(0, together, n):
             # The next tile's part of the column is on another page.
             prefetch(x, at + t + inside)
-            store(load(x, at + t, 0, 1, 1), lines, line + t, 0, 1)
-        for t in range(together, whole_width(inside)):
+            store(load_like(x, at + t, lines), lines, line + t, 0, 1)
+        for t in range(together, whole_width(inside, lines)):
             lines[line + t] = x[at + min(t, inside - 1)]
 
 
 @njit(**JIT)
-def load_tile(rows: Any, d: int, start: int, inside: int, lines: Any) -> None:
+def _shift(shift: Any, lines: Any, width: int) -> None:
+    """Take off what rows are measured from: exactly, where they are close to it."""
+    d, pitch, parts = shift.shape[1], pitch_of(lines), shift.reshape(-1)
+    for i in range(d):
+        high, low = splat(parts, i, 1, 1), splat(parts, d + i, 1, 1)
+        for t in range(i * pitch, i * pitch + width, width_of(lines)):
+            line = subtract(load(lines, t, 0, 1, COLUMNS), high)
+            store(subtract(line, low), lines, t, 0, COLUMNS)
+
+
+@njit(**JIT)
+def load_tile(rows: Any, plan: Any, start: int, inside: int, lines: Any) -> None:
     """Copy rows of any layout to lines."""
-    by_column = rows.columns.shape[0] > 0
+    by_column, d = rows.columns.shape[0] > 0, rows.n_columns
     if rows.double.shape[0] > 0:
         if by_column:
             _load_columns(rows.double, rows.columns, start, inside, lines)
@@ -183,6 +225,8 @@ def load_tile(rows: Any, d: int, start: int, inside: int, lines: Any) -> None:
         _load_columns(rows.single, rows.columns, start, inside, lines)
     else:
         _load_rows(rows.single, d, rows.step, start, inside, lines)
+    if plan.shift.shape[0] > 0:
+        _shift(plan.shift, lines, whole_width(inside, lines))
 
 
 @njit(**JIT)
@@ -196,6 +240,6 @@ def set_weights(weights: Any, start: int, inside: int, line: Any) -> float:
             total += weights[start + t]
     elif start == 0 or inside < _TILE:
         line[:inside] = 1.0  # they stay from tile to tile
-    for t in range(inside, whole_width(inside)):
+    for t in range(inside, whole_width(inside, line)):
         line[t] = 0.0
     return total

@@ -10,22 +10,9 @@ from numpy.typing import NDArray
 
 from daskgmm.mixtures.covariance import CovarianceShape
 from daskgmm.mixtures.gaussian import Mixture
-from daskgmm.mixtures.sufficient_statistics import Moments
+from daskgmm.mixtures.sufficient_statistics import Moments, moved
 
 Array = NDArray[np.float64]
-
-
-def moved(shape: CovarianceShape, moments: Moments, about: Array) -> Moments:
-    """The same moments, about other points."""
-    shift = about - moments.about
-    return Moments(
-        about,
-        moments.mass,
-        moments.drift - moments.mass[:, np.newaxis] * shift,
-        shape.recentre(moments.scatter, moments.drift, moments.mass, shift),
-        moments.log_prob,
-        moments.weight,
-    )
 
 
 @final

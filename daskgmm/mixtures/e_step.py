@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Final, Generic, Protocol, Self, TypeVar, final
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from daskgmm.kernel import passes, tile
 from daskgmm.kernel.layout import (
+    Columns,
     Part,
     Plan,
+    RowView,
     Sums,
     as_rows,
     pack,
@@ -27,7 +29,8 @@ from daskgmm.kernel.layout import (
 )
 from daskgmm.mixtures.covariance import CovarianceShape
 from daskgmm.mixtures.gaussian import Mixture
-from daskgmm.mixtures.sufficient_statistics import Moments
+from daskgmm.mixtures.single import base_of, in_single, is_exact_in_single, shift_of
+from daskgmm.mixtures.sufficient_statistics import Moments, moved
 
 Array = NDArray[np.float64]
 
@@ -62,18 +65,60 @@ class EStep:
     """The kernel's plan for mixtures of one form.
 
     Pickles as a few small arrays; a worker needs nothing else.
+
+    Attributes
+    ----------
+    plan : Plan
+    bases : tuple of float
+        What the log densities of each run are more than the plan says.
     """
 
     plan: Plan
+    bases: tuple[float, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Nothing travels that follows from the plan: some of it is this machine's."""
-        return EStep, (self.plan,)
+        return EStep, (self.plan, self.bases)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is done in single precision."""
+        return bool(self.plan.means.dtype == np.float32)
+
+    def given(self, x: NDArray[Any] | Columns) -> tuple[Plan, RowView]:
+        """What the kernel takes for some rows.
+
+        In single precision, of rows that are not float32, what is left is rounded.
+        """
+        if not self.is_single or _dtype(x) == np.float32:
+            return self.compiled_plan, as_rows(x)
+        rows = x.array() if isinstance(x, Columns) else x
+        shift = self.plan.shift.astype(np.float64).sum(axis=0)
+        return self._plan_of_shifted, as_rows((rows - shift).astype(np.float32))
+
+    @cached_property
+    def _plan_of_shifted(self) -> Plan:
+        """The plan for rows that are measured from the shift already."""
+        nothing = np.zeros_like(self.plan.shift)
+        return self.compiled_plan._replace(shift=readonly(nothing))
 
     @cached_property
     def compiled_plan(self) -> Plan:
         """The plan with arrays of the one kind that the kernel is compiled for."""
         return Plan._make(map(readonly, self.plan))
+
+    def measured_from(self, run: int, mixture: Mixture) -> tuple[Array, Array]:
+        """The means, (K, d), that the sums of a run are about; and about its origin.
+
+        In single precision they are rounded.
+        """
+        plan = self.plan
+        if self.is_single:
+            about = plan.means[slice(*plan.starts[run : run + 2])].astype(np.float64)
+            return plan.shift.astype(np.float64).sum(axis=0) + about, about
+        if len(plan.origins):
+            return mixture.means, mixture.means - plan.origins[run]
+        return mixture.means, mixture.means
 
     @property
     def n_features(self) -> int:
@@ -101,9 +146,9 @@ class EStep:
         """Numbers that the kernel adds up in."""
         return passes.padded_size(self.plan)
 
-    def scratch(self) -> Array:
+    def scratch(self) -> NDArray[Any]:
         """Memory for the kernel to work in, this thread's own."""
-        return _memory("scratch", self._scratch_size)
+        return _memory("scratch", self._scratch_size, self.plan.means.dtype)
 
 
 @final
@@ -124,6 +169,11 @@ class Message:
     members: tuple[tuple[int, ...], ...]
 
     @property
+    def is_single(self) -> bool:
+        """Whether anything is done in single precision."""
+        return any(e_step.is_single for e_step in self.e_steps)
+
+    @property
     def sums_bytes(self) -> int:
         """Bytes that the kernel's sums take, once."""
         return 8 * sum(e_step.padded_size for e_step in self.e_steps)
@@ -140,15 +190,20 @@ class Message:
         return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def _memory(name: str, size: int) -> Array:
+def _dtype(x: NDArray[Any] | Columns) -> np.dtype[Any]:
+    return x.columns[0].dtype if isinstance(x, Columns) else x.dtype
+
+
+def _memory(name: str, size: int, dtype: Any = np.float64) -> NDArray[Any]:
     """So many numbers or more, this thread's own.
 
     They are kept from call to call: new memory would cost a page fault for each 4 kB,
     as much time as the work on a small block.
     """
-    if getattr(_thread, name, _EMPTY).size < size:
-        setattr(_thread, name, np.zeros(size))
-    memory: Array = getattr(_thread, name)
+    n_doubles = -(-size * np.dtype(dtype).itemsize // 8)
+    if getattr(_thread, name, _EMPTY).size < n_doubles:
+        setattr(_thread, name, np.zeros(n_doubles))
+    memory: NDArray[Any] = getattr(_thread, name).view(dtype)
     return memory
 
 
@@ -194,20 +249,44 @@ class BlockLike(Protocol):
 AnyBlock = TypeVar("AnyBlock", bound=BlockLike)
 
 
-def message(mixtures: Sequence[Mixture]) -> Message:
-    """What a pass is to evaluate: mixtures of one number of features, of any shape."""
-    members: dict[str, list[int]] = {}
+def message(
+    mixtures: Sequence[Mixture], shifts: Sequence[Array | None] | None = None
+) -> Message:
+    """What a pass is to evaluate: mixtures of one number of features, of any shape.
+
+    Parameters
+    ----------
+    mixtures : sequence of Mixture
+    shifts : sequence of ndarray of shape (d,), or of None
+        Where each is to be measured from if it may be evaluated in single precision,
+        and stays exact enough; those of one array share the work on rows. See
+        `single.shift_of`.
+    """
+    members: dict[tuple[str, int | None], list[int]] = {}
+    points: dict[int | None, Array | None] = {None: None}
     for i, mixture in enumerate(mixtures):
-        members.setdefault(_form(mixture), []).append(i)
+        form, shift = _form(mixture), None if shifts is None else shifts[i]
+        place = None
+        if shift is not None and is_exact_in_single(mixture, form, shift):
+            place = id(shift)
+            points[place] = shift
+        members.setdefault((form, place), []).append(i)
     return Message(
-        tuple(_plan(form, [mixtures[i] for i in its]) for form, its in members.items()),
+        tuple(
+            _plan(form, [mixtures[i] for i in its], points[place])
+            for (form, place), its in members.items()
+        ),
         tuple(map(tuple, members.values())),
     )
 
 
-def plan(mixture: Mixture) -> EStep:
-    """Lay out what the kernel needs of one mixture."""
-    return _plan(_form(mixture), [mixture])
+def plan(mixture: Mixture, *, single: bool = False) -> EStep:
+    """Lay out what the kernel needs of one mixture.
+
+    In single precision if that may be, and is exact enough.
+    """
+    [e_step] = message([mixture], [shift_of(mixture) if single else None]).e_steps
+    return e_step
 
 
 def _form(mixture: Mixture) -> str:
@@ -219,12 +298,27 @@ def _form(mixture: Mixture) -> str:
     return "spherical" if _can_be_spherical(mixture) else "diagonal"
 
 
-def _plan(form: str, mixtures: Sequence[Mixture]) -> EStep:
+def _plan(form: str, mixtures: Sequence[Mixture], shift: Array | None) -> EStep:
+    """The plan of a form; in single precision if there is a point to measure from."""
+    if shift is None:
+        origins = [mixture.centre for mixture in mixtures]
+        return EStep(_plan_about(form, mixtures, origins))
+    about = [replace(mixture, means=mixture.means - shift) for mixture in mixtures]
+    plan = _plan_about(form, about, [np.zeros_like(shift)] * len(about))
+    bases = [base_of(mixture) for mixture in mixtures]
+    sizes = np.diff(plan.starts)
+    plan = plan._replace(offsets=plan.offsets - np.repeat(bases, sizes))
+    return EStep(in_single(plan, shift), tuple(bases))
+
+
+def _plan_about(
+    form: str, mixtures: Sequence[Mixture], origins: Sequence[Array]
+) -> Plan:
     fields = _fields(mixtures)
     if form == "pooled":
-        return EStep(Plan(**{**fields, **_pooled(mixtures)}))
+        return Plan(**{**fields, **_pooled(mixtures, origins)})
     if form == "spherical":
-        return EStep(Plan(**{**fields, **_spherical(mixtures)}))
+        return Plan(**{**fields, **_spherical(mixtures, origins)})
     factors = [
         m.shape.kernel_factors(m.factors, m.n_components, m.n_features)
         for m in mixtures
@@ -234,7 +328,7 @@ def _plan(form: str, mixtures: Sequence[Mixture]) -> EStep:
         if form == "dense"
         else {"centres": fields["means"], "scales": _joined(factors)}
     )
-    return EStep(Plan(**{**fields, **of_form}))
+    return Plan(**{**fields, **of_form})
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
@@ -292,7 +386,13 @@ def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
         "scales": np.empty((0, d)),
         "linear": np.empty(0),
         "halves": np.empty(0),
+        "shift": np.empty((0, d)),
     }
+
+
+def stays_single(mixture: Mixture, slack: float = 1.0) -> bool:
+    """Whether a mixture could be evaluated in single precision, about its centre."""
+    return is_exact_in_single(mixture, _form(mixture), shift_of(mixture), slack)
 
 
 def _can_be_spherical(mixture: Mixture) -> bool:
@@ -305,9 +405,9 @@ def _can_be_spherical(mixture: Mixture) -> bool:
     return bool((distances * mixture.factors + spread <= SPHERICAL_BELOW).all())
 
 
-def _spherical(mixtures: Sequence[Mixture]) -> dict[str, Any]:
+def _spherical(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str, Any]:
     """The fields of a plan of the spherical form."""
-    about = [mixture.means - mixture.centre for mixture in mixtures]
+    about = _about(mixtures, origins)
     precisions = [mixture.factors**2 for mixture in mixtures]
     both = list(zip(precisions, about, strict=True))
     offsets = [
@@ -317,7 +417,7 @@ def _spherical(mixtures: Sequence[Mixture]) -> dict[str, Any]:
     linear = [pack((p[:, np.newaxis] * m)[np.newaxis])[0] for p, m in both]
     return {
         "offsets": _joined(offsets),
-        "origins": np.stack([mixture.centre for mixture in mixtures]),
+        "origins": np.stack(origins),
         "linear": _joined(linear),
         "halves": -0.5 * _joined(precisions),
     }
@@ -346,14 +446,20 @@ def _can_be_pooled(mixture: Mixture) -> bool:
     return bool((whitened <= POOLED_BELOW).all())
 
 
-def _pooled(mixtures: Sequence[Mixture]) -> dict[str, Array]:
+def _about(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> list[Array]:
+    """Means about an origin of each mixture."""
+    pairs = zip(mixtures, origins, strict=True)
+    return [mixture.means - origin for mixture, origin in pairs]
+
+
+def _pooled(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str, Array]:
     """The fields of a plan of the pooled form."""
     factors = np.stack([_pooled_factor(mixture) for mixture in mixtures])
-    about = [mixture.means - mixture.centre for mixture in mixtures]
+    about = _about(mixtures, origins)
     centres = [m @ factor.T for m, factor in zip(about, factors, strict=True)]
     return {
         "pooled": pack_triangular(factors),
-        "origins": np.stack([mixture.centre for mixture in mixtures]),
+        "origins": np.stack(origins),
         "mixing": np.concatenate([pack(m.T[np.newaxis])[0] for m in about]),
         "centres": np.concatenate(centres),
         "scales": np.ones_like(np.concatenate(centres)),
@@ -362,16 +468,13 @@ def _pooled(mixtures: Sequence[Mixture]) -> dict[str, Array]:
 
 def e_step(message: Message, blocks: Iterator[BlockLike]) -> FlatSums:
     """What a pass does with the blocks of a leaf: sums over them, for every mixture."""
-    work = [
-        (its.compiled_plan, sums, its.scratch())
-        for its, sums in zip(message.e_steps, message.padded(), strict=True)
-    ]
+    work = [*zip(message.e_steps, message.padded(), strict=True)]
     pieces = blocks.pieces if isinstance(blocks, InPieces) else pieces_of(blocks)
     for x, weights in pieces:
-        rows = as_rows(x)
-        for plan, sums, scratch in work:
-            passes.accumulate(plan, rows, weights, sums, scratch)
-    return FlatSums(_joined([passes.collect(plan, sums) for plan, sums, _ in work]))
+        for its, sums in work:
+            passes.accumulate(*its.given(x), weights, sums, its.scratch())
+    collected = [passes.collect(its.compiled_plan, sums) for its, sums in work]
+    return FlatSums(_joined(collected))
 
 
 @final
@@ -434,43 +537,63 @@ def moments(
     for its, members in zip(message.e_steps, message.members, strict=True):
         # The last one has all that is left, so that a number too many is noticed.
         end = its.n_sums if its is not message.e_steps[-1] else len(rest)
-        found = _moments(its.plan, rest[:end], [mixtures[i] for i in members])
+        found = _moments(its, rest[:end], [mixtures[i] for i in members])
         of_all |= dict(zip(members, found, strict=True))
         rest = rest[end:]
     return [of_all[i] for i in range(len(mixtures))]
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where the sums of one mixture stand among those of its form."""
+
+    sums: Sums
+    run: int
+    its: slice
+    about: Array
+    """Its means, (K, d), about the run's origin."""
+
+
 def _moments(
-    plan: Plan, buffer: Array, mixtures: Sequence[Mixture]
+    e_step: EStep, buffer: Array, mixtures: Sequence[Mixture]
 ) -> Iterator[Moments]:
     """The same of mixtures of one form."""
+    plan = e_step.plan
     sums, starts = sums_in(plan, buffer), plan.starts
+    weight = float(sums.weight[0])
     read = _read_pooled if len(plan.pooled) else _read
     if is_spherical := len(plan.halves) > 0:
         read = _read_spherical
     for run, mixture in enumerate(mixtures):
-        yield Moments(
-            mixture.means,
-            *read(plan, sums, mixture, run, slice(*starts[run : run + 2])),
-            float(sums.log_prob[run]),
-            float(sums.weight[0]),
-            mixture.means - plan.origins[run] if is_spherical else None,
+        its = slice(*starts[run : run + 2])
+        means, about = e_step.measured_from(run, mixture)
+        found = _Found(sums, run, its, about)
+        base = e_step.bases[run] if e_step.bases else 0.0
+        its_moments = Moments(
+            means,
+            *read(plan, found, mixture),
+            float(sums.log_prob[run]) + base * weight,
+            weight,
+            found.about if is_spherical else None,
         )
+        if e_step.is_single:  # about means that were rounded
+            its_moments = moved(mixture.shape, its_moments, mixture.means)
+        yield its_moments
 
 
-def _read(
-    _plan: Plan, sums: Sums, mixture: Mixture, _run: int, its: slice
-) -> tuple[Array, Array, Array]:
+def _read(plan: Plan, found: _Found, mixture: Mixture) -> tuple[Array, Array, Array]:
     """Mass, drift and scatter of a run of the dense or the diagonal form."""
+    sums, its = found.sums, found.its
     scatter = mixture.shape.kept(sums.dense[its], sums.diagonal[its])
     return sums.mass[its], sums.drift[its], scatter
 
 
 def _read_spherical(
-    plan: Plan, sums: Sums, mixture: Mixture, run: int, its: slice
+    plan: Plan, found: _Found, mixture: Mixture
 ) -> tuple[Array, Array, Array]:
     """The same of the spherical form."""
-    about, raw = mixture.means - plan.origins[run], sums.raw[its]
+    about, raw = found.about, found.sums.raw[found.its]
     y, mass, norms = raw[:, :-2], raw[:, -2], raw[:, -1]
     drift = y - mass[:, np.newaxis] * about
     scatter = norms - np.einsum("kd,kd->k", about, y + drift)
@@ -478,18 +601,18 @@ def _read_spherical(
 
 
 def _read_pooled(
-    plan: Plan, sums: Sums, mixture: Mixture, run: int, its: slice
+    plan: Plan, found: _Found, mixture: Mixture
 ) -> tuple[Array, Array, Array]:
     """The same of the pooled form."""
-    shape, means = mixture.shape, mixture.means
-    n_components, d = means.shape
-    raw = sums.raw[its]
+    shape, about, run = mixture.shape, found.about, found.run
+    n_components, d = about.shape
+    raw = found.sums.raw[found.its]
     mass = raw[:, d]
-    drift = raw[:, :d] - mass[:, np.newaxis] * (means - plan.origins[run])
-    scatter = shape.kept(sums.residual[run : run + 1], np.empty((0, d)))
-    shared = _shared(plan, sums, run)
+    drift = raw[:, :d] - mass[:, np.newaxis] * about
+    scatter = shape.kept(found.sums.residual[run : run + 1], np.empty((0, d)))
+    shared = _shared(plan, found.sums, run)
     for k in range(1, n_components):
-        scatter[0] += shape.scatter(means[:k] - means[k], shared[k, :k])
+        scatter[0] += shape.scatter(about[:k] - about[k], shared[k, :k])
     return mass, drift, scatter
 
 

@@ -14,6 +14,9 @@ Array = NDArray[np.float64]
 
 _SINGLE: Final = float(np.finfo(np.float32).eps)
 _DOUBLE: Final = float(np.finfo(np.float64).eps)
+_LEAST_SINGLE: Final = 1e-37
+_MOST_SINGLE: Final = 1e37
+"""Variances that float32 holds with all digits, and precisions with them."""
 _TOLERABLE: Final = 0.1
 """Errors of squared distances that leave log densities, nearly, what they are."""
 
@@ -70,12 +73,16 @@ class Mixture:
     def fits_in_single(self) -> bool:
         """Whether float32 holds the parameters, so that log densities stay as they are.
 
-        Asked of covariances close to singular alone: others are as good as the rows.
+        Of those in its range, only covariances close to singular are asked about:
+        others are as good as the rows.
         """
         shape, d = self.shape, self.n_features
+        variances = shape.variances(self.covariances, d)
+        if not ((variances > _LEAST_SINGLE) & (variances < _MOST_SINGLE)).all():
+            return False
         if not shape.factored(self.covariances).rough.any():
             return True
-        squares = self.means**2 + shape.variances(self.covariances, d)
+        squares = self.means**2 + variances
         return bool((self._distances(_SINGLE**2 * squares) < _TOLERABLE).all())
 
     @property

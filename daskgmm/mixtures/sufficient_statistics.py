@@ -8,6 +8,8 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+from daskgmm.mixtures.covariance import CovarianceShape
+
 Array = NDArray[np.float64]
 
 
@@ -65,3 +67,17 @@ class Moments:
             self.weight + other.weight,
             self.from_origin,
         )
+
+
+def moved(shape: CovarianceShape, moments: Moments, about: Array) -> Moments:
+    """The same moments, about other points."""
+    shift = about - moments.about
+    return Moments(
+        about,
+        moments.mass,
+        moments.drift - moments.mass[:, np.newaxis] * shift,
+        shape.recentre(moments.scatter, moments.drift, moments.mass, shift),
+        moments.log_prob,
+        moments.weight,
+        moments.from_origin,
+    )

@@ -19,6 +19,7 @@ from daskgmm.kernel import passes, tile
 from daskgmm.kernel.layout import Columns, Plan, RowView, as_rows, readonly
 from daskgmm.mixtures.e_step import EStep, plan
 from daskgmm.mixtures.e_step import message as message_of
+from daskgmm.mixtures.single import shift_of
 
 
 def with_upper(mixture):
@@ -29,18 +30,21 @@ def with_upper(mixture):
     return EStep(packed._replace(dense=nothing, pooled=nothing, upper=factors))
 
 
-def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed):
+def make_call(task, covariance_type, d, sizes, n, dtypes, layout, weighted, seed):
     """Arguments of a call that is in order, by name."""
     rng = np.random.default_rng(seed)
     mixtures = [random_mixture(rng, covariance_type, k, d) for k in sizes]
     if task == "evaluate":
         mixtures = mixtures[:1]
-    message = message_of(mixtures).e_steps[0]
+    of_rows, of_plan = dtypes
+    in_single = of_plan is np.float32
+    shifts = [shift_of(mixtures[0])] * len(mixtures) if in_single else None
+    message = message_of(mixtures, shifts).e_steps[0]
     has_matrices = message.plan.dense.size or message.plan.pooled.size
-    if task == "evaluate" and has_matrices and d >= tile.MIN_UPPER:
+    if task == "evaluate" and has_matrices and d >= tile.MIN_UPPER and not in_single:
         message = with_upper(mixtures[0])
     k = len(message.plan.means)
-    x = rng.normal(size=(n, d)).astype(np.float32 if single else np.float64)
+    x = rng.normal(size=(n, d)).astype(of_rows)
     if layout == "column":
         x = np.asfortranarray(x)
     elif layout == "columns":
@@ -50,7 +54,9 @@ def make_call(task, covariance_type, d, sizes, n, single, layout, weighted, seed
     call = {
         "plan": message.compiled_plan,
         "rows": as_rows(x),
-        "scratch": np.zeros(tile.scratch_size(message.plan)),
+        "scratch": np.zeros(
+            tile.scratch_size(message.plan), dtype=message.plan.means.dtype
+        ),
     }
     if task == "evaluate":
         outputs = {
@@ -77,6 +83,14 @@ def run(task, call):
     return passes._run(number, **call)
 
 
+DTYPES = [
+    (np.float64, np.float64),
+    (np.float32, np.float64),
+    (np.float32, np.float32),
+]
+"""Of rows, and of what is computed."""
+
+
 def calls(tasks=("accumulate", "collect", "evaluate"), least_rows=1):
     return st.builds(
         lambda task, **rest: (task, make_call(task, **rest)),
@@ -85,7 +99,7 @@ def calls(tasks=("accumulate", "collect", "evaluate"), least_rows=1):
         d=st.sampled_from([1, 2, 3, 4, 5, 9, 32, 37]),
         sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3),
         n=st.sampled_from([least_rows, 2, 7, 31, 300]),
-        single=st.booleans(),
+        dtypes=st.sampled_from(DTYPES),
         layout=st.sampled_from(["row", "column", "columns"]),
         weighted=st.booleans(),
         seed=st.integers(0, 2**31),
@@ -234,7 +248,7 @@ def test_runs_follow_each_other(starts):
 )
 def test_arrays_of_another_kind_are_refused(name, wrong):
     """Nothing is compiled for them, and nothing converted."""
-    call = make_call("accumulate", "full", 3, [2], 5, False, "row", True, 0)
+    call = make_call("accumulate", "full", 3, [2], 5, DTYPES[0], "row", True, 0)
     if isinstance(wrong, str):
         single = readonly(np.zeros(2, dtype=np.float32))
         name, call = wrong, {**call, name: call[name]._replace(**{wrong: single})}
@@ -242,6 +256,20 @@ def test_arrays_of_another_kind_are_refused(name, wrong):
         call = {**call, name: wrong}
     with pytest.raises(TypeError, match=f"The kernel was given {name} as"):
         run("accumulate", call)
+
+
+def test_single_precision_takes_rows_of_its_own_alone():
+    call = make_call("accumulate", "full", 3, [2], 5, DTYPES[2], "row", True, 0)
+    run("accumulate", call)
+    call["rows"] = as_rows(np.zeros((5, 3)))
+    with pytest.raises(ValueError, match="The kernel was given rows"):
+        run("accumulate", call)
+    single = call["plan"]
+    for name in ("offsets", "shift", "dense"):
+        doubles = readonly(getattr(single, name).astype(np.float64))
+        plan_ = single._replace(**{name: doubles})
+        with pytest.raises(TypeError, match=f"The kernel was given {name} as"):
+            run("accumulate", {**call, "plan": plan_})
 
 
 def test_rows_of_other_dtypes_and_unlike_columns_are_refused():

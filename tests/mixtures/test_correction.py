@@ -10,8 +10,9 @@ from conftest import blobs, moments_over, random_mixture
 
 from daskgmm.data.sources import open_source
 from daskgmm.mixtures.coordinates import Coordinates
-from daskgmm.mixtures.correction import Correction, moved
+from daskgmm.mixtures.correction import Correction
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
+from daskgmm.mixtures.sufficient_statistics import moved
 
 K, D = 3, 3
 RULE = MaximumLikelihood(reg_covar=0.0, row_weight=1.0)

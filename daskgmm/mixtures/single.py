@@ -1,0 +1,117 @@
+"""Single precision: which mixtures it is exact enough for, and plans in it.
+
+Rows of float32 are measured from a point s in the middle of a mixture, which takes
+nothing from them: y = x - s is rounded to a part of itself. The rest of an E-step is
+rounded, too: what that does to the log density of a row is estimated here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskgmm.kernel.layout import Plan
+from daskgmm.mixtures.gaussian import Mixture
+
+Array = NDArray[np.float64]
+
+EXACT: Final = 1e-5
+"""What a log density may be off by, as a part of it or of one."""
+_ROUNDING: Final = float(np.finfo(np.float32).eps) / 2.0
+"""What a number is off by, as a part of it, at the most."""
+_SURELY: Final = 3.0
+"""Standard deviations of the sum of many roundings that it hardly ever exceeds."""
+_LEAST: Final = 1e-15
+_MOST: Final = 1e15
+"""Deviations whose squares are far from where float32 ends."""
+
+
+def shift_of(mixture: Mixture) -> Array:
+    """The middle of a mixture, (d,), in the digits of two numbers of float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        nearest: Array = _parts(mixture.centre).astype(np.float64).sum(axis=0)
+    return nearest
+
+
+def _parts(point: Array) -> NDArray[np.float32]:
+    """Two numbers of float32 for each, (2, d), that come to it."""
+    high = point.astype(np.float32)
+    return np.stack([high, (point - high).astype(np.float32)])
+
+
+def is_exact_in_single(
+    mixture: Mixture, form: str, shift: Array, slack: float = 1.0
+) -> bool:
+    """Whether the log densities of a mixture's rows stay within `EXACT`.
+
+    Parameters
+    ----------
+    mixture : Mixture
+    form : str
+        See `e_step`.
+    shift : ndarray of shape (d,)
+        What rows are measured from.
+    slack : float
+        How many times as much they may be off by.
+    """
+    shape, d = mixture.shape, mixture.n_features
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviations = np.sqrt(shape.variances(mixture.covariances, d))
+        reach = np.abs(mixture.means - shift) + deviations
+        off = _ROUNDING * _SURELY * _roundings(mixture, form, reach, deviations)
+        # All comparisons are written so that NaN is not exact.
+        in_range = (deviations >= _LEAST).all() and (reach <= _MOST).all()
+        return bool(in_range and (off <= slack * EXACT * _log_densities(mixture)).all())
+
+
+def _roundings(mixture: Mixture, form: str, reach: Array, deviations: Array) -> Array:
+    """What the log density of a row is off by, where each number is off by one, (K,).
+
+    Roundings are independent, so their squares are added up. Those of y - m are
+    multiplied by the factors; those of sums of d terms grow as the sums do, so that
+    they are √(d/3) roundings of the whole sum. A sum is a whitened number, and the
+    squared distance, ½ of which is wanted: d, but for the spherical form.
+    """
+    shape, (n_components, d) = mixture.shape, mixture.means.shape
+    factors = shape.kernel_factors(mixture.factors, n_components, d)
+    indices = "kij,kj->k" if shape.dense else "kj,kj->k"
+    moved = np.einsum(indices, factors**2, reach**2)
+    of_sums = np.sqrt(d / 3.0)
+    whole = moved if form == "spherical" else d
+    roundings: Array = np.sqrt(moved) + 0.5 * whole * of_sums
+    if shape.dense:
+        whitened = np.einsum(indices, factors**2, deviations**2)
+        roundings += np.sqrt(whitened) * of_sums
+    return roundings
+
+
+def _log_densities(mixture: Mixture) -> Array:
+    """How large log densities of a component's rows are, at the least, (K,); or one.
+
+    Half a squared distance is ½ d on average, with a standard deviation of √(½ d).
+    """
+    d = mixture.n_features
+    with np.errstate(divide="ignore"):
+        typical = np.abs(mixture.log_normalisers() - 0.5 * d)
+    least: Array = np.maximum(typical - 3.0 * np.sqrt(0.5 * d), 1.0)
+    # Without weight it is never the largest, and its density is nothing.
+    return np.where(np.isfinite(least), least, 1.0)
+
+
+def base_of(mixture: Mixture) -> float:
+    """About what log densities are, so that only what is beside it is rounded."""
+    normalisers = mixture.log_normalisers()
+    return float(normalisers.max()) - 0.5 * mixture.n_features
+
+
+def in_single(plan: Plan, shift: Array) -> Plan:
+    """A plan about a point, in single precision."""
+    of_all = plan._asdict() | {"shift": _parts(shift)}
+    return Plan(
+        **{
+            name: field.astype(np.float32) if field.dtype == np.float64 else field
+            for name, field in of_all.items()
+        }
+    )
