@@ -12,9 +12,10 @@ component's own mean, so nothing cancels. The caller chooses one of four:
   all means m is that of its residual v = y - Σ r m and of the means about their average
   (the law of total variance). The latter is Σ r_k r_l (m_k - m_l)(m_k - m_l)ᵀ over
   k < l: so the products r_k r_l are added up, and nothing cancels here either.
-- *spherical*: a component has one precision for all features, and its distances and
-  sums are products of matrices, about the run's origin. Terms cancel, so it is for
-  components that lie no more than a hundred standard deviations from there.
+- *natural*: where factors are diagonal, too, distances and sums are products of
+  matrices with y and y², about the run's origin; with y and ‖y‖² where a component has
+  one precision for all features. Terms cancel, so it is for components that lie no more
+  than a hundred standard deviations from there.
 
 Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
 that a vector holds one feature of several rows. Products are made in register tiles of

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from numba import njit
 
 from daskgmm.kernel.dense import dense_log_joint
 from daskgmm.kernel.diagonal import diagonal_log_joint
+from daskgmm.kernel.natural import natural_log_joint
 from daskgmm.kernel.products import multiply_lines
 from daskgmm.kernel.simd import (
     COLUMNS,
@@ -27,8 +28,10 @@ from daskgmm.kernel.simd import (
     where_above,
     zeros,
 )
-from daskgmm.kernel.spherical import spherical_log_joint
 from daskgmm.kernel.tile import INLINE, JIT, ZERO, pitch_of, width_of
+
+_FACTORS: Final = 8
+"""Sums of a row that are multiplied before their logarithm is taken."""
 
 
 @njit(**JIT)
@@ -39,8 +42,8 @@ def log_joint(plan: Any, tile: Any, width: int) -> None:
     if plan.dense.shape[0] > 0:
         dense_log_joint(plan, tile, width)
         return
-    if plan.halves.shape[0] > 0:
-        spherical_log_joint(plan, tile, width)
+    if plan.quadratic.shape[0] > 0:
+        natural_log_joint(plan, tile, width)
         return
     pooled, origins = plan.pooled.reshape(-1), plan.origins.reshape(-1)
     # Without pooled factors there is one round, of all components.
@@ -56,25 +59,59 @@ def log_joint(plan: Any, tile: Any, width: int) -> None:
 
 
 @njit(**INLINE)
-def normalise(tile: Any, first: int, last: int, width: int) -> None:
+def _exponentials(tile: Any, first: int, last: int, t: int) -> Any:
     """Turn one run's log joint into h = exp(½ (joint - its maximum)), row by row.
 
-    Beside it log p(x) and the scale s: a responsibility is h² s. Its root h √s is what
-    most sums are made with, and costs one square root a row.
+    Returns the maximum, and the sum of h². A responsibility is h² over that.
     """
     pitch = pitch_of(tile.joint)
+    top = load(tile.joint, first * pitch + t, 0, 1, COLUMNS)
+    for k in range(first + 1, last):
+        top = maximum(load(tile.joint, k * pitch + t, 0, 1, COLUMNS), top)
+    total = zeros(tile.joint, COLUMNS)
+    for k in range(first, last):
+        line = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
+        part = exp(multiply(subtract(line, top), constant(top, 0.5)))
+        store(part, tile.joint, k * pitch + t, 0, COLUMNS)
+        total = multiply_add(part, part, total)
+    return top, total
+
+
+@njit(**INLINE)
+def normalise(tile: Any, first: int, last: int, width: int) -> None:
+    """Turn one run's log joint into h, beside it log p(x) and a scale s.
+
+    A responsibility is h² s. Its root h √s is what most sums are made with, and costs
+    one square root a row.
+    """
     for t in range(0, width, width_of(tile.joint)):
-        top = load(tile.joint, first * pitch + t, 0, 1, COLUMNS)
-        for k in range(first + 1, last):
-            top = maximum(load(tile.joint, k * pitch + t, 0, 1, COLUMNS), top)
-        total = zeros(tile.joint, COLUMNS)
-        for k in range(first, last):
-            line = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
-            part = exp(multiply(subtract(line, top), constant(top, 0.5)))
-            store(part, tile.joint, k * pitch + t, 0, COLUMNS)
-            total = multiply_add(part, part, total)
+        top, total = _exponentials(tile, first, last, t)
         store(add(top, log(total)), tile.log_prob, t, 0, COLUMNS)
         store(divide(constant(total, 1.0), total), tile.scale, t, 0, COLUMNS)
+
+
+@njit(**INLINE)
+def normalise_alike(
+    tile: Any, first: int, last: int, width: int, sums: Any, run: int
+) -> None:
+    """The same where rows have weight one; log p(x) is but added up.
+
+    One logarithm is of the product of several sums. Each is from 1 to K, so that, of
+    K below 65,000, no product leaves float32.
+    """
+    nothing, one = constant(tile.joint, 0.0), constant(tile.joint, 1.0)
+    together = _FACTORS * width_of(tile.joint)
+    sum_of_all = zeros(tile.joint, COLUMNS)
+    for begin in range(0, width, together):
+        product = add(zeros(tile.joint, COLUMNS), one)
+        for t in range(begin, min(begin + together, width), width_of(tile.joint)):
+            top, total = _exponentials(tile, first, last, t)
+            weight = load(tile.weights, t, 0, 1, COLUMNS)  # zero past the end
+            sum_of_all = add(sum_of_all, where_above(weight, nothing, top, nothing))
+            product = multiply(product, where_above(weight, nothing, total, one))
+            store(divide(one, total), tile.scale, t, 0, COLUMNS)
+        sum_of_all = add(sum_of_all, log(product))
+    add_lane_sums(sum_of_all, sums, run, 0, 1)
 
 
 @njit(**JIT)
@@ -106,7 +143,7 @@ def add_log_prob(tile: Any, width: int, sums: Any, run: int) -> None:
 def share(plan: Any, tile: Any, first: int, last: int, width: int) -> None:
     """Turn h into what the form's sums are made with, w the row weights.
 
-    Dense: √(w r). Pooled: √w r. Spherical and diagonal: w r.
+    Dense: √(w r). Pooled: √w r. Natural and diagonal: w r.
     """
     nothing, pitch = constant(tile.joint, 0.0), pitch_of(tile.joint)
     is_dense, is_pooled = plan.dense.shape[0] > 0, plan.pooled.shape[0] > 0

@@ -32,9 +32,9 @@ class Plan(NamedTuple):
 
     The runs' components stand one after the other: those of run r are numbers
     ``starts[r]`` to ``starts[r + 1]``. The form is dense if `dense` has components,
-    pooled if `pooled` has runs, spherical if `halves` has components, else diagonal. To
-    ask one run about a few rows, `upper` stands instead of `dense`, or of `pooled` if
-    there are `origins`.
+    pooled if `pooled` has runs, natural if there is a `quadratic` part, else diagonal.
+    To ask one run about a few rows, `upper` stands instead of `dense`, or of `pooled`
+    if there are `origins`.
 
     All is float64, or all is float32: then the kernel computes in float32, but for its
     sums over tiles, and takes rows of float32 alone. They, and with them means and
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     centres: Array  # (K, d) means: of whitened rows if pooled; or (0, d)
     scales: Array  # (K, d) diagonal factors: ones if pooled; or (0, d)
     linear: Array  # (K d,) `pack` of λ times the means about it, run by run, or (0,)
-    halves: Array  # (K,) -½ λ, the precisions if spherical, or (0,)
+    quadratic: Array  # (K,) -½ λ if features have one λ, (K d,) `pack` of all, or (0,)
     nothing: Array  # (K,) zeros
     shift: Array  # (2, d) if float32, or (0, d)
 
@@ -70,7 +70,7 @@ class Sums(NamedTuple):
     drift: Array  # (K, d): of e, the same
     dense: Array  # (K, T(d)): of e eᵀ
     diagonal: Array  # (K, d): of e²
-    raw: Array  # (K, d + 1): of [y, 1], if pooled; or (K, d + 2): of [y, 1, ‖y‖²]
+    raw: Array  # (K, d + 1): of [y, 1], if pooled; of [y, 1, ‖y‖²]; or of [y, y², 1]
     residual: Array  # (R, T(d)): of v vᵀ, by row weight, if pooled
     shared: Array  # (Σ T(K'),): of r rᵀ, by row weight, run by run, if pooled
     log_prob: Array  # (R,): of log p(x), by row weight
@@ -148,10 +148,19 @@ def _symmetric(n: int, whole: int) -> int:
 
 
 @for_both
+def is_isotropic(plan: Plan) -> bool:
+    """Whether a plan of the natural form has one precision for all features."""
+    same: bool = plan.quadratic.shape[0] == plan.offsets.shape[0]
+    return same
+
+
+@for_both
 def raw_width(plan: Plan) -> int:
     """Numbers of a row of `Sums.raw`."""
-    n: int = plan.means.shape[1] + (2 if plan.halves.shape[0] > 0 else 1)
-    return n
+    d: int = plan.means.shape[1]
+    if plan.quadratic.shape[0] == 0:
+        return d + 1
+    return d + 2 if is_isotropic(plan) else 2 * d + 1
 
 
 @for_both
@@ -164,7 +173,7 @@ def sums_ends(plan: Plan, whole: int) -> tuple[int, ...]:
     n, d = plan.means.shape
     n_runs, n_dense = plan.starts.shape[0] - 1, plan.dense.shape[0]
     n_pooled, columns = plan.pooled.shape[0], raw_width(plan)
-    mass = 0 if n_pooled > 0 or plan.halves.shape[0] > 0 else n
+    mass = 0 if n_pooled > 0 or plan.quadratic.shape[0] > 0 else n
     drift = mass + mass * d
     dense = drift + n_dense * _symmetric(d, whole)
     diagonal = dense + (mass * d if n_dense == 0 else 0)

@@ -21,6 +21,7 @@ from daskgmm.kernel.joint import (
     find_most_probable,
     log_joint,
     normalise,
+    normalise_alike,
     share,
 )
 from daskgmm.kernel.layout import (
@@ -35,9 +36,9 @@ from daskgmm.kernel.layout import (
     sums_ends,
     triangle,
 )
+from daskgmm.kernel.natural import add_natural
 from daskgmm.kernel.pooled import add_pooled
 from daskgmm.kernel.simd import COLUMNS, TARGET, VECTOR_BITS, is_single
-from daskgmm.kernel.spherical import add_spherical
 from daskgmm.kernel.tile import (
     JIT,
     MIN_UPPER,
@@ -195,7 +196,7 @@ _ARGUMENTS: Final = (
     _CENTRES,
     _SCALES,
     _LINEAR,
-    _HALVES,
+    _QUADRATIC,
     _NOTHING,
     _SHIFT,
     _ROWS,
@@ -253,10 +254,10 @@ def _misfit_in_plan(plan: Any) -> Any:
     n_upper, n_pooled = plan.upper.shape[0], plan.pooled.shape[0]
     size = packed_triangle(d)
     is_pooled = n_pooled > 0 or (n_upper > 0 and plan.origins.shape[0] > 0)
-    n_spherical = plan.halves.shape[0]
+    n_natural = plan.quadratic.shape[0]
     is_dense = n_dense > 0 or (n_upper > 0 and not is_pooled)
-    of_runs = n_runs if is_pooled or n_spherical > 0 else 0
-    diagonal = 0 if is_dense or n_spherical > 0 else n
+    of_runs = n_runs if is_pooled or n_natural > 0 else 0
+    diagonal = 0 if is_dense or n_natural > 0 else n
     n_matrices = n_runs if is_pooled else n
     if n == 0 or d == 0:
         return _MEANS
@@ -284,9 +285,9 @@ def _misfit_in_plan(plan: Any) -> Any:
         return _CENTRES
     if plan.scales.shape != (diagonal, d):
         return _SCALES
-    if n_spherical > 0 and (n_spherical != n or is_dense or is_pooled):
-        return _HALVES
-    if plan.linear.shape[0] != n_spherical * d:
+    if n_natural > 0 and (n_natural not in (n, n * d) or is_dense or is_pooled):
+        return _QUADRATIC
+    if plan.linear.shape[0] != (n * d if n_natural > 0 else 0):
         return _LINEAR
     if plan.nothing.shape[0] != n:
         return _NOTHING
@@ -414,15 +415,18 @@ def _make_enter(stamp: int) -> Callable[..., int]:
             padded.weight[0] += weight
             for run in range(plan.starts.shape[0] - 1):
                 first, last = plan.starts[run], plan.starts[run + 1]
-                normalise(tile, first, last, width)
-                add_log_prob(tile, width, padded.log_prob, run)
+                if weights.shape[0] > 0:
+                    normalise(tile, first, last, width)
+                    add_log_prob(tile, width, padded.log_prob, run)
+                else:
+                    normalise_alike(tile, first, last, width, padded.log_prob, run)
                 share(plan, tile, first, last, width)
             if plan.dense.shape[0] > 0:
                 add_dense(plan, tile, width, padded)
             elif plan.pooled.shape[0] > 0:
                 add_pooled(plan, tile, width, padded)
-            elif plan.halves.shape[0] > 0:
-                add_spherical(plan, tile, width, padded)
+            elif plan.quadratic.shape[0] > 0:
+                add_natural(plan, tile, width, padded)
             else:
                 add_diagonal(plan, tile, width, padded)
         return -1
@@ -448,7 +452,7 @@ def _no_plan(dtype: Any) -> Plan:
         centres=_empty(dtype, 2),
         scales=_empty(dtype, 2),
         linear=_empty(dtype, 1),
-        halves=_empty(dtype, 1),
+        quadratic=_empty(dtype, 1),
         nothing=_empty(dtype, 1),
         shift=_empty(dtype, 2),
     )

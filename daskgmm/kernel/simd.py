@@ -503,6 +503,23 @@ def add_outer(_context: Any, left: Any, right: Any, tile: Any) -> Any:
     return tile(left, right, tile), generate
 
 
+@intrinsic
+def add_quadratic(_context: Any, a: Any, b: Any, x: Any, tile: Any) -> Any:
+    """(a[i] x[j] + b[i]) x[j] + tile[i, j]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first, second, numbers, before = (_unpack(builder, arg) for arg in args)
+        vectors = []
+        for i, (u, v) in enumerate(zip(first, second, strict=True)):
+            for j, number in enumerate(numbers):
+                slope = _fused(builder, u, number, v)
+                c = before[i * len(numbers) + j]
+                vectors.append(_fused(builder, slope, number, c))
+        return context.make_tuple(builder, signature.return_type, vectors)
+
+    return tile(a, b, x, tile), generate
+
+
 @intrinsic(prefer_literal=True)
 def row_sums(_context: Any, tile: Any, n_rows: Any) -> Any:
     """The sum of each row's vectors."""

@@ -36,7 +36,7 @@ MIN_UPPER: Final = COLUMNS * LANES
 """Features that a plan with `upper` has at the least."""
 _TILE: Final = 256 // _WIDEST * _WIDEST
 """Rows of data in a tile, if they are not too wide."""
-_TILE_NUMBERS: Final = 2**16
+_TILE_NUMBERS: Final = 2**18
 """Numbers of a tile, so that it stays in the second-level cache."""
 ZERO: Final = np.int64(0)
 """For arguments: were it a literal, functions would be compiled for it once more."""

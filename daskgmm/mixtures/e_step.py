@@ -20,6 +20,7 @@ from daskgmm.kernel.layout import (
     RowView,
     Sums,
     as_rows,
+    is_isotropic,
     pack,
     pack_triangular,
     readonly,
@@ -40,13 +41,15 @@ POOLED_BELOW: Final = 1e6
 Whitening about one origin for all components rounds a row to eps times this length.
 """
 
-SPHERICAL_BELOW: Final = 100.0
+NATURAL_BELOW: Final = 100.0
 """The longest whitened row, mean and σ together, whose distance is made of products.
 
 Densities and scatters are rounded to eps times its square.
 """
-MIN_SPHERICAL: Final = 4
-"""Components and features from which on products pay."""
+MIN_NATURAL: Final = 4
+"""Components and features from which on products pay where features have one λ,"""
+MIN_GENERAL: Final = 16
+"""and components where they do not."""
 
 _LARGE: Final = 2**16
 """Numbers in the matrices of a mixture from which on it is work to pack them."""
@@ -295,7 +298,7 @@ def _form(mixture: Mixture) -> str:
         return "pooled"
     if mixture.shape.dense:
         return "dense"
-    return "spherical" if _can_be_spherical(mixture) else "diagonal"
+    return "natural" if _can_be_natural(mixture) else "diagonal"
 
 
 def _plan(form: str, mixtures: Sequence[Mixture], shift: Array | None) -> EStep:
@@ -317,8 +320,8 @@ def _plan_about(
     fields = _fields(mixtures)
     if form == "pooled":
         return Plan(**{**fields, **_pooled(mixtures, origins)})
-    if form == "spherical":
-        return Plan(**{**fields, **_spherical(mixtures, origins)})
+    if form == "natural":
+        return Plan(**{**fields, **_natural(mixtures, origins)})
     factors = [
         m.shape.kernel_factors(m.factors, m.n_components, m.n_features)
         for m in mixtures
@@ -385,7 +388,7 @@ def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
         "centres": np.empty((0, d)),
         "scales": np.empty((0, d)),
         "linear": np.empty(0),
-        "halves": np.empty(0),
+        "quadratic": np.empty(0),
         "shift": np.empty((0, d)),
     }
 
@@ -395,31 +398,38 @@ def stays_single(mixture: Mixture, slack: float = 1.0) -> bool:
     return is_exact_in_single(mixture, _form(mixture), shift_of(mixture), slack)
 
 
-def _can_be_spherical(mixture: Mixture) -> bool:
+def _can_be_natural(mixture: Mixture) -> bool:
     """Whether products lose nothing, and are less work than deviations."""
-    if not mixture.shape.isotropic or min(mixture.means.shape) < MIN_SPHERICAL:
+    least = MIN_NATURAL if mixture.shape.isotropic else MIN_GENERAL
+    if mixture.n_components < least or mixture.n_features < MIN_NATURAL:
         return False
-    distances = np.linalg.norm(mixture.means - mixture.centre, axis=1)
-    spread = np.sqrt(mixture.n_features)
-    # Written so that NaN and infinity are not spherical.
-    return bool((distances * mixture.factors + spread <= SPHERICAL_BELOW).all())
+    whitened = (mixture.means - mixture.centre) * _scales(mixture)
+    distances = np.linalg.norm(whitened, axis=1)
+    # Written so that NaN and infinity are not natural.
+    return bool((distances + np.sqrt(mixture.n_features) <= NATURAL_BELOW).all())
 
 
-def _spherical(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str, Any]:
-    """The fields of a plan of the spherical form."""
+def _scales(mixture: Mixture) -> Array:
+    """Factors of diagonal covariances, (K, d)."""
+    return mixture.shape.kernel_factors(mixture.factors, *mixture.means.shape)
+
+
+def _natural(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str, Any]:
+    """The fields of a plan of the natural form."""
     about = _about(mixtures, origins)
-    precisions = [mixture.factors**2 for mixture in mixtures]
+    precisions = [_scales(mixture) ** 2 for mixture in mixtures]
     both = list(zip(precisions, about, strict=True))
     offsets = [
-        mixture.log_normalisers() - 0.5 * p * np.einsum("kd,kd->k", m, m)
+        mixture.log_normalisers() - 0.5 * np.einsum("kd,kd,kd->k", p, m, m)
         for mixture, (p, m) in zip(mixtures, both, strict=True)
     ]
-    linear = [pack((p[:, np.newaxis] * m)[np.newaxis])[0] for p, m in both]
+    isotropic = mixtures[0].shape.isotropic
+    quadratic = [p[:, 0] if isotropic else pack(p[np.newaxis])[0] for p in precisions]
     return {
         "offsets": _joined(offsets),
         "origins": np.stack(origins),
-        "linear": _joined(linear),
-        "halves": -0.5 * _joined(precisions),
+        "linear": _joined([pack((p * m)[np.newaxis])[0] for p, m in both]),
+        "quadratic": -0.5 * _joined(quadratic),
     }
 
 
@@ -563,8 +573,8 @@ def _moments(
     sums, starts = sums_in(plan, buffer), plan.starts
     weight = float(sums.weight[0])
     read = _read_pooled if len(plan.pooled) else _read
-    if is_spherical := len(plan.halves) > 0:
-        read = _read_spherical
+    if is_natural := len(plan.quadratic) > 0:
+        read = _read_natural
     for run, mixture in enumerate(mixtures):
         its = slice(*starts[run : run + 2])
         means, about = e_step.measured_from(run, mixture)
@@ -575,7 +585,7 @@ def _moments(
             *read(plan, found, mixture),
             float(sums.log_prob[run]) + base * weight,
             weight,
-            found.about if is_spherical else None,
+            found.about if is_natural else None,
         )
         if e_step.is_single:  # about means that were rounded
             its_moments = moved(mixture.shape, its_moments, mixture.means)
@@ -589,15 +599,20 @@ def _read(plan: Plan, found: _Found, mixture: Mixture) -> tuple[Array, Array, Ar
     return sums.mass[its], sums.drift[its], scatter
 
 
-def _read_spherical(
+def _read_natural(
     plan: Plan, found: _Found, mixture: Mixture
 ) -> tuple[Array, Array, Array]:
-    """The same of the spherical form."""
-    about, raw = found.about, found.sums.raw[found.its]
-    y, mass, norms = raw[:, :-2], raw[:, -2], raw[:, -1]
+    """The same of the natural form."""
+    about, raw, d = found.about, found.sums.raw[found.its], mixture.n_features
+    if is_isotropic(plan):
+        y, mass, squares = raw[:, :d], raw[:, d], raw[:, d + 1 :]
+    else:
+        y, squares, mass = raw[:, :d], raw[:, d:-1], raw[:, -1]
     drift = y - mass[:, np.newaxis] * about
-    scatter = norms - np.einsum("kd,kd->k", about, y + drift)
-    return mass, drift, scatter[:, np.newaxis]
+    taken = about * (y + drift)
+    if is_isotropic(plan):
+        taken = taken.sum(axis=1, keepdims=True)
+    return mass, drift, squares - taken
 
 
 def _read_pooled(

@@ -23,6 +23,8 @@ _ROUNDING: Final = float(np.finfo(np.float32).eps) / 2.0
 """What a number is off by, as a part of it, at the most."""
 _SURELY: Final = 3.0
 """Standard deviations of the sum of many roundings that it hardly ever exceeds."""
+_FARTHEST: Final = 10.0
+"""Deviations that a square may be of, to be taken from another."""
 _LEAST: Final = 1e-15
 _MOST: Final = 1e15
 """Deviations whose squares are far from where float32 ends."""
@@ -63,6 +65,8 @@ def is_exact_in_single(
         off = _ROUNDING * _SURELY * _roundings(mixture, form, reach, deviations)
         # All comparisons are written so that NaN is not exact.
         in_range = (deviations >= _LEAST).all() and (reach <= _MOST).all()
+        if form == "natural":  # what is left of squares is a variance
+            in_range &= (reach <= _FARTHEST * deviations).all()
         return bool(in_range and (off <= slack * EXACT * _log_densities(mixture)).all())
 
 
@@ -72,14 +76,14 @@ def _roundings(mixture: Mixture, form: str, reach: Array, deviations: Array) -> 
     Roundings are independent, so their squares are added up. Those of y - m are
     multiplied by the factors; those of sums of d terms grow as the sums do, so that
     they are √(d/3) roundings of the whole sum. A sum is a whitened number, and the
-    squared distance, ½ of which is wanted: d, but for the spherical form.
+    squared distance, ½ of which is wanted: d, but for the natural form.
     """
     shape, (n_components, d) = mixture.shape, mixture.means.shape
     factors = shape.kernel_factors(mixture.factors, n_components, d)
     indices = "kij,kj->k" if shape.dense else "kj,kj->k"
     moved = np.einsum(indices, factors**2, reach**2)
     of_sums = np.sqrt(d / 3.0)
-    whole = moved if form == "spherical" else d
+    whole = moved if form == "natural" else d
     roundings: Array = np.sqrt(moved) + 0.5 * whole * of_sums
     if shape.dense:
         whitened = np.einsum(indices, factors**2, deviations**2)
