@@ -1,9 +1,13 @@
-"""Where the kernel's time goes: nanoseconds a row of each step, in one thread."""
+"""Where the kernel's time goes: nanoseconds a row of each step, in one thread.
+
+python -m benchmarks.phases
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -11,59 +15,73 @@ from numba import njit
 from benchmarks.common import Case, best_of, make_rows
 from daskgmm.kernel.dense import add_dense
 from daskgmm.kernel.diagonal import add_diagonal
-from daskgmm.kernel.joint import add_log_prob, log_joint, normalise, share
+from daskgmm.kernel.joint import log_joint, normalise_alike, share
 from daskgmm.kernel.layout import as_rows
+from daskgmm.kernel.natural import add_natural
 from daskgmm.kernel.pooled import add_pooled
-from daskgmm.kernel.tile import cut_sums, cut_tile, load_tile
+from daskgmm.kernel.tile import Padded, Tile, cut_sums, cut_tile, load_tile, tile_rows
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import plan
 from daskgmm.mixtures.gaussian import Mixture
 
 CASES = (
-    Case("full", 2, 3, 256),
-    Case("full", 16, 10, 256),
-    Case("full", 128, 8, 256),
-    Case("diag", 16, 10, 256),
-    Case("tied", 16, 10, 256),
+    Case("full", 2, 3, 0),
+    Case("full", 16, 10, 0),
+    Case("full", 128, 8, 0),
+    Case("diag", 16, 10, 0),
+    Case("diag", 128, 64, 0),
+    Case("tied", 16, 10, 0),
+    Case("spherical", 768, 64, 0),
 )
-_ROWS = 256
 _JIT: dict[str, Any] = {"nogil": True, "_nrt": False}
 
 
-@njit(**_JIT)
-def _load(n, plan, rows, tile, sums):
-    for _ in range(n):
-        load_tile(rows, plan.means.shape[1], 0, _ROWS, tile.rows)
+class Work(NamedTuple):
+    """One tile, as large as the kernel takes it, with all that it is worked on with."""
+
+    plan: Any
+    rows: Any
+    tile: Any
+    sums: Any
+    n_rows: int
 
 
 @njit(**_JIT)
-def _joint(n, plan, rows, tile, sums):
+def _load(n, its):
     for _ in range(n):
-        log_joint(plan, tile, _ROWS)
+        load_tile(its.rows, its.plan, 0, its.n_rows, its.tile.rows)
 
 
 @njit(**_JIT)
-def _normalise(n, plan, rows, tile, sums):
+def _joint(n, its):
     for _ in range(n):
-        normalise(tile, 0, plan.means.shape[0], _ROWS)
+        log_joint(its.plan, its.tile, its.n_rows)
 
 
 @njit(**_JIT)
-def _share(n, plan, rows, tile, sums):
+def _normalise(n, its):
+    last = its.plan.means.shape[0]
     for _ in range(n):
-        add_log_prob(tile, _ROWS, sums.log_prob, 0)
-        share(plan, tile, 0, plan.means.shape[0], _ROWS)
+        normalise_alike(its.tile, 0, last, its.n_rows, its.sums.log_prob, 0)
 
 
 @njit(**_JIT)
-def _add(n, plan, rows, tile, sums):
+def _share(n, its):
     for _ in range(n):
-        if plan.dense.shape[0] > 0:
-            add_dense(plan, tile, _ROWS, sums)
-        elif plan.pooled.shape[0] > 0:
-            add_pooled(plan, tile, _ROWS, sums)
+        share(its.plan, its.tile, 0, its.plan.means.shape[0], its.n_rows)
+
+
+@njit(**_JIT)
+def _add(n, its):
+    for _ in range(n):
+        if its.plan.dense.shape[0] > 0:
+            add_dense(its.plan, its.tile, its.n_rows, its.sums)
+        elif its.plan.pooled.shape[0] > 0:
+            add_pooled(its.plan, its.tile, its.n_rows, its.sums)
+        elif its.plan.quadratic.shape[0] > 0:
+            add_natural(its.plan, its.tile, its.n_rows, its.sums)
         else:
-            add_diagonal(plan, tile, _ROWS, sums)
+            add_diagonal(its.plan, its.tile, its.n_rows, its.sums)
 
 
 @njit(**_JIT)
@@ -80,50 +98,57 @@ STEPS: dict[str, Callable[..., None]] = {
 }
 
 
-def nanoseconds(case: Case) -> dict[str, float]:
-    """Each step's time a row, on one tile that stays in the cache."""
-    x = make_rows(case)
-    shape, d, k = SHAPES[case.covariance_type], case.n_features, case.n_components
+def _work(case: Case, dtype: type) -> Work:
+    d, k = case.n_features, case.n_components
+    n_rows = tile_rows(d)
+    x = make_rows(replace(case, n_rows=n_rows)).astype(dtype)
+    shape = SHAPES[case.covariance_type]
     covariances = np.ones(shape.stored(k, d))
     if shape.dense:
         covariances = np.broadcast_to(np.eye(d), covariances.shape).copy()
-    mixture = Mixture(
-        shape, np.full(k, 1 / k), x[:k], covariances, shape.factors(covariances)
-    )
-    message = plan(mixture)
-    plan_, scratch = message.compiled_plan, message.scratch()
-    tile, sums = _cut(plan_, scratch, np.zeros(message.padded_size))
-    arguments = (plan_, as_rows(x), tile.Tile(*tile), tile.Padded(*sums))
+    means = np.resize(x, (k, d)).astype(float)
+    factors = shape.factors(covariances)
+    mixture = Mixture(shape, np.full(k, 1 / k), means, covariances, factors)
+    message = plan(mixture, single=dtype is np.float32)
+    sums = np.zeros(message.padded_size)
+    tile, padded = _cut(message.compiled_plan, message.scratch(), sums)
+    rows = as_rows(x if message.is_single else x.astype(float))
+    return Work(message.compiled_plan, rows, Tile(*tile), Padded(*padded), n_rows)
+
+
+def nanoseconds(case: Case, dtype: type) -> dict[str, float]:
+    """Each step's time a row, on one tile that stays in the cache."""
+    work = _work(case, dtype)
     times = {}
     for name, step in STEPS.items():
         for earlier in STEPS.values():  # what it works on
-            arguments[2].weights[:] = 1.0
+            work.tile.weights[:] = 1.0
             if earlier is step:
                 break
-            earlier(1, *arguments)
-        step(1, *arguments)
-        repeats = 2000 if case.n_features < 64 else 100
-        seconds = best_of(5, lambda s=step, n=repeats: s(n, *arguments))
-        times[name] = seconds / repeats / _ROWS * 1e9
+            earlier(1, work)
+        step(1, work)
+        repeats = max(10, 10_000_000 // (work.n_rows * work.plan.means.size))
+        seconds = best_of(5, lambda s=step, n=repeats: s(n, work))
+        times[name] = seconds / repeats / work.n_rows * 1e9
     return times
 
 
 def main() -> None:
     """Print a table in Markdown."""
-    columns = {case.name: nanoseconds(case) for case in CASES}
+    columns = {
+        f"{case.name}{' float32' if dtype is np.float32 else ''}": nanoseconds(
+            case, dtype
+        )
+        for case in CASES
+        for dtype in (np.float64, np.float32)
+    }
     print("| | " + " | ".join(columns) + " |")
     print("|---|" + "---:|" * len(columns))
     for name in STEPS:
-        print(
-            f"| {name} | "
-            + " | ".join(f"{c[name]:.1f}" for c in columns.values())
-            + " |"
-        )
-    print(
-        "| all | "
-        + " | ".join(f"{sum(c.values()):.1f}" for c in columns.values())
-        + " |"
-    )
+        cells = " | ".join(f"{times[name]:.1f}" for times in columns.values())
+        print(f"| {name} | {cells} |")
+    totals = " | ".join(f"{sum(times.values()):.1f}" for times in columns.values())
+    print(f"| all | {totals} |")
 
 
 if __name__ == "__main__":
