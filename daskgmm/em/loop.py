@@ -109,7 +109,7 @@ def em(
         for turn in _turns(proposed, shards.sums_bytes):
             leaf = e_step if at_first is None else checked_e_step
             shifts = _shifts(precision, {i: runs[i] for i in turn}, proposed)
-            found = _found(shards, proposed, shifts, leaf)
+            found, in_single = _found(shards, proposed, shifts, leaf)
             first, its_moments = proposed[turn[0]][0], found[turn[0]][0]
             if at_first is not None:
                 at_first(round(its_moments.weight))
@@ -118,8 +118,9 @@ def em(
             before = list(runs)
             for i in turn:
                 runs[i] = method.after(before[i], proposed[i], found[i])
-            if unsound := _unsound(precision, shifts, runs):
-                found = _found(shards, proposed, dict.fromkeys(unsound), e_step)
+            if unsound := [i for i in in_single if not _is_sound(precision, runs[i])]:
+                doubles = dict.fromkeys(unsound)
+                found, _ = _found(shards, proposed, doubles, e_step)
                 for i in unsound:
                     runs[i] = method.after(before[i], proposed[i], found[i])
             _look_again(shards, before, runs, method)
@@ -138,16 +139,9 @@ def _shifts(
     return {i: precision.shift(run, proposed[i][0]) for i, run in runs.items()}
 
 
-def _unsound(
-    precision: Precision[Parameters] | None,
-    shifts: Mapping[int, NDArray[np.float64] | None],
-    runs: Sequence[Run[Parameters]],
-) -> list[int]:
-    """Runs that need sums in double for what follows from them."""
-    if precision is None:
-        return []
-    in_single = [i for i, shift in shifts.items() if shift is not None]
-    return [i for i in in_single if not precision.is_sound(runs[i])]
+def _is_sound(precision: Precision[Parameters] | None, run: Run[Parameters]) -> bool:
+    """Whether sums in single precision suffice for what follows from them."""
+    return precision is None or precision.is_sound(run)
 
 
 def _found(
@@ -155,13 +149,19 @@ def _found(
     proposed: Mapping[int, Sequence[Mixture]],
     shifts: Mapping[int, NDArray[np.float64] | None],
     leaf: LeafFunction,
-) -> dict[int, list[Moments]]:
-    """Moments of the rows at what some runs proposed, in one pass."""
+) -> tuple[dict[int, list[Moments]], list[int]]:
+    """Moments of the rows at what some runs proposed, in one pass.
+
+    And those of the runs of which some are in single precision.
+    """
     mixtures = [mixture for i in shifts for mixture in proposed[i]]
     of_all = [shifts[i] for i in shifts for _ in proposed[i]]
     sent = message(mixtures, of_all)
     found = iter(moments(sent, shards.reduce(leaf, sent), mixtures))
-    return {i: [next(found) for _ in proposed[i]] for i in shifts}
+    of_runs = iter(sent.in_single(len(mixtures)))
+    singles = {i: any([next(of_runs) for _ in proposed[i]]) for i in shifts}
+    by_run = {i: [next(found) for _ in proposed[i]] for i in shifts}
+    return by_run, [i for i in shifts if singles[i]]
 
 
 def evaluated(shards: Shards, mixtures: Sequence[Mixture]) -> Sequence[Moments]:

@@ -13,6 +13,7 @@ from daskgmm.kernel.simd import (
     add_lane_sums,
     add_squares,
     constant,
+    is_single,
     load,
     multiply,
     multiply_add,
@@ -31,12 +32,13 @@ def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
     n_components, d = plan.means.shape
     half, length = constant(tile.joint, -0.5), plan.dense.shape[1]
     means, factors = plan.means.reshape(-1), plan.dense.reshape(-1)
+    lows = plan.lows.reshape(-1)
     pitch = pitch_of(tile.joint)
     for k in range(n_components):
         offset = splat(plan.offsets, k, 1, 1)
         for t in range(0, width, width_of(tile.joint)):
             squares = squared_distances(
-                factors, k * length, tile.rows, t, means, k * d, d
+                factors, k * length, tile.rows, t, means, lows, k * d, d
             )
             joint = multiply_add(squares, half, offset)
             store(joint, tile.joint, k * pitch + t, 0, COLUMNS)
@@ -47,6 +49,7 @@ def add_dense(plan: Any, tile: Any, width: int, sums: Any) -> None:
     """Add 1, e and e eᵀ of every component."""
     n_components, d = plan.means.shape
     step, means = stride(d, COLUMNS), plan.means.reshape(-1)
+    lows = plan.lows.reshape(-1)
     pitch = pitch_of(tile.joint)
     for k in range(n_components):
         mass = zeros(tile.joint, COLUMNS)
@@ -58,7 +61,10 @@ def add_dense(plan: Any, tile: Any, width: int, sums: Any) -> None:
             for t in range(0, width, width_of(tile.joint)):
                 line = load(tile.rows, i * pitch + t, 0, 1, COLUMNS)
                 rooted = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
-                part = multiply(subtract(line, mean), rooted)
+                e = subtract(line, mean)
+                if is_single(e):
+                    e = subtract(e, splat(lows, k * d + i, 1, 1))
+                part = multiply(e, rooted)
                 total = multiply_add(part, rooted, total)
                 store(part, tile.work, i * pitch + t, 0, COLUMNS)
             add_lane_sums(row_sums(total, 1), sums.drift, k * d + i, 0, 1)

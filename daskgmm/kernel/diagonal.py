@@ -10,10 +10,12 @@ from daskgmm.kernel.layout import BAND
 from daskgmm.kernel.simd import (
     COLUMNS,
     add,
+    add_exact_squares,
     add_lane_sums,
     add_scaled_squares,
     add_to_rows,
     constant,
+    is_single,
     lanes,
     load,
     multiply,
@@ -31,16 +33,23 @@ def _make_diagonal_joint(n: int) -> Any:
     n_vectors = n * COLUMNS
 
     @njit(**INLINE)
-    def diagonal_joint(plan: Any, lines: Any, k: int, t: int, joint: Any) -> None:
+    def diagonal_joint(
+        plan: Any, lines: Any, k: int, t: int, joint: Any, exact: bool
+    ) -> None:
         """Log joint of n components from k on, from lines less their centres."""
         d = plan.means.shape[1]
         centres, scales = plan.centres.reshape(-1), plan.scales.reshape(-1)
+        lows = plan.lows.reshape(-1)
         tile, pitch = zeros(joint, n_vectors), pitch_of(joint)
         for i in range(d):
             line = load(lines, i * pitch + t, 0, 1, COLUMNS)
             of_centres = splat(centres, k * d + i, d, n)
             of_scales = splat(scales, k * d + i, d, n)
-            tile = add_scaled_squares(line, of_centres, of_scales, tile)
+            if exact:
+                of_lows = splat(lows, k * d + i, d, n)
+                tile = add_exact_squares(line, of_centres, of_lows, of_scales, tile)
+            else:
+                tile = add_scaled_squares(line, of_centres, of_scales, tile)
         tile = multiply(tile, constant(tile, -0.5))
         tile = add_to_rows(splat(plan.offsets, k, 1, n), tile)
         store(tile, joint, k * pitch + t, pitch, COLUMNS)
@@ -57,22 +66,28 @@ def diagonal_log_joint(
     plan: Any, lines: Any, first: int, last: int, width: int, joint: Any
 ) -> None:
     """Log joint of the components from first to last."""
-    whole = last - (last - first) % BAND
+    whole, exact = last - (last - first) % BAND, plan.lows.shape[0] > 0
     for t in range(0, width, width_of(joint)):
         for k in range(first, whole, BAND):
-            _band_joint(plan, lines, k, t, joint)
+            if exact:
+                _band_joint(plan, lines, k, t, joint, True)
+            else:
+                _band_joint(plan, lines, k, t, joint, False)
         for k in range(whole, last):
-            _row_joint(plan, lines, k, t, joint)
+            if exact:
+                _row_joint(plan, lines, k, t, joint, True)
+            else:
+                _row_joint(plan, lines, k, t, joint, False)
 
 
 def _make_diagonal_sums(n: int, n_columns: int) -> Any:
     n_vectors = n * n_columns
 
     @njit(**INLINE)
-    def diagonal_sums(
-        tile: Any, k: int, width: int, means: Any, d: int, sums: Any
-    ) -> None:
+    def diagonal_sums(plan: Any, tile: Any, k: int, width: int, sums: Any) -> None:
         """Add 1, e and e² of n components from k on."""
+        means, lows = plan.means.reshape(-1), plan.lows.reshape(-1)
+        d = plan.means.shape[1]
         pitch, step = pitch_of(tile.joint), n_columns * lanes(tile.joint)
         mass = zeros(tile.joint, n_vectors)
         for t in range(0, width, step):
@@ -86,6 +101,9 @@ def _make_diagonal_sums(n: int, n_columns: int) -> Any:
             for t in range(0, width, step):
                 line = load(tile.rows, i * pitch + t, 0, 1, n_columns)
                 deviation = subtract(line, centres)
+                if is_single(line):
+                    low = splat(lows, k * d + i, d, n)
+                    deviation = subtract(deviation, low)
                 shares = load(tile.joint, k * pitch + t, pitch, n, n_columns)
                 part = multiply(shares, deviation)
                 drift = add(drift, part)
@@ -103,9 +121,9 @@ _row_sums: Final = _make_diagonal_sums(1, COLUMNS)
 @njit(**JIT)
 def add_diagonal(plan: Any, tile: Any, width: int, sums: Any) -> None:
     """Add 1, e and e² of every component."""
-    n_components, d = plan.means.shape
-    means, whole = plan.means.reshape(-1), n_components - n_components % BAND
+    n_components = plan.means.shape[0]
+    whole = n_components - n_components % BAND
     for k in range(0, whole, BAND):
-        _band_sums(tile, k, width, means, d, sums)
+        _band_sums(plan, tile, k, width, sums)
     for k in range(whole, n_components):
-        _row_sums(tile, k, width, means, d, sums)
+        _row_sums(plan, tile, k, width, sums)

@@ -37,9 +37,9 @@ class Plan(NamedTuple):
     if there are `origins`.
 
     All is float64, or all is float32: then the kernel computes in float32, but for its
-    sums over tiles, and takes rows of float32 alone. They, and with them means and
-    origins, are measured from `shift`, the sum of its two rows: so nothing is lost
-    where they lie far from zero.
+    sums over tiles, and takes rows of float32 alone. So that nothing is lost where they
+    lie far from zero, means are the sums of two numbers, `means` and `lows`; or rows,
+    and with them means and origins, are measured from `shift`, the sum of its two rows.
     """
 
     starts: NDArray[np.int64]  # (R + 1,)
@@ -55,7 +55,8 @@ class Plan(NamedTuple):
     linear: Array  # (K d,) `pack` of λ times the means about it, run by run, or (0,)
     quadratic: Array  # (K,) -½ λ if features have one λ, (K d,) `pack` of all, or (0,)
     nothing: Array  # (K,) zeros
-    shift: Array  # (2, d) if float32, or (0, d)
+    lows: Array  # (K, d) if float32, and dense or diagonal; or (0, d)
+    shift: Array  # (2, d) if float32, and pooled or natural; or (0, d)
 
 
 class Sums(NamedTuple):

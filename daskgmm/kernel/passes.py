@@ -198,6 +198,7 @@ _ARGUMENTS: Final = (
     _LINEAR,
     _QUADRATIC,
     _NOTHING,
+    _LOWS,
     _SHIFT,
     _ROWS,
     _WEIGHTS,
@@ -291,7 +292,10 @@ def _misfit_in_plan(plan: Any) -> Any:
         return _LINEAR
     if plan.nothing.shape[0] != n:
         return _NOTHING
-    n_parts = 2 if is_single(plan.means) else 0
+    is_shifted = is_pooled or n_natural > 0
+    if plan.lows.shape != (n if is_single(plan.means) and not is_shifted else 0, d):
+        return _LOWS
+    n_parts = 2 if is_single(plan.means) and is_shifted else 0
     return _FITS if plan.shift.shape == (n_parts, d) else _SHIFT
 
 
@@ -454,6 +458,7 @@ def _no_plan(dtype: Any) -> Plan:
         linear=_empty(dtype, 1),
         quadratic=_empty(dtype, 1),
         nothing=_empty(dtype, 1),
+        lows=_empty(dtype, 2),
         shift=_empty(dtype, 2),
     )
 

@@ -12,6 +12,7 @@ from daskgmm.kernel.simd import (
     add_lane_sums,
     add_outer,
     add_squares,
+    is_single,
     lanes,
     load,
     splat,
@@ -44,23 +45,54 @@ def _make_product(n_rows: int) -> Any:
     return product
 
 
+def _make_exact_product(n_rows: int) -> Any:
+    n_vectors = n_rows * COLUMNS
+
+    @njit(**INLINE)
+    def product(
+        packed: Any, at: int, n: int, lines: Any, t: int, means: Any, lows: Any, k: int
+    ) -> Any:
+        """The same of a mean in two parts."""
+        tile, pitch = zeros(lines, n_vectors), pitch_of(lines)
+        for j in range(n):
+            line = load(lines, j * pitch + t, 0, 1, COLUMNS)
+            line = subtract(line, splat(means, k + j, 1, 1))
+            line = subtract(line, splat(lows, k + j, 1, 1))
+            numbers = splat(packed, at + j * n_rows, 1, n_rows)
+            tile = add_outer(numbers, line, tile)
+        return tile
+
+    return product
+
+
 _band_product: Final = _make_product(BAND)
 _row_product: Final = _make_product(1)
+_exact_band_product: Final = _make_exact_product(BAND)
+_exact_row_product: Final = _make_exact_product(1)
 
 
 @njit(**INLINE)
 def squared_distances(
-    packed: Any, at: int, lines: Any, t: int, means: Any, mean: int, d: int
+    packed: Any, at: int, lines: Any, t: int, means: Any, lows: Any, mean: int, d: int
 ) -> Any:
-    """Squares of a packed triangular matrix times lines less a mean, summed."""
+    """Squares of a packed triangular matrix times lines less a mean, summed.
+
+    In single precision the mean has two parts.
+    """
     sums = zeros(lines, COLUMNS)
     whole = d - d % BAND
     for last in range(BAND, whole + 1, BAND):
-        tile = _band_product(packed, at, last, lines, t, means, mean)
+        if is_single(lines):
+            tile = _exact_band_product(packed, at, last, lines, t, means, lows, mean)
+        else:
+            tile = _band_product(packed, at, last, lines, t, means, mean)
         sums = add_squares(tile, sums)
         at += BAND * last
     for last in range(whole + 1, d + 1):
-        tile = _row_product(packed, at, last, lines, t, means, mean)
+        if is_single(lines):
+            tile = _exact_row_product(packed, at, last, lines, t, means, lows, mean)
+        else:
+            tile = _row_product(packed, at, last, lines, t, means, mean)
         sums = add_squares(tile, sums)
         at += last
     return sums

@@ -568,6 +568,25 @@ def add_scaled_squares(
 
 
 @intrinsic
+def add_exact_squares(
+    _context: Any, right: Any, left: Any, low: Any, scales: Any, tile: Any
+) -> Any:
+    """((right[j] - left[i] - low[i]) scales[i])² + tile[i, j]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, m, lows, f, c = (_unpack(builder, arg) for arg in args)
+        vectors = []
+        for i, (mean, rest, scale) in enumerate(zip(m, lows, f, strict=True)):
+            for j, number in enumerate(x):
+                e = builder.fsub(builder.fsub(number, mean), rest)
+                z = builder.fmul(e, scale)
+                vectors.append(_fused(builder, z, z, c[i * len(x) + j]))
+        return context.make_tuple(builder, signature.return_type, vectors)
+
+    return tile(right, left, low, scales, tile), generate
+
+
+@intrinsic
 def transpose(_context: Any, tile: Any) -> Any:
     """A square of as many vectors as they have lanes, transposed."""
 

@@ -30,7 +30,15 @@ from daskgmm.kernel.layout import (
 )
 from daskgmm.mixtures.covariance import CovarianceShape
 from daskgmm.mixtures.gaussian import Mixture
-from daskgmm.mixtures.single import base_of, in_single, is_exact_in_single, shift_of
+from daskgmm.mixtures.single import (
+    about_shift,
+    base_of,
+    exact_means,
+    in_single,
+    is_exact_in_single,
+    is_measured_from_one_point,
+    shift_of,
+)
 from daskgmm.mixtures.sufficient_statistics import Moments, moved
 
 Array = NDArray[np.float64]
@@ -96,14 +104,14 @@ class EStep:
         if not self.is_single or _dtype(x) == np.float32:
             return self.compiled_plan, as_rows(x)
         rows = x.array() if isinstance(x, Columns) else x
-        shift = self.plan.shift.astype(np.float64).sum(axis=0)
-        return self._plan_of_shifted, as_rows((rows - shift).astype(np.float32))
+        plan, shift = self._about_shift
+        return plan, as_rows((rows - shift).astype(np.float32))
 
     @cached_property
-    def _plan_of_shifted(self) -> Plan:
-        """The plan for rows that are measured from the shift already."""
-        nothing = np.zeros_like(self.plan.shift)
-        return self.compiled_plan._replace(shift=readonly(nothing))
+    def _about_shift(self) -> tuple[Plan, Array]:
+        """The plan for rows that are measured from some point already, and that."""
+        plan, point = about_shift(self.plan)
+        return Plan._make(map(readonly, plan)), point
 
     @cached_property
     def compiled_plan(self) -> Plan:
@@ -117,7 +125,8 @@ class EStep:
         """
         plan = self.plan
         if self.is_single:
-            about = plan.means[slice(*plan.starts[run : run + 2])].astype(np.float64)
+            its = slice(*plan.starts[run : run + 2])
+            about = exact_means(plan)[its]
             return plan.shift.astype(np.float64).sum(axis=0) + about, about
         if len(plan.origins):
             return mixture.means, mixture.means - plan.origins[run]
@@ -171,10 +180,11 @@ class Message:
     e_steps: tuple[EStep, ...]
     members: tuple[tuple[int, ...], ...]
 
-    @property
-    def is_single(self) -> bool:
-        """Whether anything is done in single precision."""
-        return any(e_step.is_single for e_step in self.e_steps)
+    def in_single(self, n_mixtures: int) -> list[bool]:
+        """Which of the pass's mixtures are evaluated in single precision."""
+        pairs = zip(self.e_steps, self.members, strict=True)
+        found = {i for e_step, its in pairs if e_step.is_single for i in its}
+        return [i in found for i in range(n_mixtures)]
 
     @property
     def sums_bytes(self) -> int:
@@ -306,12 +316,12 @@ def _plan(form: str, mixtures: Sequence[Mixture], shift: Array | None) -> EStep:
     if shift is None:
         origins = [mixture.centre for mixture in mixtures]
         return EStep(_plan_about(form, mixtures, origins))
-    about = [replace(mixture, means=mixture.means - shift) for mixture in mixtures]
-    plan = _plan_about(form, about, [np.zeros_like(shift)] * len(about))
+    if is_measured_from_one_point(form):
+        mixtures = [replace(its, means=its.means - shift) for its in mixtures]
+    plan = _plan_about(form, mixtures, [np.zeros_like(shift)] * len(mixtures))
     bases = [base_of(mixture) for mixture in mixtures]
-    sizes = np.diff(plan.starts)
-    plan = plan._replace(offsets=plan.offsets - np.repeat(bases, sizes))
-    return EStep(in_single(plan, shift), tuple(bases))
+    offsets = plan.offsets - np.repeat(bases, np.diff(plan.starts))
+    return EStep(in_single(plan._replace(offsets=offsets), shift), tuple(bases))
 
 
 def _plan_about(
@@ -389,6 +399,7 @@ def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
         "scales": np.empty((0, d)),
         "linear": np.empty(0),
         "quadratic": np.empty(0),
+        "lows": np.empty((0, d)),
         "shift": np.empty((0, d)),
     }
 

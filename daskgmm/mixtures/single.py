@@ -1,13 +1,14 @@
 """Single precision: which mixtures it is exact enough for, and plans in it.
 
-Rows of float32 are measured from a point s in the middle of a mixture, which takes
-nothing from them: y = x - s is rounded to a part of itself. The rest of an E-step is
-rounded, too: what that does to the log density of a row is estimated here.
+A row of float32 less a mean in two parts, (x - m) - m', is rounded to a part of itself,
+wherever it is; for the forms that measure rows from one point, so are those from a
+point in the middle of the mixture. The rest of an E-step is rounded, too: what that
+does to the log density of a row is estimated here.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,12 @@ EXACT: Final = 1e-5
 """What a log density may be off by, as a part of it or of one."""
 _ROUNDING: Final = float(np.finfo(np.float32).eps) / 2.0
 """What a number is off by, as a part of it, at the most."""
-_SURELY: Final = 3.0
+_SURELY: Final = 2.0
 """Standard deviations of the sum of many roundings that it hardly ever exceeds."""
-_FARTHEST: Final = 10.0
+_APART: Final = 10.0
 """Deviations that a square may be of, to be taken from another."""
+_FARTHEST: Final = 1e30
+"""How far from zero means may be in float32."""
 _LEAST: Final = 1e-15
 _MOST: Final = 1e15
 """Deviations whose squares are far from where float32 ends."""
@@ -62,32 +65,38 @@ def is_exact_in_single(
     with np.errstate(over="ignore", invalid="ignore"):
         deviations = np.sqrt(shape.variances(mixture.covariances, d))
         reach = np.abs(mixture.means - shift) + deviations
-        off = _ROUNDING * _SURELY * _roundings(mixture, form, reach, deviations)
         # All comparisons are written so that NaN is not exact.
-        in_range = (deviations >= _LEAST).all() and (reach <= _MOST).all()
+        in_range = (
+            (np.abs(mixture.means) <= _FARTHEST).all()
+            and (deviations >= _LEAST).all()
+            and (reach <= _MOST).all()
+        )
+        if not is_measured_from_one_point(form):
+            reach = np.broadcast_to(deviations, reach.shape)
         if form == "natural":  # what is left of squares is a variance
-            in_range &= (reach <= _FARTHEST * deviations).all()
-        return bool(in_range and (off <= slack * EXACT * _log_densities(mixture)).all())
+            in_range &= (reach <= _APART * deviations).all()
+        off = _ROUNDING * _SURELY * _roundings(mixture, form, reach)
+        most = slack * EXACT * _log_densities(mixture)
+        return bool(in_range and (off <= most).all())
 
 
-def _roundings(mixture: Mixture, form: str, reach: Array, deviations: Array) -> Array:
+def _roundings(mixture: Mixture, form: str, reach: Array) -> Array:
     """What the log density of a row is off by, where each number is off by one, (K,).
 
-    Roundings are independent, so their squares are added up. Those of y - m are
-    multiplied by the factors; those of sums of d terms grow as the sums do, so that
-    they are √(d/3) roundings of the whole sum. A sum is a whitened number, and the
-    squared distance, ½ of which is wanted: d, but for the natural form.
+    Roundings are independent, so their squares are added up. Those of what factors are
+    multiplied with, and of the factors, come through as they are; those of sums of d
+    terms grow as the sums do, so that they are √(d/3) roundings of the whole sum. A sum
+    is a whitened number, and the squared distance, ½ of which is wanted: d, but for the
+    natural form.
     """
     shape, (n_components, d) = mixture.shape, mixture.means.shape
     factors = shape.kernel_factors(mixture.factors, n_components, d)
     indices = "kij,kj->k" if shape.dense else "kj,kj->k"
-    moved = np.einsum(indices, factors**2, reach**2)
+    squares = np.einsum(indices, factors**2, reach**2)
     of_sums = np.sqrt(d / 3.0)
-    whole = moved if form == "natural" else d
-    roundings: Array = np.sqrt(moved) + 0.5 * whole * of_sums
-    if shape.dense:
-        whitened = np.einsum(indices, factors**2, deviations**2)
-        roundings += np.sqrt(whitened) * of_sums
+    whitened = np.sqrt(2.0) + (of_sums if shape.dense else 0.0)
+    whole = squares if form == "natural" else d
+    roundings: Array = whitened * np.sqrt(squares) + 0.5 * whole * of_sums
     return roundings
 
 
@@ -99,7 +108,7 @@ def _log_densities(mixture: Mixture) -> Array:
     d = mixture.n_features
     with np.errstate(divide="ignore"):
         typical = np.abs(mixture.log_normalisers() - 0.5 * d)
-    least: Array = np.maximum(typical - 3.0 * np.sqrt(0.5 * d), 1.0)
+    least: Array = np.maximum(typical - 2.0 * np.sqrt(0.5 * d), 1.0)
     # Without weight it is never the largest, and its density is nothing.
     return np.where(np.isfinite(least), least, 1.0)
 
@@ -110,12 +119,50 @@ def base_of(mixture: Mixture) -> float:
     return float(normalisers.max()) - 0.5 * mixture.n_features
 
 
+def is_measured_from_one_point(form: str) -> bool:
+    """Whether the kernel's form has one origin for all components of a run."""
+    return form in ("pooled", "natural")
+
+
 def in_single(plan: Plan, shift: Array) -> Plan:
-    """A plan about a point, in single precision."""
-    of_all = plan._asdict() | {"shift": _parts(shift)}
+    """A plan in single precision.
+
+    Parameters
+    ----------
+    plan : Plan
+        About `shift`, if its form measures rows from one point.
+    shift : ndarray of shape (d,)
+    """
+    if len(plan.origins):
+        of_all = plan._asdict() | {"shift": _parts(shift)}
+    else:
+        of_all = plan._asdict() | _in_parts(plan)
     return Plan(
         **{
             name: field.astype(np.float32) if field.dtype == np.float64 else field
             for name, field in of_all.items()
         }
     )
+
+
+def _in_parts(plan: Plan, means: Array | None = None) -> dict[str, Any]:
+    """The fields of means, by default the plan's own."""
+    high, low = _parts(plan.means if means is None else means)
+    centres = high if len(plan.centres) else plan.centres
+    return {"means": high, "centres": centres, "lows": low}
+
+
+def exact_means(plan: Plan) -> Array:
+    """The means, (K, d), that rows are measured from; from its shift, if it has one."""
+    means = plan.means.astype(np.float64)
+    return means + plan.lows if len(plan.lows) else means
+
+
+def about_shift(plan: Plan) -> tuple[Plan, Array]:
+    """A plan for rows that are measured from a point before, and that point, (d,)."""
+    if len(plan.shift):
+        nothing = plan._replace(shift=np.zeros_like(plan.shift))
+        return nothing, plan.shift.astype(np.float64).sum(axis=0)
+    means = exact_means(plan)
+    point: Array = means.mean(axis=0)
+    return plan._replace(**_in_parts(plan, means - point)), point
