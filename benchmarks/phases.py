@@ -75,7 +75,7 @@ def _share(n, its):
 def _add(n, its):
     for _ in range(n):
         if its.plan.dense.shape[0] > 0:
-            add_dense(its.plan, its.tile, its.n_rows, its.sums)
+            add_dense(its.plan, its.tile, its.n_rows, its.sums, False)
         elif its.plan.pooled.shape[0] > 0:
             add_pooled(its.plan, its.tile, its.n_rows, its.sums)
         elif its.plan.quadratic.shape[0] > 0:

@@ -49,6 +49,8 @@ RIVALS = (
     Rival(Case("diag", 768, 64, 8_000), False, None, 1.8),
     Rival(Case("spherical", 768, 64, 8_000), False, None, 2.5),
 )
+_ROUNDS, _LONG = 5, 5.0
+"""Most times that a fit is measured, and seconds after which it is not once more."""
 _EMBEDDINGS = 256
 """Features from which on rows are unit vectors, as embeddings are."""
 
@@ -162,11 +164,11 @@ def _onedal(
 
 def _iteration(fit: _Fit) -> tuple[float, float]:
     """Wall and processor seconds of an iteration: a long fit less a short one."""
-    few, many, rounds = 2, 6, 3
+    few, many = 2, 6
 
     def best(n: int) -> np.ndarray:
-        times = []
-        for _ in range(rounds):
+        times: list[tuple[float, float]] = []
+        while len(times) < _ROUNDS and sum(wall for wall, _ in times) < _LONG:
             wall, cpu = perf_counter(), process_time()
             fit(n)
             times.append((perf_counter() - wall, process_time() - cpu))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from numba import njit
 
 from daskgmm.kernel.layout import stride
@@ -12,8 +13,10 @@ from daskgmm.kernel.simd import (
     COLUMNS,
     add_lane_sums,
     add_squares,
+    any_above,
     constant,
     is_single,
+    lanes,
     load,
     multiply,
     multiply_add,
@@ -24,6 +27,15 @@ from daskgmm.kernel.simd import (
     zeros,
 )
 from daskgmm.kernel.tile import JIT, ZERO, pitch_of, width_of
+
+DEAD: Final = 1e-20
+"""Roots of responsibilities that are left out where rows have weight one.
+
+All of them together, below 1e-40 each, are less than rounding of the 10 eps that each
+component's mass is given. Where rows have weights, and in float32, zeros are left out.
+"""
+_WIDE: Final = 8
+"""Features from which on it is less work to look for them than to add them up."""
 
 
 @njit(**JIT)
@@ -45,27 +57,86 @@ def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
 
 
 @njit(**JIT)
-def add_dense(plan: Any, tile: Any, width: int, sums: Any) -> None:
-    """Add 1, e and e eᵀ of every component."""
-    n_components, d = plan.means.shape
-    step, means = stride(d, COLUMNS), plan.means.reshape(-1)
-    lows = plan.lows.reshape(-1)
-    pitch = pitch_of(tile.joint)
-    for k in range(n_components):
-        mass = zeros(tile.joint, COLUMNS)
+def _find_live(tile: Any, k: int, width: int, dead: float) -> int:
+    """List the vectors of rows that a component has a part in; returns how many.
+
+    Their places are written over the line of scales.
+    """
+    pitch, n_live = pitch_of(tile.joint), 0
+    least = constant(tile.joint, dead)
+    for t in range(0, width, lanes(tile.joint)):
+        if any_above(load(tile.joint, k * pitch + t, 0, 1, 1), least):
+            tile.scale[n_live] = float(t)
+            n_live += 1
+    return n_live
+
+
+@njit(**JIT)
+def _add_live(plan: Any, tile: Any, k: int, n_live: int, sums: Any) -> None:
+    """Add 1, e and e eᵀ of a component over some vectors of rows."""
+    d, pitch, n = plan.means.shape[1], pitch_of(tile.joint), lanes(tile.joint)
+    step, means, lows = (
+        stride(d, COLUMNS),
+        plan.means.reshape(-1),
+        plan.lows.reshape(-1),
+    )
+    mass = zeros(tile.joint, 1)
+    for i in range(n_live):
+        t = np.int64(tile.scale[i])
+        mass = add_squares(load(tile.joint, k * pitch + t, 0, 1, 1), mass)
+    add_lane_sums(mass, sums.mass, k, 0, 1)
+    for j in range(d):
+        mean, total = splat(means, k * d + j, 1, 1), zeros(tile.joint, 1)
+        for i in range(n_live):
+            t = np.int64(tile.scale[i])
+            e = subtract(load(tile.rows, j * pitch + t, 0, 1, 1), mean)
+            if is_single(e):
+                e = subtract(e, splat(lows, k * d + j, 1, 1))
+            rooted = load(tile.joint, k * pitch + t, 0, 1, 1)
+            part = multiply(e, rooted)
+            total = multiply_add(part, rooted, total)
+            store(part, tile.work, j * pitch + i * n, 0, 1)
+        add_lane_sums(total, sums.drift, k * d + j, 0, 1)
+    at = k * d * step
+    add_dots(tile.work, d, tile.work, ZERO, n_live * n, sums.dense, at, step)
+
+
+@njit(**JIT)
+def _add_all(plan: Any, tile: Any, k: int, width: int, sums: Any) -> None:
+    """Add 1, e and e eᵀ of a component."""
+    d, pitch = plan.means.shape[1], pitch_of(tile.joint)
+    step, means, lows = (
+        stride(d, COLUMNS),
+        plan.means.reshape(-1),
+        plan.lows.reshape(-1),
+    )
+    mass = zeros(tile.joint, COLUMNS)
+    for t in range(0, width, width_of(tile.joint)):
+        mass = add_squares(load(tile.joint, k * pitch + t, 0, 1, COLUMNS), mass)
+    add_lane_sums(row_sums(mass, 1), sums.mass, k, 0, 1)
+    for i in range(d):
+        mean, total = splat(means, k * d + i, 1, 1), zeros(tile.joint, COLUMNS)
         for t in range(0, width, width_of(tile.joint)):
-            mass = add_squares(load(tile.joint, k * pitch + t, 0, 1, COLUMNS), mass)
-        add_lane_sums(row_sums(mass, 1), sums.mass, k, 0, 1)
-        for i in range(d):
-            mean, total = splat(means, k * d + i, 1, 1), zeros(tile.joint, COLUMNS)
-            for t in range(0, width, width_of(tile.joint)):
-                line = load(tile.rows, i * pitch + t, 0, 1, COLUMNS)
-                rooted = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
-                e = subtract(line, mean)
-                if is_single(e):
-                    e = subtract(e, splat(lows, k * d + i, 1, 1))
-                part = multiply(e, rooted)
-                total = multiply_add(part, rooted, total)
-                store(part, tile.work, i * pitch + t, 0, COLUMNS)
-            add_lane_sums(row_sums(total, 1), sums.drift, k * d + i, 0, 1)
-        add_dots(tile.work, d, tile.work, ZERO, width, sums.dense, k * d * step, step)
+            e = subtract(load(tile.rows, i * pitch + t, 0, 1, COLUMNS), mean)
+            if is_single(e):
+                e = subtract(e, splat(lows, k * d + i, 1, 1))
+            rooted = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
+            part = multiply(e, rooted)
+            total = multiply_add(part, rooted, total)
+            store(part, tile.work, i * pitch + t, 0, COLUMNS)
+        add_lane_sums(row_sums(total, 1), sums.drift, k * d + i, 0, 1)
+    add_dots(tile.work, d, tile.work, ZERO, width, sums.dense, k * d * step, step)
+
+
+@njit(**JIT)
+def add_dense(plan: Any, tile: Any, width: int, sums: Any, weighted: bool) -> None:
+    """Add 1, e and e eᵀ of every component."""
+    dead = 0.0 if weighted else DEAD
+    n_components, d = plan.means.shape
+    n_vectors = width // lanes(tile.joint)
+    for k in range(n_components):
+        n_live = _find_live(tile, k, width, dead) if d >= _WIDE else n_vectors
+        if n_live == n_vectors:
+            _add_all(plan, tile, k, width, sums)
+        elif n_live > 0:
+            _add_live(plan, tile, k, n_live, sums)

@@ -426,7 +426,7 @@ def _make_enter(stamp: int) -> Callable[..., int]:
                     normalise_alike(tile, first, last, width, padded.log_prob, run)
                 share(plan, tile, first, last, width)
             if plan.dense.shape[0] > 0:
-                add_dense(plan, tile, width, padded)
+                add_dense(plan, tile, width, padded, weights.shape[0] > 0)
             elif plan.pooled.shape[0] > 0:
                 add_pooled(plan, tile, width, padded)
             elif plan.quadratic.shape[0] > 0:

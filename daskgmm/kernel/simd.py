@@ -281,6 +281,20 @@ def _each_in_bits(operation: Callable[..., Any]) -> Any:
 
 
 @intrinsic
+def any_above(_context: Any, x: Any, limit: Any) -> Any:
+    """Whether a number of x, a vector, is larger than that of the limit."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        [vector], [most] = (_unpack(builder, arg) for arg in args)
+        lanes_above = builder.fcmp_ordered(">", vector, most)
+        bits = ir.IntType(vector.type.count)
+        above = builder.bitcast(lanes_above, bits)
+        return builder.icmp_unsigned("!=", above, bits(0))
+
+    return types.boolean(x, limit), generate
+
+
+@intrinsic
 def power_of_two(_context: Any, shifted: Any) -> Any:
     """2^n, n the whole number in the lowest bits."""
 
@@ -418,6 +432,28 @@ def load_square(_context: Any, array: Any, at: Any, step: Any, like: Any) -> Any
 
     type_ = _tile(like, _vector_like(like).kind.lanes)
     return type_(array, types.intp, types.intp, like), generate
+
+
+@intrinsic(prefer_literal=True)
+def load_apart(_context: Any, array: Any, at: Any, like: Any, n: Any) -> Any:
+    """Vectors of which array[at:] has the numbers by turns: of each the first, ..."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        of_array, type_ = signature.args[0], signature.return_type
+        kind, count = _kind(type_), len(type_)
+        number = context.get_data_type(of_array.dtype)
+        wide = ir.VectorType(number, count * kind.lanes)
+        place = _place(context, builder, of_array, args[0], args[1])
+        place = builder.bitcast(place, wide.as_pointer())
+        numbers = builder.load(place, align=4, typ=wide)
+        numbers = _converted(builder, numbers, kind.number)
+        vectors = [
+            _shuffled(builder, numbers, numbers, [*range(i, wide.count, count)])
+            for i in range(count)
+        ]
+        return context.make_tuple(builder, type_, vectors)
+
+    return _tile(like, n.literal_value)(array, types.intp, like, n), generate
 
 
 @intrinsic

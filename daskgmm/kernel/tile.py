@@ -19,6 +19,7 @@ from daskgmm.kernel.simd import (
     is_single,
     lanes,
     load,
+    load_apart,
     load_like,
     load_square,
     prefetch,
@@ -165,18 +166,52 @@ def whole_width(n: int, lines: Any) -> Any:
     return -(-n // width_of(lines)) * width_of(lines)
 
 
+def _make_few(d: int) -> Any:
+    @njit(**INLINE)
+    def load_few(x: Any, start: int, together: int, lines: Any) -> None:
+        """Copy rows of d features that stand side by side to lines."""
+        pitch, n = pitch_of(lines), lanes(lines)
+        for first in range(0, together, n):
+            apart = load_apart(x, (start + first) * d, lines, d)
+            store(apart, lines, first, pitch, 1)
+
+    return load_few
+
+
+_load_two: Final = _make_few(2)
+_load_three: Final = _make_few(3)
+_load_four: Final = _make_few(4)
+
+
 @njit(**JIT)
 def _load_rows(x: Any, d: int, step: int, start: int, inside: int, lines: Any) -> None:
     """Copy rows to lines; past the end, the last row again."""
     pitch, n = pitch_of(lines), lanes(lines)
     together, blocks = inside // n * n, d // n * n
-    for first in range(0, together, n):
+    begin: Any = ZERO
+    if step == d and 2 <= d <= 4:
+        if d == 2:
+            _load_two(x, start, together, lines)
+        elif d == 3:
+            _load_three(x, start, together, lines)
+        else:
+            _load_four(x, start, together, lines)
+        begin = together
+    for first in range(begin, together, n):
         at = (start + first) * step
         for i in range(0, blocks, n):
             for t in range(n):
                 prefetch(x, at + _AHEAD + t * step + i)
             square = transpose(load_square(x, at + i, step, lines))
             store(square, lines, i * pitch + first, pitch, 1)
+        if blocks == d:
+            continue
+        # Some features once more; or lines behind the last one, which nobody has used.
+        i = max(0, d - n)
+        if at + (n - 1) * step + i + n <= x.shape[0]:
+            square = transpose(load_square(x, at + i, step, lines))
+            store(square, lines, i * pitch + first, pitch, 1)
+            continue
         for i in range(blocks, d):
             for t in range(n):
                 lines[i * pitch + first + t] = x[at + t * step + i]
