@@ -110,19 +110,18 @@ def em(
             leaf = e_step if at_first is None else checked_e_step
             shifts = _shifts(precision, {i: runs[i] for i in turn}, proposed)
             found, in_single = _found(shards, proposed, shifts, leaf)
-            first, its_moments = proposed[turn[0]][0], found[turn[0]][0]
             if at_first is not None:
-                at_first(round(its_moments.weight))
-            if not shards.is_fixed:
-                totals = _same_rows(totals, first, its_moments)
+                at_first(round(found[turn[0]][0].weight))
             before = list(runs)
             for i in turn:
                 runs[i] = method.after(before[i], proposed[i], found[i])
             if unsound := [i for i in in_single if not _is_sound(precision, runs[i])]:
-                doubles = dict.fromkeys(unsound)
-                found, _ = _found(shards, proposed, doubles, e_step)
+                doubles, _ = _found(shards, proposed, dict.fromkeys(unsound), e_step)
                 for i in unsound:
-                    runs[i] = method.after(before[i], proposed[i], found[i])
+                    runs[i] = method.after(before[i], proposed[i], doubles[i])
+                found |= doubles
+            if not shards.is_fixed:
+                totals = _same_rows(totals, proposed[turn[0]][0], found[turn[0]][0])
             _look_again(shards, before, runs, method)
         at_first = None
         yield list(runs)

@@ -20,5 +20,7 @@ component's own mean, so nothing cancels. The caller chooses one of four:
 Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
 that a vector holds one feature of several rows. Products are made in register tiles of
 four rows by `COLUMNS` vectors, where a number is loaded once for many multiplications.
+All of it is compiled for float64, and for float32 once somebody asks for that: a vector
+has twice as many numbers then. Sums over more than a tile are float64 in either case.
 One call holds the GIL at no time.
 """
