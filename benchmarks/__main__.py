@@ -47,6 +47,7 @@ SECTIONS = {
     "spark": peers.spark,
     "rows": growth.with_rows,
     "components": growth.with_components,
+    "many-components": growth.with_many_components,
     "features": growth.with_features,
 }
 

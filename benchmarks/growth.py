@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from sklearn.mixture import GaussianMixture as Reference
@@ -56,6 +57,18 @@ def with_components(machine: dict[str, float]) -> Iterator[Row]:
     for k in (1, 4, 16, 64):
         case = Case("full", 8, k, 200_000)
         yield _row("components", case, make_rows(case), k, machine)
+
+
+def with_many_components(machine: dict[str, float]) -> Iterator[Row]:
+    """8 to 4,096 components, in both precisions; and Flash-GMM's case."""
+    cases = [Case("diag", 32, k, 20_000) for k in (8, 64, 512, 4096)]
+    cases += [Case("full", 8, k, 20_000) for k in (8, 64, 512, 4096)]
+    for case in (*cases, Case("diag", 128, 1024, 20_000)):
+        x = make_rows(case)
+        for dtype in (np.float64, np.float32):
+            rows, k = x.astype(dtype), case.n_components
+            row = _row("many components", case, rows, k, machine)
+            yield replace(row, case=f"{row.case}, {np.dtype(dtype).name}")
 
 
 def with_features(machine: dict[str, float]) -> Iterator[Row]:
