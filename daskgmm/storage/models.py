@@ -211,7 +211,7 @@ def existing(target: str) -> dict[str, Any] | None:
         return None
     is_file = there == "file"
     found = {} if is_file else ask_files(target, _sizes)
-    remnants = all(n == _GROUP or n.startswith(_STATE) for n in found)
+    remnants = all(map(_may_be_left, found))
     if found and remnants and not found.get(_GROUP):
         return None  # a write broke off before the group was described
     header = _header(target)
@@ -220,6 +220,15 @@ def existing(target: str) -> dict[str, Any] | None:
     if remnants and not is_file:
         return None
     raise PlaceError(f"{target} exists and is not a model: choose another place.")
+
+
+def _may_be_left(name: str) -> bool:
+    """Whether a write that broke off may have left something of that name.
+
+    Zarr writes a file by another name first, as zarr.0123abcd.partial.
+    """
+    is_unfinished = name.startswith("zarr.") and name.endswith(".partial")
+    return name == _GROUP or name.startswith(_STATE) or is_unfinished
 
 
 def _sizes(files: Any, path: str) -> dict[str, int]:

@@ -143,14 +143,32 @@ def test_other_files_are_never_overwritten(tmp_path):
     np.testing.assert_array_equal(zarr.open(str(tmp_path / "rows"))[:], np.arange(4.0))
 
 
-@pytest.mark.parametrize("described", [True, False])
-def test_what_a_write_left_that_broke_off_is_no_model(tmp_path, described):
+@pytest.mark.parametrize("renamed", [True, False])
+@pytest.mark.parametrize("described", ["whole", "empty", "not"])
+def test_what_a_write_left_that_broke_off_is_no_model(tmp_path, described, renamed):
+    """Killed at any moment: Zarr gives a file its name once all of it is written."""
     path = tmp_path / "model"
     zarr.open_group(path).create_group("state-1234")
-    if not described:
+    if described == "empty":
         (path / "zarr.json").write_bytes(b"")
+    elif described == "not":
+        (path / "zarr.json").unlink()
+    if not renamed:
+        (path / "zarr.0123456789abcdef.partial").write_bytes(b'{"attri')
+    models.check_ours(path)
+    with pytest.raises(ModelFileError):
+        models.load(path)
     _fitted().save(path)
     assert daskgmm.load(path).n_components == _fitted().n_components
+
+
+def test_what_a_write_left_beside_a_model_is_not_in_its_way(tmp_path):
+    path = tmp_path / "model"
+    _fitted().save(path)
+    (path / "zarr.0123456789abcdef.partial").write_bytes(b'{"attri')
+    assert daskgmm.load(path).n_components == _fitted().n_components
+    _fitted("diag").save(path, overwrite=True)
+    assert daskgmm.load(path).covariance_type == "diag"
 
 
 def test_a_write_that_breaks_off_leaves_the_old_model(tmp_path, monkeypatch):
