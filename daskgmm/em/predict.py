@@ -301,6 +301,7 @@ def _score_leaf(question: Question, blocks: Iterator[Block]) -> Score:
         log_prob = np.empty(len(block.x), dtype=question.dtype(block.x.dtype))
         answer_into(question, block.x, log_prob)
         total += _score_of(log_prob, block.weights)
+        del block  # before another one is read
     return total
 
 

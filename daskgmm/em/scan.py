@@ -138,6 +138,7 @@ def survey_leaf(digest: bool, blocks: Iterable[Block]) -> Survey:
                 *digests,
             )
         )
+        del block, weights  # before another one is read
     return Survey(tuple(summaries), lightest, heaviest)
 
 

@@ -187,6 +187,7 @@ def _survey_and_take(message: _ToDraw, blocks: Iterator[Block]) -> _Surveyed:
             # Of blocks that are not as was said, nothing is drawn in the end.
             if message.targets is None or message.targets.fits(block):
                 taken.append(_taken(message.targets, block))
+            del block  # before another one is read
 
     found = survey_leaf(message.digest, then_taken_from())
     return _Surveyed(found, _kept(taken))

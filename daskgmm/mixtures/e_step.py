@@ -494,6 +494,8 @@ def e_step(message: Message, blocks: Iterator[BlockLike]) -> FlatSums:
     for x, weights in pieces:
         for its, sums in work:
             passes.accumulate(*its.given(x), weights, sums, its.scratch())
+        # Let go before another one is begun to be read, as it may be large.
+        del x, weights
     collected = [passes.collect(its.compiled_plan, sums) for its, sums in work]
     return FlatSums(_joined(collected))
 
@@ -525,6 +527,7 @@ def pieces_of(blocks: Iterator[BlockLike]) -> Iterator[Part]:
     for block in blocks:
         if not small and block.size >= _SMALL:
             yield from block.parts()
+            del block
             continue
         small.append(block)
         size += block.size

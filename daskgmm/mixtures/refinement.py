@@ -107,6 +107,8 @@ def refine(message: Sequence[Look], blocks: Iterator[BlockLike]) -> RefinedRuns:
         for x, weights in _tiles(block):
             for look, sums in zip(message, runs, strict=True):
                 _add(look, x, weights, sums)
+            del x, weights
+        del block  # before another one is read
     return RefinedRuns(runs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -194,9 +195,14 @@ def _compiled():
 
 
 def _memory(script, *arguments):
-    """What a script in a process of its own prints, in bytes."""
+    """What a script in a process of its own prints, in bytes.
+
+    As Dask has it for its workers, memory that is let go is given back at once: what
+    is kept for later differs from run to run.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _PRELUDE + script, *map(str, arguments)],
+        env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
         check=True,
@@ -216,9 +222,9 @@ def _memory(script, *arguments):
 )
 @pytest.mark.usefixtures("nothing_kept")
 def test_peak_memory_is_bounded_whatever_the_rows_and_restarts(rows, n_blocks, n_init):
-    """The whole process: 410 MB + 2 · threads · one block."""
+    """The whole process: 390 MB + 2 · threads · one block."""
     d, threads = 4, 2
-    limit = 410e6 + 2 * threads * rows * d * 8
+    limit = 390e6 + 2 * threads * rows * d * 8
     peak = _memory(_FIT_LAZY, rows, d, n_blocks, n_init, threads)
     assert peak <= limit, f"{peak / 1e6:.0f} MB > {limit / 1e6:.0f} MB"
 
