@@ -121,7 +121,8 @@ def em(
                     runs[i] = method.after(before[i], proposed[i], doubles[i])
                 found |= doubles
             if not shards.is_fixed:
-                totals = _same_rows(totals, proposed[turn[0]][0], found[turn[0]][0])
+                its, single = turn[0], precision is not None and precision.allowed
+                totals = _same_rows(totals, proposed[its][0], found[its][0], single)
             _look_again(shards, before, runs, method)
         at_first = None
         yield list(runs)
@@ -193,11 +194,13 @@ def _turns(
     yield turn
 
 
-def _same_rows(before: Totals | None, mixture: Mixture, its_moments: Moments) -> Totals:
+def _same_rows(
+    before: Totals | None, mixture: Mixture, its_moments: Moments, single: bool
+) -> Totals:
     """The rows' totals of the first pass; an error if those of another pass differ."""
     if before is None:
         return Totals.of(mixture, its_moments)
-    if before.differ(Totals.of(mixture, its_moments, before.centre)):
+    if before.differ(Totals.of(mixture, its_moments, before.centre), single=single):
         raise DataError(
             "The rows of X, or their weights, were not the same in two passes over "
             "them: what was found is of neither. Data that are drawn or changed anew "

@@ -18,9 +18,11 @@ from daskgmm.mixtures.sufficient_statistics import Moments
 
 Array = NDArray[np.float64]
 
-_TOLERANCE: Final = 5e-6
+_TOLERANCE: Final = 1e-6
 """Of a mean, in standard deviations, and of weights and squares, relative: sums of the
-same rows differ by less, in single precision too."""
+same rows differ by less;"""
+_TOLERANCE_SINGLE: Final = 5e-6
+"""and in single precision."""
 _ROUNDING: Final = 1e-10
 """The part of what was added up that rounding may have changed."""
 _TINY: Final = np.finfo(np.float64).tiny
@@ -76,8 +78,12 @@ class Totals:
         size = about_means + abs(crossed) + moved
         return cls(centre, moments.weight, sums, squares, size)
 
-    def differ(self, other: Totals) -> bool:
-        """Whether two totals, about one centre, are of other rows."""
+    def differ(self, other: Totals, *, single: bool = False) -> bool:
+        """Whether two totals, about one centre, are of other rows.
+
+        Some may be made of sums in single precision, if that is said.
+        """
+        tolerance = _TOLERANCE_SINGLE if single else _TOLERANCE
         if max(self.weight, other.weight) < _SUBNORMAL:
             return False
         size, least = max(self.size, other.size), self.weight * _TINY
@@ -88,7 +94,7 @@ class Totals:
         change = abs(self.squares - other.squares)
         # Written so that NaN, which says nothing, does not differ.
         return bool(
-            abs(self.weight - other.weight) > _TOLERANCE * self.weight
-            or shift > _TOLERANCE * scale + rounding
-            or change > _TOLERANCE * self.squares + _ROUNDING * size + least
+            abs(self.weight - other.weight) > tolerance * self.weight
+            or shift > tolerance * scale + rounding
+            or change > tolerance * self.squares + _ROUNDING * size + least
         )
