@@ -7,8 +7,9 @@ from typing import Any, Final
 import numpy as np
 from numba import njit
 
+from daskgmm.kernel.few import FEW, add_few, few_log_joint
 from daskgmm.kernel.layout import stride
-from daskgmm.kernel.products import add_dots, squared_distances
+from daskgmm.kernel.products import add_dots, centre, squared_lengths
 from daskgmm.kernel.simd import (
     COLUMNS,
     add_lane_sums,
@@ -42,6 +43,9 @@ _WIDE: Final = 8
 def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
     """Log joint of all components."""
     n_components, d = plan.means.shape
+    if d <= FEW:
+        few_log_joint(plan, tile, width)
+        return
     half, length = constant(tile.joint, -0.5), plan.dense.shape[1]
     means, factors = plan.means.reshape(-1), plan.dense.reshape(-1)
     lows = plan.lows.reshape(-1)
@@ -49,9 +53,8 @@ def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
     for k in range(n_components):
         offset = splat(plan.offsets, k, 1, 1)
         for t in range(0, width, width_of(tile.joint)):
-            squares = squared_distances(
-                factors, k * length, tile.rows, t, means, lows, k * d, d
-            )
+            centre(tile.rows, t, d, means, lows, k * d, tile.work)
+            squares = squared_lengths(factors, k * length, d, tile.work, t)
             joint = multiply_add(squares, half, offset)
             store(joint, tile.joint, k * pitch + t, 0, COLUMNS)
 
@@ -134,6 +137,9 @@ def add_dense(plan: Any, tile: Any, width: int, sums: Any, weighted: bool) -> No
     dead = 0.0 if weighted else DEAD
     n_components, d = plan.means.shape
     n_vectors = width // lanes(tile.joint)
+    if d <= FEW:
+        add_few(plan, tile, width, sums)
+        return
     for k in range(n_components):
         n_live = _find_live(tile, k, width, dead) if d >= _WIDE else n_vectors
         if n_live == n_vectors:

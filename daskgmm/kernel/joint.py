@@ -9,7 +9,7 @@ from numba import njit
 from daskgmm.kernel.dense import dense_log_joint
 from daskgmm.kernel.diagonal import diagonal_log_joint
 from daskgmm.kernel.natural import natural_log_joint
-from daskgmm.kernel.products import multiply_lines
+from daskgmm.kernel.pooled import whiten
 from daskgmm.kernel.simd import (
     COLUMNS,
     add,
@@ -37,25 +37,20 @@ _FACTORS: Final = 8
 @njit(**JIT)
 def log_joint(plan: Any, tile: Any, width: int) -> None:
     """Log of weight times density, components × rows."""
-    n_components, d = plan.means.shape
-    n_pooled = plan.pooled.shape[0]
+    n_components, n_pooled = plan.means.shape[0], plan.pooled.shape[0]
     if plan.dense.shape[0] > 0:
         dense_log_joint(plan, tile, width)
         return
     if plan.quadratic.shape[0] > 0:
         natural_log_joint(plan, tile, width)
         return
-    pooled, origins = plan.pooled.reshape(-1), plan.origins.reshape(-1)
-    # Without pooled factors there is one round, of all components.
-    for run in range(max(1, n_pooled)):
-        lines, first, last = tile.rows, 0, n_components
-        if n_pooled > 0:
-            at = run * plan.pooled.shape[1]
-            multiply_lines(
-                pooled, at, d, ZERO, lines, origins, run * d, width, tile.white
-            )
-            lines, first, last = tile.white, plan.starts[run], plan.starts[run + 1]
-        diagonal_log_joint(plan, lines, first, last, width, tile.joint)
+    if n_pooled == 0:
+        diagonal_log_joint(plan, tile.rows, ZERO, n_components, width, tile.joint)
+        return
+    for run in range(n_pooled):
+        whiten(plan, tile, run, width)
+        first, last = plan.starts[run], plan.starts[run + 1]
+        diagonal_log_joint(plan, tile.white, first, last, width, tile.joint)
 
 
 @njit(**INLINE)

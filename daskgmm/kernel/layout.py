@@ -54,7 +54,6 @@ class Plan(NamedTuple):
     scales: Array  # (K, d) diagonal factors: ones if pooled; or (0, d)
     linear: Array  # (K d,) `pack` of λ times the means about it, run by run, or (0,)
     quadratic: Array  # (K,) -½ λ if features have one λ, (K d,) `pack` of all, or (0,)
-    nothing: Array  # (K,) zeros
     lows: Array  # (K, d) if float32, and dense or diagonal; or (0, d)
     shift: Array  # (2, d) if float32, and pooled or natural; or (0, d)
 

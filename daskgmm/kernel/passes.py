@@ -197,7 +197,6 @@ _ARGUMENTS: Final = (
     _SCALES,
     _LINEAR,
     _QUADRATIC,
-    _NOTHING,
     _LOWS,
     _SHIFT,
     _ROWS,
@@ -290,8 +289,6 @@ def _misfit_in_plan(plan: Any) -> Any:
         return _QUADRATIC
     if plan.linear.shape[0] != (n * d if n_natural > 0 else 0):
         return _LINEAR
-    if plan.nothing.shape[0] != n:
-        return _NOTHING
     is_shifted = is_pooled or n_natural > 0
     if plan.lows.shape != (n if is_single(plan.means) and not is_shifted else 0, d):
         return _LOWS
@@ -457,7 +454,6 @@ def _no_plan(dtype: Any) -> Plan:
         scales=_empty(dtype, 2),
         linear=_empty(dtype, 1),
         quadratic=_empty(dtype, 1),
-        nothing=_empty(dtype, 1),
         lows=_empty(dtype, 2),
         shift=_empty(dtype, 2),
     )

@@ -7,9 +7,19 @@ from typing import Any
 from numba import njit
 
 from daskgmm.kernel.layout import stride
-from daskgmm.kernel.products import add_dots, multiply_lines
+from daskgmm.kernel.products import add_dots, centre, multiply_lines
 from daskgmm.kernel.simd import COLUMNS, load, multiply, root, splat, store, subtract
 from daskgmm.kernel.tile import JIT, ZERO, pitch_of, width_of
+
+
+@njit(**JIT)
+def whiten(plan: Any, tile: Any, run: int, width: int) -> None:
+    """Rows about a run's origin times its factor, into `white`."""
+    d, origins = plan.means.shape[1], plan.origins.reshape(-1)
+    for t in range(0, width, width_of(tile.rows)):
+        centre(tile.rows, t, d, origins, plan.lows.reshape(-1), run * d, tile.work)
+    pooled, at = plan.pooled.reshape(-1), run * plan.pooled.shape[1]
+    multiply_lines(pooled, at, d, ZERO, tile.work, width, tile.white)
 
 
 @njit(**JIT)
@@ -29,8 +39,8 @@ def _root_rows(plan: Any, tile: Any, run: int, width: int) -> None:
 @njit(**JIT)
 def add_pooled(plan: Any, tile: Any, width: int, sums: Any) -> None:
     """Add [y, 1] of every component; v vᵀ and r rᵀ of every run."""
-    d, nothing = plan.means.shape[1], plan.nothing
-    raw_step, step, shared_at = stride(d + 1, COLUMNS), stride(d, COLUMNS), 0
+    d, shared_at = plan.means.shape[1], 0
+    raw_step, step = stride(d + 1, COLUMNS), stride(d, COLUMNS)
     pitch = pitch_of(tile.joint)
     for run in range(plan.pooled.shape[0]):
         first, last = plan.starts[run], plan.starts[run + 1]
@@ -42,9 +52,7 @@ def add_pooled(plan: Any, tile: Any, width: int, sums: Any) -> None:
         shared_step = stride(n, COLUMNS)
         add_dots(shares, n, shares, ZERO, width, sums.shared, shared_at, shared_step)
         shared_at += n * shared_step
-        multiply_lines(
-            plan.mixing, first * d, d, n, shares, nothing, ZERO, width, tile.white
-        )
+        multiply_lines(plan.mixing, first * d, d, n, shares, width, tile.white)
         for at in range(0, d * pitch, pitch):
             for t in range(at, at + width, width_of(tile.work)):
                 y = load(tile.work, t, 0, 1, COLUMNS)

@@ -12,7 +12,6 @@ from daskgmm.kernel.simd import (
     add_lane_sums,
     add_outer,
     add_squares,
-    is_single,
     lanes,
     load,
     splat,
@@ -26,38 +25,29 @@ _LINES: Final = 4 * COLUMNS
 _BAND_VECTORS: Final = BAND * COLUMNS
 
 
+@njit(**INLINE)
+def centre(
+    lines: Any, t: int, n: int, means: Any, lows: Any, at: int, out: Any
+) -> None:
+    """Some rows of data, in n lines, less a mean: in two parts if there are lows."""
+    pitch = pitch_of(lines)
+    for j in range(n):
+        line = load(lines, j * pitch + t, 0, 1, COLUMNS)
+        line = subtract(line, splat(means, at + j, 1, 1))
+        if lows.shape[0] > 0:
+            line = subtract(line, splat(lows, at + j, 1, 1))
+        store(line, out, j * pitch + t, 0, COLUMNS)
+
+
 def _make_product(n_rows: int) -> Any:
     n_vectors = n_rows * COLUMNS
 
     @njit(**INLINE)
-    def product(
-        packed: Any, at: int, n: int, lines: Any, t: int, means: Any, mean: int
-    ) -> Any:
-        """Some rows of a packed matrix times n lines less a mean."""
+    def product(packed: Any, at: int, n: int, lines: Any, t: int) -> Any:
+        """Some rows of a packed matrix times n lines."""
         tile, pitch = zeros(lines, n_vectors), pitch_of(lines)
         for j in range(n):
             line = load(lines, j * pitch + t, 0, 1, COLUMNS)
-            line = subtract(line, splat(means, mean + j, 1, 1))
-            numbers = splat(packed, at + j * n_rows, 1, n_rows)
-            tile = add_outer(numbers, line, tile)
-        return tile
-
-    return product
-
-
-def _make_exact_product(n_rows: int) -> Any:
-    n_vectors = n_rows * COLUMNS
-
-    @njit(**INLINE)
-    def product(
-        packed: Any, at: int, n: int, lines: Any, t: int, means: Any, lows: Any, k: int
-    ) -> Any:
-        """The same of a mean in two parts."""
-        tile, pitch = zeros(lines, n_vectors), pitch_of(lines)
-        for j in range(n):
-            line = load(lines, j * pitch + t, 0, 1, COLUMNS)
-            line = subtract(line, splat(means, k + j, 1, 1))
-            line = subtract(line, splat(lows, k + j, 1, 1))
             numbers = splat(packed, at + j * n_rows, 1, n_rows)
             tile = add_outer(numbers, line, tile)
         return tile
@@ -67,61 +57,38 @@ def _make_exact_product(n_rows: int) -> Any:
 
 _band_product: Final = _make_product(BAND)
 _row_product: Final = _make_product(1)
-_exact_band_product: Final = _make_exact_product(BAND)
-_exact_row_product: Final = _make_exact_product(1)
 
 
 @njit(**INLINE)
-def squared_distances(
-    packed: Any, at: int, lines: Any, t: int, means: Any, lows: Any, mean: int, d: int
-) -> Any:
-    """Squares of a packed triangular matrix times lines less a mean, summed.
-
-    In single precision the mean has two parts.
-    """
+def squared_lengths(packed: Any, at: int, d: int, lines: Any, t: int) -> Any:
+    """Squares of a packed triangular matrix times d lines, summed."""
     sums = zeros(lines, COLUMNS)
     whole = d - d % BAND
     for last in range(BAND, whole + 1, BAND):
-        if is_single(lines):
-            tile = _exact_band_product(packed, at, last, lines, t, means, lows, mean)
-        else:
-            tile = _band_product(packed, at, last, lines, t, means, mean)
-        sums = add_squares(tile, sums)
+        sums = add_squares(_band_product(packed, at, last, lines, t), sums)
         at += BAND * last
     for last in range(whole + 1, d + 1):
-        if is_single(lines):
-            tile = _exact_row_product(packed, at, last, lines, t, means, lows, mean)
-        else:
-            tile = _row_product(packed, at, last, lines, t, means, mean)
-        sums = add_squares(tile, sums)
+        sums = add_squares(_row_product(packed, at, last, lines, t), sums)
         at += last
     return sums
 
 
 @njit(**JIT)
 def multiply_lines(
-    packed: Any,
-    at: int,
-    n_rows: int,
-    n: int,
-    lines: Any,
-    means: Any,
-    mean: int,
-    width: int,
-    out: Any,
+    packed: Any, at: int, n_rows: int, n: int, lines: Any, width: int, out: Any
 ) -> None:
-    """A packed matrix times n lines less a mean; a triangular matrix if n is 0."""
+    """A packed matrix times n lines; a triangular matrix if n is 0."""
     start, whole, pitch = at, n_rows - n_rows % BAND, pitch_of(lines)
     for t in range(0, width, width_of(lines)):
         at = start
         for first in range(0, whole, BAND):
             length = n if n else first + BAND
-            tile = _band_product(packed, at, length, lines, t, means, mean)
+            tile = _band_product(packed, at, length, lines, t)
             store(tile, out, first * pitch + t, pitch, COLUMNS)
             at += BAND * length
         for i in range(whole, n_rows):
             length = n if n else i + 1
-            tile = _row_product(packed, at, length, lines, t, means, mean)
+            tile = _row_product(packed, at, length, lines, t)
             store(tile, out, i * pitch + t, 0, COLUMNS)
             at += length
 

@@ -585,6 +585,26 @@ def add_squares(_context: Any, tile: Any, sums: Any) -> Any:
 
 
 @intrinsic
+def add_triangular_squares(_context: Any, matrix: Any, tile: Any, sums: Any) -> Any:
+    """Squares of a lower triangular matrix times a tile, summed, + sums."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers, vectors, sums = (_unpack(builder, arg) for arg in args)
+        columns, rest = len(sums), iter(numbers)
+        for i in range(len(vectors) // columns):
+            row = [next(rest) for _ in range(i + 1)]
+            for column in range(columns):
+                product = builder.fmul(row[0], vectors[column])
+                for j in range(1, i + 1):
+                    vector = vectors[j * columns + column]
+                    product = _fused(builder, row[j], vector, product)
+                sums[column] = _fused(builder, product, product, sums[column])
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    return sums(matrix, tile, sums), generate
+
+
+@intrinsic
 def add_scaled_squares(
     _context: Any, right: Any, left: Any, scales: Any, tile: Any
 ) -> Any:

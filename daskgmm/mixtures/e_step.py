@@ -389,7 +389,6 @@ def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
         "starts": np.array([*starts], dtype=np.int64),
         "offsets": _joined([m.log_normalisers() for m in mixtures]),
         "means": means,
-        "nothing": np.zeros(len(means)),
         "dense": np.empty((0, 0)),
         "upper": np.empty((0, 0, 0)),
         "pooled": np.empty((0, 0)),
