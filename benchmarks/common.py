@@ -120,13 +120,13 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
 
 
-def make_rows(case: Case) -> np.ndarray:
-    """Rows of K overlapping groups, shuffled."""
+def make_rows(case: Case, apart: float = 2.0) -> np.ndarray:
+    """Rows of K groups, shuffled; where their means lie, in standard deviations."""
     rng = np.random.default_rng(0)
     d, k = case.n_features, case.n_components
     groups = [
         rng.standard_normal((n, d)) @ (rng.standard_normal((d, d)) / np.sqrt(d))
-        + 2 * rng.standard_normal(d)
+        + apart * rng.standard_normal(d)
         for n in np.full(k, -(-case.n_rows // k))
     ]
     return rng.permutation(np.vstack(groups))[: case.n_rows]

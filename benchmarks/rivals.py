@@ -52,7 +52,10 @@ RIVALS = (
 _ROUNDS, _LONG = 5, 5.0
 """Most times that a fit is measured, and seconds after which it is not once more."""
 _EMBEDDINGS = 256
-"""Features from which on rows are unit vectors, as embeddings are."""
+"""Features from which on rows are unit vectors, as embeddings are,"""
+_APART = 6.0
+"""with groups that are so many standard deviations apart: else EM is at its end at once,
+and goes on in double."""
 
 
 def rivals(_machine: dict[str, float]) -> Iterator[Row]:
@@ -100,9 +103,12 @@ def _name(rival: Rival) -> str:
 
 
 def _data(rival: Rival) -> tuple[np.ndarray, dict[str, Any]]:
-    x = make_rows(rival.case)
-    if rival.case.n_features >= _EMBEDDINGS and rival.case.covariance_type != "full":
+    case = rival.case
+    if case.n_features >= _EMBEDDINGS and case.covariance_type != "full":
+        x = make_rows(case, _APART / np.sqrt(2.0 * case.n_features))
         x /= np.linalg.norm(x, axis=1, keepdims=True)
+    else:
+        x = make_rows(case)
     x = x.astype(np.float32 if rival.single else np.float64)
     parameters = start(rival.case, x.astype(np.float64))
     # Covariances of the rows' own size, so that no component dies at once.

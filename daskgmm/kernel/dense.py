@@ -14,8 +14,8 @@ from daskgmm.kernel.simd import (
     COLUMNS,
     add_lane_sums,
     add_squares,
-    any_above,
     constant,
+    count_above,
     is_single,
     lanes,
     load,
@@ -68,7 +68,7 @@ def _find_live(tile: Any, k: int, width: int, dead: float) -> int:
     pitch, n_live = pitch_of(tile.joint), 0
     least = constant(tile.joint, dead)
     for t in range(0, width, lanes(tile.joint)):
-        if any_above(load(tile.joint, k * pitch + t, 0, 1, 1), least):
+        if count_above(load(tile.joint, k * pitch + t, 0, 1, 1), least) > 0:
             tile.scale[n_live] = float(t)
             n_live += 1
     return n_live

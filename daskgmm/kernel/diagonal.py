@@ -34,19 +34,19 @@ def _make_diagonal_joint(n: int) -> Any:
 
     @njit(**INLINE)
     def diagonal_joint(
-        plan: Any, lines: Any, k: int, t: int, joint: Any, exact: bool
+        plan: Any, lines: Any, at: int, k: int, t: int, joint: Any, exact: bool
     ) -> None:
-        """Log joint of n components from k on, from lines less their centres."""
+        """Log joint of n components from k on, from lines less centres from `at` on."""
         d = plan.means.shape[1]
         centres, scales = plan.centres.reshape(-1), plan.scales.reshape(-1)
         lows = plan.lows.reshape(-1)
         tile, pitch = zeros(joint, n_vectors), pitch_of(joint)
         for i in range(d):
             line = load(lines, i * pitch + t, 0, 1, COLUMNS)
-            of_centres = splat(centres, k * d + i, d, n)
-            of_scales = splat(scales, k * d + i, d, n)
+            of_centres = splat(centres, at * d + i, d, n)
+            of_scales = splat(scales, at * d + i, d, n)
             if exact:
-                of_lows = splat(lows, k * d + i, d, n)
+                of_lows = splat(lows, at * d + i, d, n)
                 tile = add_exact_squares(line, of_centres, of_lows, of_scales, tile)
             else:
                 tile = add_scaled_squares(line, of_centres, of_scales, tile)
@@ -70,46 +70,48 @@ def diagonal_log_joint(
     for t in range(0, width, width_of(joint)):
         for k in range(first, whole, BAND):
             if exact:
-                _band_joint(plan, lines, k, t, joint, True)
+                _band_joint(plan, lines, k, k, t, joint, True)
             else:
-                _band_joint(plan, lines, k, t, joint, False)
+                _band_joint(plan, lines, k, k, t, joint, False)
         for k in range(whole, last):
             if exact:
-                _row_joint(plan, lines, k, t, joint, True)
+                _row_joint(plan, lines, k, k, t, joint, True)
             else:
-                _row_joint(plan, lines, k, t, joint, False)
+                _row_joint(plan, lines, k, k, t, joint, False)
 
 
 def _make_diagonal_sums(n: int, n_columns: int) -> Any:
     n_vectors = n * n_columns
 
     @njit(**INLINE)
-    def diagonal_sums(plan: Any, tile: Any, k: int, width: int, sums: Any) -> None:
-        """Add 1, e and e² of n components from k on."""
-        means, lows = plan.means.reshape(-1), plan.lows.reshape(-1)
+    def diagonal_sums(
+        plan: Any, tile: Any, at: int, k: int, width: int, sums: Any
+    ) -> None:
+        """Add 1, e and e² of n components from k on, of centres from `at` on."""
+        means, lows = plan.centres.reshape(-1), plan.lows.reshape(-1)
         d = plan.means.shape[1]
         pitch, step = pitch_of(tile.joint), n_columns * lanes(tile.joint)
         mass = zeros(tile.joint, n_vectors)
         for t in range(0, width, step):
             shares = load(tile.joint, k * pitch + t, pitch, n, n_columns)
             mass = add(mass, shares)
-        add_lane_sums(row_sums(mass, n), sums.mass, k, 1, 1)
+        add_lane_sums(row_sums(mass, n), sums.mass, at, 1, 1)
         for i in range(d):
-            centres = splat(means, k * d + i, d, n)
+            centres = splat(means, at * d + i, d, n)
             drift = zeros(tile.joint, n_vectors)
             spread = zeros(tile.joint, n_vectors)
             for t in range(0, width, step):
                 line = load(tile.rows, i * pitch + t, 0, 1, n_columns)
                 deviation = subtract(line, centres)
                 if is_single(line):
-                    low = splat(lows, k * d + i, d, n)
+                    low = splat(lows, at * d + i, d, n)
                     deviation = subtract(deviation, low)
                 shares = load(tile.joint, k * pitch + t, pitch, n, n_columns)
                 part = multiply(shares, deviation)
                 drift = add(drift, part)
                 spread = multiply_add(part, deviation, spread)
-            add_lane_sums(row_sums(drift, n), sums.drift, k * d + i, d, 1)
-            add_lane_sums(row_sums(spread, n), sums.diagonal, k * d + i, d, 1)
+            add_lane_sums(row_sums(drift, n), sums.drift, at * d + i, d, 1)
+            add_lane_sums(row_sums(spread, n), sums.diagonal, at * d + i, d, 1)
 
     return diagonal_sums
 
@@ -124,6 +126,24 @@ def add_diagonal(plan: Any, tile: Any, width: int, sums: Any) -> None:
     n_components = plan.means.shape[0]
     whole = n_components - n_components % BAND
     for k in range(0, whole, BAND):
-        _band_sums(plan, tile, k, width, sums)
+        _band_sums(plan, tile, k, k, width, sums)
     for k in range(whole, n_components):
-        _row_sums(plan, tile, k, width, sums)
+        _row_sums(plan, tile, k, k, width, sums)
+
+
+@njit(**JIT)
+def apart_log_joint(plan: Any, tile: Any, width: int) -> None:
+    """Log joint of components that stand apart in a plan of another form."""
+    for at in range(plan.apart.shape[0]):
+        for t in range(0, width, width_of(tile.joint)):
+            if plan.lows.shape[0] > 0:
+                _row_joint(plan, tile.rows, at, plan.apart[at], t, tile.joint, True)
+            else:
+                _row_joint(plan, tile.rows, at, plan.apart[at], t, tile.joint, False)
+
+
+@njit(**JIT)
+def add_apart(plan: Any, tile: Any, width: int, sums: Any) -> None:
+    """Add 1, e and e² of these."""
+    for at in range(plan.apart.shape[0]):
+        _row_sums(plan, tile, at, plan.apart[at], width, sums)

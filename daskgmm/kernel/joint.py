@@ -7,7 +7,7 @@ from typing import Any, Final
 from numba import njit
 
 from daskgmm.kernel.dense import dense_log_joint
-from daskgmm.kernel.diagonal import diagonal_log_joint
+from daskgmm.kernel.diagonal import apart_log_joint, diagonal_log_joint
 from daskgmm.kernel.natural import natural_log_joint
 from daskgmm.kernel.pooled import whiten
 from daskgmm.kernel.simd import (
@@ -43,6 +43,7 @@ def log_joint(plan: Any, tile: Any, width: int) -> None:
         return
     if plan.quadratic.shape[0] > 0:
         natural_log_joint(plan, tile, width)
+        apart_log_joint(plan, tile, width)
         return
     if n_pooled == 0:
         diagonal_log_joint(plan, tile.rows, ZERO, n_components, width, tile.joint)

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     The runs' components stand one after the other: those of run r are numbers
     ``starts[r]`` to ``starts[r + 1]``. The form is dense if `dense` has components,
     pooled if `pooled` has runs, natural if there is a `quadratic` part, else diagonal.
+    In the natural form, some components may stand `apart`: these are diagonal.
     To ask one run about a few rows, `upper` stands instead of `dense`, or of `pooled`
     if there are `origins`.
 
@@ -50,11 +51,12 @@ class Plan(NamedTuple):
     pooled: Array  # (R, F) `pack_triangular` of the runs, or (0, 0)
     origins: Array  # (R, d) what rows are measured from, or (0, d) if dense, diagonal
     mixing: Array  # (K d,) `pack` of the means about it, run by run, or (0,)
-    centres: Array  # (K, d) means: of whitened rows if pooled; or (0, d)
-    scales: Array  # (K, d) diagonal factors: ones if pooled; or (0, d)
+    apart: NDArray[np.int64]  # (A,) components that are diagonal all the same
+    centres: Array  # (K, d) means: of whitened rows if pooled; or (A, d)
+    scales: Array  # (K, d) diagonal factors: ones if pooled; or (A, d)
     linear: Array  # (K d,) `pack` of λ times the means about it, run by run, or (0,)
     quadratic: Array  # (K,) -½ λ if features have one λ, (K d,) `pack` of all, or (0,)
-    lows: Array  # (K, d) if float32, and dense or diagonal; or (0, d)
+    lows: Array  # (K, d) if float32, and dense or diagonal; or (A, d)
     shift: Array  # (2, d) if float32, and pooled or natural; or (0, d)
 
 
@@ -66,10 +68,10 @@ class Sums(NamedTuple):
     form does not make have length 0.
     """
 
-    mass: Array  # (K,): of 1, if dense or diagonal
-    drift: Array  # (K, d): of e, the same
+    mass: Array  # (K,): of 1, if dense or diagonal; (A,) if natural
+    drift: Array  # (K, d): of e, the same; (A, d)
     dense: Array  # (K, T(d)): of e eᵀ
-    diagonal: Array  # (K, d): of e²
+    diagonal: Array  # (K, d): of e², if diagonal; (A, d) if natural
     raw: Array  # (K, d + 1): of [y, 1], if pooled; of [y, 1, ‖y‖²]; or of [y, y², 1]
     residual: Array  # (R, T(d)): of v vᵀ, by row weight, if pooled
     shared: Array  # (Σ T(K'),): of r rᵀ, by row weight, run by run, if pooled
@@ -173,11 +175,13 @@ def sums_ends(plan: Plan, whole: int) -> tuple[int, ...]:
     n, d = plan.means.shape
     n_runs, n_dense = plan.starts.shape[0] - 1, plan.dense.shape[0]
     n_pooled, columns = plan.pooled.shape[0], raw_width(plan)
-    mass = 0 if n_pooled > 0 or plan.quadratic.shape[0] > 0 else n
+    has_raw = n_pooled > 0 or plan.quadratic.shape[0] > 0
+    mass = plan.apart.shape[0] if has_raw else n
     drift = mass + mass * d
     dense = drift + n_dense * _symmetric(d, whole)
     diagonal = dense + (mass * d if n_dense == 0 else 0)
-    raw = diagonal + (n - mass) * (stride(columns, whole) if whole > 0 else columns)
+    n_raw = n if has_raw else 0
+    raw = diagonal + n_raw * (stride(columns, whole) if whole > 0 else columns)
     residual = raw + n_pooled * _symmetric(d, whole)
     shared = residual
     for run in range(n_runs if n_pooled > 0 else 0):

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 from numba import njit
 
 from daskgmm.kernel.layout import BAND, is_isotropic, raw_width, stride
-from daskgmm.kernel.products import add_dots
+from daskgmm.kernel.products import LINES, band_dot, row_dot
 from daskgmm.kernel.simd import (
     COLUMNS,
     add,
@@ -38,6 +39,7 @@ from daskgmm.kernel.simd import (
     subtract,
     zeros,
 )
+from daskgmm.kernel.sparse import add_where_few
 from daskgmm.kernel.tile import INLINE, JIT, pitch_of, width_of
 
 _BLOCK: Final = 64
@@ -181,15 +183,15 @@ def _add_masses(
 
 @njit(**JIT)
 def _add_squares(
-    plan: Any, tile: Any, first: int, last: int, width: int, sums: Any
+    plan: Any, tile: Any, n_bands: int, whole: int, last: int, width: int, sums: Any
 ) -> None:
-    """Add [y, y²] of the components from first to last."""
+    """Add [y, y²] of some bands of components, and of those up to the last one."""
     d, step = plan.means.shape[1], stride(raw_width(plan), COLUMNS)
-    whole = last - (last - first) % BAND
     for block in range(0, d, _LINES):
         end = min(block + _LINES, d)
         pairs = end - (end - block) % _PAIR
-        for k in range(first, whole, BAND):
+        for i in range(n_bands):
+            k = np.int64(tile.bands[i])
             for j in range(block, pairs, _PAIR):
                 _band_pair(tile, k, j, d, width, sums.raw, k * step, step)
             for j in range(pairs, end):
@@ -202,18 +204,45 @@ def _add_squares(
 
 
 @njit(**JIT)
-def add_natural(plan: Any, tile: Any, width: int, sums: Any) -> None:
-    """Add [y, 1, ‖y‖²], or [y, y², 1], of every component."""
-    n_columns, n_runs = raw_width(plan), plan.starts.shape[0] - 1
+def _add_lines(
+    plan: Any, tile: Any, n_bands: int, whole: int, last: int, width: int, sums: Any
+) -> None:
+    """Add [y, 1, ‖y‖²] of the same."""
+    n_columns = raw_width(plan)
     step = stride(n_columns, COLUMNS)
+    for block in range(0, n_columns, LINES):
+        end = min(block + LINES, n_columns)
+        for i in range(n_bands):
+            k = np.int64(tile.bands[i])
+            for j in range(block, end, COLUMNS):
+                at = k * step + j
+                band_dot(tile.joint, k, tile.work, j, width, sums.raw, at, step)
+        for k in range(whole, last):
+            for j in range(block, end, COLUMNS):
+                at = k * step + j
+                row_dot(tile.joint, k, tile.work, j, width, sums.raw, at, step)
+
+
+@njit(**JIT)
+def add_natural(
+    plan: Any,
+    tile: Any,
+    rows: Any,
+    start: int,
+    width: int,
+    weighted: bool,
+    sums: Any,
+) -> None:
+    """Add [y, 1, ‖y‖²], or [y, y², 1], of every component."""
+    n_runs = plan.starts.shape[0] - 1
     for run in range(n_runs):
         first, last = plan.starts[run], plan.starts[run + 1]
+        whole = last - (last - first) % BAND
         if n_runs > 1:  # else the lines are as the log joint left them
             _measure(plan, tile, run, width)
+        n_bands = add_where_few(rows, start, plan, tile, run, width, weighted, sums)
         if is_isotropic(plan):
-            shares, at = tile.joint[first * pitch_of(tile.joint) :], first * step
-            n = last - first
-            add_dots(shares, n, tile.work, n_columns, width, sums.raw, at, step)
+            _add_lines(plan, tile, n_bands, whole, last, width, sums)
         else:
             _add_masses(plan, tile, first, last, width, sums)
-            _add_squares(plan, tile, first, last, width, sums)
+            _add_squares(plan, tile, n_bands, whole, last, width, sums)

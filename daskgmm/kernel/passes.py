@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from daskgmm.kernel.compiling import ASK, Compiled, sources, stamp_of
 from daskgmm.kernel.dense import add_dense
-from daskgmm.kernel.diagonal import add_diagonal
+from daskgmm.kernel.diagonal import add_apart, add_diagonal
 from daskgmm.kernel.joint import (
     add_log_prob,
     find_most_probable,
@@ -193,6 +193,7 @@ _ARGUMENTS: Final = (
     _POOLED,
     _ORIGINS,
     _MIXING,
+    _APART,
     _CENTRES,
     _SCALES,
     _LINEAR,
@@ -247,6 +248,16 @@ def _are_starts(starts: Any, n_components: int) -> bool:
 
 
 @njit(**JIT)
+def _are_apart(apart: Any, n_components: int) -> bool:
+    """Whether these are numbers of components, each once."""
+    before, bad = -1, False
+    for k in apart:
+        bad |= k <= before or k >= n_components
+        before = k
+    return not bad
+
+
+@njit(**JIT)
 def _misfit_in_plan(plan: Any) -> Any:
     """Number of the first argument of a plan that does not fit the others."""
     n, d = plan.means.shape
@@ -257,7 +268,8 @@ def _misfit_in_plan(plan: Any) -> Any:
     n_natural = plan.quadratic.shape[0]
     is_dense = n_dense > 0 or (n_upper > 0 and not is_pooled)
     of_runs = n_runs if is_pooled or n_natural > 0 else 0
-    diagonal = 0 if is_dense or n_natural > 0 else n
+    n_apart = plan.apart.shape[0]
+    diagonal = n_apart if is_dense or n_natural > 0 else n
     n_matrices = n_runs if is_pooled else n
     if n == 0 or d == 0:
         return _MEANS
@@ -281,6 +293,8 @@ def _misfit_in_plan(plan: Any) -> Any:
         return _ORIGINS
     if plan.mixing.shape[0] != (n * d if is_pooled else 0):
         return _MIXING
+    if not _are_apart(plan.apart, n if n_natural > 0 else 0):
+        return _APART
     if plan.centres.shape != (diagonal, d):
         return _CENTRES
     if plan.scales.shape != (diagonal, d):
@@ -290,7 +304,8 @@ def _misfit_in_plan(plan: Any) -> Any:
     if plan.linear.shape[0] != (n * d if n_natural > 0 else 0):
         return _LINEAR
     is_shifted = is_pooled or n_natural > 0
-    if plan.lows.shape != (n if is_single(plan.means) and not is_shifted else 0, d):
+    n_in_parts = n_apart if is_shifted else n
+    if plan.lows.shape != (n_in_parts if is_single(plan.means) else 0, d):
         return _LOWS
     n_parts = 2 if is_single(plan.means) and is_shifted else 0
     return _FITS if plan.shift.shape == (n_parts, d) else _SHIFT
@@ -427,7 +442,10 @@ def _make_enter(stamp: int) -> Callable[..., int]:
             elif plan.pooled.shape[0] > 0:
                 add_pooled(plan, tile, width, padded)
             elif plan.quadratic.shape[0] > 0:
-                add_natural(plan, tile, width, padded)
+                add_natural(
+                    plan, tile, rows, start, width, weights.shape[0] > 0, padded
+                )
+                add_apart(plan, tile, width, padded)
             else:
                 add_diagonal(plan, tile, width, padded)
         return -1
@@ -450,6 +468,7 @@ def _no_plan(dtype: Any) -> Plan:
         pooled=_empty(dtype, 2),
         origins=_empty(dtype, 2),
         mixing=_empty(dtype, 1),
+        apart=_empty(np.int64, 1),
         centres=_empty(dtype, 2),
         scales=_empty(dtype, 2),
         linear=_empty(dtype, 1),

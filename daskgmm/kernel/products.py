@@ -21,7 +21,7 @@ from daskgmm.kernel.simd import (
 )
 from daskgmm.kernel.tile import INLINE, JIT, pitch_of, width_of
 
-_LINES: Final = 4 * COLUMNS
+LINES: Final = 4 * COLUMNS
 _BAND_VECTORS: Final = BAND * COLUMNS
 
 
@@ -111,8 +111,8 @@ def _make_dot(n_rows: int) -> Any:
     return dot
 
 
-_band_dot: Final = _make_dot(BAND)
-_row_dot: Final = _make_dot(1)
+band_dot: Final = _make_dot(BAND)
+row_dot: Final = _make_dot(1)
 
 
 @njit(**JIT)
@@ -129,13 +129,13 @@ def add_dots(
     """Add left lines times right ones to a matrix; a lower triangle if n_right is 0."""
     whole = n_left - n_left % BAND
     # In blocks of right lines, which stay in the first-level cache for all left ones.
-    for block in range(0, n_right if n_right else 1, _LINES):
-        end = min(block + _LINES, n_right)
+    for block in range(0, n_right if n_right else 1, LINES):
+        end = min(block + LINES, n_right)
         for first in range(0, whole, BAND):
             at = start + first * step
             for j in range(block, end if n_right else first + BAND, COLUMNS):
-                _band_dot(left, first, right, j, width, out, at + j, step)
+                band_dot(left, first, right, j, width, out, at + j, step)
         for i in range(whole, n_left):
             at = start + i * step
             for j in range(block, end if n_right else i + 1, COLUMNS):
-                _row_dot(left, i, right, j, width, out, at + j, step)
+                row_dot(left, i, right, j, width, out, at + j, step)

@@ -281,17 +281,17 @@ def _each_in_bits(operation: Callable[..., Any]) -> Any:
 
 
 @intrinsic
-def any_above(_context: Any, x: Any, limit: Any) -> Any:
-    """Whether a number of x, a vector, is larger than that of the limit."""
+def count_above(_context: Any, x: Any, limit: Any) -> Any:
+    """How many numbers of x, a vector, are larger than that of the limit."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         [vector], [most] = (_unpack(builder, arg) for arg in args)
         lanes_above = builder.fcmp_ordered(">", vector, most)
         bits = ir.IntType(vector.type.count)
-        above = builder.bitcast(lanes_above, bits)
-        return builder.icmp_unsigned("!=", above, bits(0))
+        count = builder.ctpop(builder.bitcast(lanes_above, bits))
+        return builder.zext(count, context.get_value_type(types.intp))
 
-    return types.boolean(x, limit), generate
+    return types.intp(x, limit), generate
 
 
 @intrinsic

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from daskgmm.kernel.compiling import for_both
-from daskgmm.kernel.layout import Array, Plan, sums_ends
+from daskgmm.kernel.layout import BAND, Array, Plan, sums_ends
 from daskgmm.kernel.simd import (
     COLUMNS,
     LANES,
@@ -76,6 +76,7 @@ class Tile(NamedTuple):
     weights: Array  # one line each
     log_prob: Array
     scale: Array
+    bands: Array  # a number for each band of components
 
 
 class Padded(NamedTuple):
@@ -119,7 +120,7 @@ def scratch_size(plan: Plan) -> int:
     n_components, d = plan.means.shape
     n_lines: int = 3 * d + 2 + n_components + 3
     # A register tile may reach beyond the last line of each of the four areas.
-    return (n_lines + 4 * COLUMNS) * _PITCH_SINGLE
+    return (n_lines + 4 * COLUMNS) * _PITCH_SINGLE + n_components // BAND
 
 
 @njit(**INLINE)
@@ -151,6 +152,7 @@ def cut_tile(plan: Any, scratch: Any) -> Any:
         weights=scratch[single : single + pitch],
         log_prob=scratch[single + pitch : single + 2 * pitch],
         scale=scratch[single + 2 * pitch : single + 3 * pitch],
+        bands=scratch[single + 3 * pitch : single + 3 * pitch + n_components // BAND],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -32,7 +32,9 @@ from daskgmm.mixtures.covariance import CovarianceShape
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.single import (
     about_shift,
+    are_exact_in_single,
     base_of,
+    can_stand_apart,
     exact_means,
     in_single,
     is_exact_in_single,
@@ -315,23 +317,32 @@ def _plan(form: str, mixtures: Sequence[Mixture], shift: Array | None) -> EStep:
     """The plan of a form; in single precision if there is a point to measure from."""
     if shift is None:
         origins = [mixture.centre for mixture in mixtures]
-        return EStep(_plan_about(form, mixtures, origins))
+        return EStep(_plan_about(form, mixtures, origins, far_apart))
     if is_measured_from_one_point(form):
         mixtures = [replace(its, means=its.means - shift) for its in mixtures]
-    plan = _plan_about(form, mixtures, [np.zeros_like(shift)] * len(mixtures))
+    origin = np.zeros_like(shift)
+    plan = _plan_about(
+        form,
+        mixtures,
+        [origin] * len(mixtures),
+        lambda mixture: ~are_exact_in_single(mixture, "natural", origin),
+    )
     bases = [base_of(mixture) for mixture in mixtures]
     offsets = plan.offsets - np.repeat(bases, np.diff(plan.starts))
     return EStep(in_single(plan._replace(offsets=offsets), shift), tuple(bases))
 
 
 def _plan_about(
-    form: str, mixtures: Sequence[Mixture], origins: Sequence[Array]
+    form: str,
+    mixtures: Sequence[Mixture],
+    origins: Sequence[Array],
+    apart: Callable[[Mixture], NDArray[np.bool_]],
 ) -> Plan:
     fields = _fields(mixtures)
     if form == "pooled":
         return Plan(**{**fields, **_pooled(mixtures, origins)})
     if form == "natural":
-        return Plan(**{**fields, **_natural(mixtures, origins)})
+        return Plan(**{**fields, **_natural(mixtures, origins, apart)})
     factors = [
         m.shape.kernel_factors(m.factors, m.n_components, m.n_features)
         for m in mixtures
@@ -394,6 +405,7 @@ def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
         "pooled": np.empty((0, 0)),
         "origins": np.empty((0, d)),
         "mixing": np.empty(0),
+        "apart": np.empty(0, dtype=np.int64),
         "centres": np.empty((0, d)),
         "scales": np.empty((0, d)),
         "linear": np.empty(0),
@@ -413,10 +425,16 @@ def _can_be_natural(mixture: Mixture) -> bool:
     least = MIN_NATURAL if mixture.shape.isotropic else MIN_GENERAL
     if mixture.n_components < least or mixture.n_features < MIN_NATURAL:
         return False
+    return can_stand_apart(far_apart(mixture))
+
+
+def far_apart(mixture: Mixture) -> NDArray[np.bool_]:
+    """Which components would lose something in the natural form, (K,)."""
     whitened = (mixture.means - mixture.centre) * _scales(mixture)
     distances = np.linalg.norm(whitened, axis=1)
-    # Written so that NaN and infinity are not natural.
-    return bool((distances + np.sqrt(mixture.n_features) <= NATURAL_BELOW).all())
+    # Written so that those with NaN or infinity are far.
+    far: NDArray[np.bool_] = ~(distances + np.sqrt(mixture.n_features) <= NATURAL_BELOW)
+    return far
 
 
 def _scales(mixture: Mixture) -> Array:
@@ -424,10 +442,19 @@ def _scales(mixture: Mixture) -> Array:
     return mixture.shape.kernel_factors(mixture.factors, *mixture.means.shape)
 
 
-def _natural(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str, Any]:
+def _natural(
+    mixtures: Sequence[Mixture],
+    origins: Sequence[Array],
+    apart: Callable[[Mixture], NDArray[np.bool_]],
+) -> dict[str, Any]:
     """The fields of a plan of the natural form."""
     about = _about(mixtures, origins)
-    precisions = [_scales(mixture) ** 2 for mixture in mixtures]
+    are_apart = [apart(mixture) for mixture in mixtures]
+    of_all = np.concatenate(are_apart)
+    precisions = [
+        np.where(its[:, np.newaxis], 0.0, _scales(mixture) ** 2)
+        for mixture, its in zip(mixtures, are_apart, strict=True)
+    ]
     both = list(zip(precisions, about, strict=True))
     offsets = [
         mixture.log_normalisers() - 0.5 * np.einsum("kd,kd,kd->k", p, m, m)
@@ -438,6 +465,9 @@ def _natural(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str,
     return {
         "offsets": _joined(offsets),
         "origins": np.stack(origins),
+        "apart": np.flatnonzero(of_all),
+        "centres": np.concatenate([m.means for m in mixtures])[of_all],
+        "scales": np.concatenate([_scales(m) for m in mixtures])[of_all],
         "linear": _joined([pack((p * m)[np.newaxis])[0] for p, m in both]),
         "quadratic": -0.5 * _joined(quadratic),
     }
@@ -598,11 +628,19 @@ def _moments(
             *read(plan, found, mixture),
             float(sums.log_prob[run]) + base * weight,
             weight,
-            found.about if is_natural else None,
+            _from_origin(plan, found) if is_natural else None,
         )
         if e_step.is_single:  # about means that were rounded
             its_moments = moved(mixture.shape, its_moments, mixture.means)
         yield its_moments
+
+
+def _from_origin(plan: Plan, found: _Found) -> Array:
+    """Where rows of the natural form were measured from, as `Moments` have it."""
+    about, its = found.about.copy(), found.its
+    apart = plan.apart[(plan.apart >= its.start) & (plan.apart < its.stop)]
+    about[apart - its.start] = 0.0
+    return about
 
 
 def _read(plan: Plan, found: _Found, mixture: Mixture) -> tuple[Array, Array, Array]:
@@ -625,7 +663,14 @@ def _read_natural(
     taken = about * (y + drift)
     if is_isotropic(plan):
         taken = taken.sum(axis=1, keepdims=True)
-    return mass, drift, squares - taken
+    scatter = squares - taken
+    its = found.its
+    first, last = np.searchsorted(plan.apart, [its.start, its.stop])
+    apart, of_apart = plan.apart[first:last] - its.start, slice(first, last)
+    mass[apart] = found.sums.mass[of_apart]
+    drift[apart] = found.sums.drift[of_apart]
+    scatter[apart] = mixture.shape.kept(_EMPTY, found.sums.diagonal[of_apart])
+    return mass, drift, scatter
 
 
 def _read_pooled(

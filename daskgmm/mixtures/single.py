@@ -24,7 +24,9 @@ _ROUNDING: Final = float(np.finfo(np.float32).eps) / 2.0
 """What a number is off by, as a part of it, at the most."""
 _SURELY: Final = 2.0
 """Standard deviations of the sum of many roundings that it hardly ever exceeds."""
-_APART: Final = 10.0
+_APART_OF: Final = 4
+"""A component in so many may be apart: it takes a few times as long as in products."""
+_FEW_DEVIATIONS: Final = 10.0
 """Deviations that a square may be of, to be taken from another."""
 _FARTHEST: Final = 1e30
 """How far from zero means may be in float32."""
@@ -46,16 +48,37 @@ def _parts(point: Array) -> NDArray[np.float32]:
     return np.stack([high, (point - high).astype(np.float32)])
 
 
+def can_stand_apart(apart: NDArray[np.bool_]) -> bool:
+    """Whether so few components are apart that the natural form still pays."""
+    return bool(_APART_OF * np.count_nonzero(apart) <= len(apart))
+
+
 def is_exact_in_single(
     mixture: Mixture, form: str, shift: Array, slack: float = 1.0
 ) -> bool:
     """Whether the log densities of a mixture's rows stay within `EXACT`.
 
+    In the natural form, those may be apart that would not.
+    """
+    exact = are_exact_in_single(mixture, form, shift, slack)
+    if form != "natural" or exact.all():
+        return bool(exact.all())
+    if not can_stand_apart(~exact):
+        return False
+    exact |= are_exact_in_single(mixture, "apart", shift, slack)
+    return bool(exact.all())
+
+
+def are_exact_in_single(
+    mixture: Mixture, form: str, shift: Array, slack: float = 1.0
+) -> NDArray[np.bool_]:
+    """Which components' log densities do, of their own rows, (K,).
+
     Parameters
     ----------
     mixture : Mixture
     form : str
-        See `e_step`.
+        See `e_step`; or 'apart', for components that are diagonal in the natural one.
     shift : ndarray of shape (d,)
         What rows are measured from.
     slack : float
@@ -67,17 +90,18 @@ def is_exact_in_single(
         reach = np.abs(mixture.means - shift) + deviations
         # All comparisons are written so that NaN is not exact.
         in_range = (
-            (np.abs(mixture.means) <= _FARTHEST).all()
-            and (deviations >= _LEAST).all()
-            and (reach <= _MOST).all()
+            (np.abs(mixture.means) <= _FARTHEST)
+            & (deviations >= _LEAST)
+            & (reach <= _MOST)
         )
         if not is_measured_from_one_point(form):
             reach = np.broadcast_to(deviations, reach.shape)
         if form == "natural":  # what is left of squares is a variance
-            in_range &= (reach <= _APART * deviations).all()
+            in_range &= reach <= _FEW_DEVIATIONS * deviations
         off = _ROUNDING * _SURELY * _roundings(mixture, form, reach)
         most = slack * EXACT * _log_densities(mixture)
-        return bool(in_range and (off <= most).all())
+        exact: NDArray[np.bool_] = in_range.all(axis=1) & (off <= most)
+        return exact
 
 
 def _roundings(mixture: Mixture, form: str, reach: Array) -> Array:
@@ -121,7 +145,7 @@ def base_of(mixture: Mixture) -> float:
 
 def is_measured_from_one_point(form: str) -> bool:
     """Whether the kernel's form has one origin for all components of a run."""
-    return form in ("pooled", "natural")
+    return form in ("pooled", "natural", "apart")
 
 
 def in_single(plan: Plan, shift: Array) -> Plan:
@@ -135,6 +159,9 @@ def in_single(plan: Plan, shift: Array) -> Plan:
     """
     if len(plan.origins):
         of_all = plan._asdict() | {"shift": _parts(shift)}
+        if len(plan.apart):
+            high, low = _parts(plan.centres)
+            of_all |= {"centres": high, "lows": low}
     else:
         of_all = plan._asdict() | _in_parts(plan)
     return Plan(
@@ -155,7 +182,11 @@ def _in_parts(plan: Plan, means: Array | None = None) -> dict[str, Any]:
 def exact_means(plan: Plan) -> Array:
     """The means, (K, d), that rows are measured from; from its shift, if it has one."""
     means = plan.means.astype(np.float64)
-    return means + plan.lows if len(plan.lows) else means
+    if len(plan.apart):
+        means[plan.apart] = plan.centres.astype(np.float64) + plan.lows
+    elif len(plan.lows):
+        means += plan.lows
+    return means
 
 
 def about_shift(plan: Plan) -> tuple[Plan, Array]:
