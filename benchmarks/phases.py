@@ -19,7 +19,7 @@ from daskgmm.kernel.joint import log_joint, normalise_alike, share
 from daskgmm.kernel.layout import as_rows
 from daskgmm.kernel.natural import add_natural
 from daskgmm.kernel.pooled import add_pooled
-from daskgmm.kernel.tile import Padded, Tile, cut_sums, cut_tile, load_tile, tile_rows
+from daskgmm.kernel.tile import cut_sums, cut_tile, load_tile, tile_rows
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import plan
 from daskgmm.mixtures.gaussian import Mixture
@@ -37,56 +37,60 @@ _JIT: dict[str, Any] = {"nogil": True, "_nrt": False}
 
 
 class Work(NamedTuple):
-    """One tile, as large as the kernel takes it, with all that it is worked on with."""
+    """One tile, as large as the kernel takes it, with all that it is worked on with.
+
+    Each step cuts it out anew: arrays that are cut do not hold the memory they are of.
+    """
 
     plan: Any
     rows: Any
-    tile: Any
+    scratch: Any
     sums: Any
     n_rows: int
 
 
 @njit(**_JIT)
 def _load(n, its):
+    tile = cut_tile(its.plan, its.scratch)
     for _ in range(n):
-        load_tile(its.rows, its.plan, 0, its.n_rows, its.tile.rows)
+        load_tile(its.rows, its.plan, 0, its.n_rows, tile.rows)
 
 
 @njit(**_JIT)
 def _joint(n, its):
+    tile = cut_tile(its.plan, its.scratch)
     for _ in range(n):
-        log_joint(its.plan, its.tile, its.n_rows)
+        log_joint(its.plan, tile, its.n_rows)
 
 
 @njit(**_JIT)
 def _normalise(n, its):
+    tile, sums = cut_tile(its.plan, its.scratch), cut_sums(its.plan, its.sums)
+    tile.weights[: its.n_rows] = 1.0
     last = its.plan.means.shape[0]
     for _ in range(n):
-        normalise_alike(its.tile, 0, last, its.n_rows, its.sums.log_prob, 0)
+        normalise_alike(tile, 0, last, its.n_rows, sums.log_prob, 0)
 
 
 @njit(**_JIT)
 def _share(n, its):
+    tile = cut_tile(its.plan, its.scratch)
     for _ in range(n):
-        share(its.plan, its.tile, 0, its.plan.means.shape[0], its.n_rows)
+        share(its.plan, tile, 0, its.plan.means.shape[0], its.n_rows)
 
 
 @njit(**_JIT)
 def _add(n, its):
+    tile, sums = cut_tile(its.plan, its.scratch), cut_sums(its.plan, its.sums)
     for _ in range(n):
         if its.plan.dense.shape[0] > 0:
-            add_dense(its.plan, its.tile, its.n_rows, its.sums, False)
+            add_dense(its.plan, tile, its.n_rows, sums, False)
         elif its.plan.pooled.shape[0] > 0:
-            add_pooled(its.plan, its.tile, its.n_rows, its.sums)
+            add_pooled(its.plan, tile, its.n_rows, sums)
         elif its.plan.quadratic.shape[0] > 0:
-            add_natural(its.plan, its.tile, its.n_rows, its.sums)
+            add_natural(its.plan, tile, its.rows, 0, its.n_rows, False, sums)
         else:
-            add_diagonal(its.plan, its.tile, its.n_rows, its.sums)
-
-
-@njit(**_JIT)
-def _cut(plan, scratch, sums):
-    return cut_tile(plan, scratch), cut_sums(plan, sums)
+            add_diagonal(its.plan, tile, its.n_rows, sums)
 
 
 STEPS: dict[str, Callable[..., None]] = {
@@ -111,9 +115,8 @@ def _work(case: Case, dtype: type) -> Work:
     mixture = Mixture(shape, np.full(k, 1 / k), means, covariances, factors)
     message = plan(mixture, single=dtype is np.float32)
     sums = np.zeros(message.padded_size)
-    tile, padded = _cut(message.compiled_plan, message.scratch(), sums)
     rows = as_rows(x if message.is_single else x.astype(float))
-    return Work(message.compiled_plan, rows, Tile(*tile), Padded(*padded), n_rows)
+    return Work(message.compiled_plan, rows, message.scratch(), sums, n_rows)
 
 
 def nanoseconds(case: Case, dtype: type) -> dict[str, float]:
@@ -122,7 +125,6 @@ def nanoseconds(case: Case, dtype: type) -> dict[str, float]:
     times = {}
     for name, step in STEPS.items():
         for earlier in STEPS.values():  # what it works on
-            work.tile.weights[:] = 1.0
             if earlier is step:
                 break
             earlier(1, work)

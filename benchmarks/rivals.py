@@ -54,8 +54,8 @@ _ROUNDS, _LONG = 5, 5.0
 _EMBEDDINGS = 256
 """Features from which on rows are unit vectors, as embeddings are,"""
 _APART = 6.0
-"""with groups that are so many standard deviations apart: else EM is at its end at once,
-and goes on in double."""
+"""with groups that are so many standard deviations apart: else EM is at its end at
+once, and goes on in double."""
 
 
 def rivals(_machine: dict[str, float]) -> Iterator[Row]:

@@ -15,7 +15,11 @@ component's own mean, so nothing cancels. The caller chooses one of four:
 - *natural*: where factors are diagonal, too, distances and sums are products of
   matrices with y and y², about the run's origin; with y and ‖y‖² where a component has
   one precision for all features. Terms cancel, so it is for components that lie no more
-  than a hundred standard deviations from there.
+  than a hundred standard deviations from there; a few others may stand apart, and are
+  diagonal.
+
+Where few rows of a tile have a part in a component, as with many features, those are
+added up one by one. With up to three features, all of a component stays in registers.
 
 Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
 that a vector holds one feature of several rows. Products are made in register tiles of

@@ -93,7 +93,7 @@ def normalise_alike(
     """The same where rows have weight one; log p(x) is but added up.
 
     One logarithm is of the product of several sums. Each is from 1 to K, so that, of
-    K below 65,000, no product leaves float32.
+    K up to 65,000, no product leaves float32.
     """
     nothing, one = constant(tile.joint, 0.0), constant(tile.joint, 1.0)
     together = _FACTORS * width_of(tile.joint)

@@ -667,7 +667,6 @@ def _read_natural(
     its = found.its
     first, last = np.searchsorted(plan.apart, [its.start, its.stop])
     apart, of_apart = plan.apart[first:last] - its.start, slice(first, last)
-    mass[apart] = found.sums.mass[of_apart]
     drift[apart] = found.sums.drift[of_apart]
     scatter[apart] = mixture.shape.kept(_EMPTY, found.sums.diagonal[of_apart])
     return mass, drift, scatter

@@ -24,6 +24,8 @@ _ROUNDING: Final = float(np.finfo(np.float32).eps) / 2.0
 """What a number is off by, as a part of it, at the most."""
 _SURELY: Final = 2.0
 """Standard deviations of the sum of many roundings that it hardly ever exceeds."""
+_MANY: Final = 2**15
+"""Components up to which products of eight sums over them stay in float32."""
 _APART_OF: Final = 4
 """A component in so many may be apart: it takes a few times as long as in products."""
 _FEW_DEVIATIONS: Final = 10.0
@@ -60,6 +62,8 @@ def is_exact_in_single(
 
     In the natural form, those may be apart that would not.
     """
+    if mixture.n_components > _MANY:
+        return False
     exact = are_exact_in_single(mixture, form, shift, slack)
     if form != "natural" or exact.all():
         return bool(exact.all())

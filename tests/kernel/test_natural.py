@@ -18,6 +18,7 @@ from daskgmm.mixtures import e_step as of_mixtures
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import NATURAL_BELOW, e_step, message, moments, plan
 from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.single import shift_of
 
 EPS = np.finfo(np.float64).eps
 
@@ -31,7 +32,16 @@ def few_components_are_enough(monkeypatch):
 
 
 def mixture(
-    rng, k, d, shape="spherical", *, distance=3.0, offset=0.0, spread=1.0, n_narrow=0
+    rng,
+    k,
+    d,
+    shape="spherical",
+    *,
+    distance=3.0,
+    offset=0.0,
+    spread=1.0,
+    n_narrow=0,
+    narrow=1e-4,
 ):
     """Means that lie so far from their centre, in the least standard deviations.
 
@@ -42,7 +52,7 @@ def mixture(
     means *= distance * spread / max(np.linalg.norm(means, axis=1).max(), 1e-300)
     size = (k, d) if shape == "diag" else k
     variances = spread**2 * rng.uniform(1.0, 3.0, size=size)
-    variances[rng.choice(k, n_narrow, replace=False)] *= 1e-8
+    variances[rng.choice(k, n_narrow, replace=False)] *= narrow**2
     weights = np.full(k, 1.0 / k)
     return Mixture(SHAPES[shape], weights, means + offset, variances, variances**-0.5)
 
@@ -235,3 +245,61 @@ def test_a_component_that_collapses_is_measured_again(shape):
     got = model.covariances_[0]
     np.testing.assert_allclose(got, expected.astype(float), rtol=1e-6)
     np.testing.assert_allclose(model.covariances_[1:], 1.0, rtol=0.3)
+
+
+@SHAPE
+@pytest.mark.parametrize("offset", [0.0, 30000.1234567])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_live_rows_are_added_up_as_they_lie(monkeypatch, shape, offset, weighted):
+    """In single precision, far from zero, against sums of all rows in double."""
+    rng = np.random.default_rng(5)
+    some = mixture(
+        rng, 14, 40, shape, distance=20.0, offset=offset, n_narrow=1, narrow=1e-2
+    )
+    x = rows_of(rng, some, 500)[:-1].astype(np.float32)
+    weights = rng.choice([0.0, 1.0, 3.0], size=len(x)) if weighted else None
+
+    def found(sent):
+        return moments(sent, e_step(sent, iter([Block(0, x, weights)])), [some])[0]
+
+    sent = message([some], [shift_of(some)])
+    assert sent.e_steps[0].is_single
+    assert len(sent.e_steps[0].plan.quadratic) > 0
+    assert len(sent.e_steps[0].plan.apart) == 1
+    got = found(sent)
+    monkeypatch.setattr(of_mixtures, "NATURAL_BELOW", 0.0)
+    expected = found(message([some]))
+    # Of a narrow component, rows are rounded as they are measured from the others.
+    size, mass = np.maximum(deviations_of(some), 1.0), expected.mass[:, np.newaxis]
+    np.testing.assert_allclose(got.mass, expected.mass, rtol=1e-6, atol=1e-6)
+    assert (np.abs(got.drift - expected.drift) <= 2e-5 * (mass + 1.0) * size).all()
+    np.testing.assert_allclose(got.scatter, expected.scatter, rtol=1e-3)
+    assert got.log_prob == pytest.approx(expected.log_prob, rel=1e-5)
+
+
+@SHAPE
+def test_components_that_are_too_far_stand_apart(shape):
+    rng = np.random.default_rng(2)
+    some = mixture(rng, 9, 6, shape, n_narrow=2)
+    sent = message([some])
+    apart = sent.e_steps[0].plan.apart
+    np.testing.assert_array_equal(
+        apart, np.flatnonzero(deviations_of(some)[:, 0] < 1e-2)
+    )
+    x = rows_of(rng, some, 300)
+    [found] = moments(sent, e_step(sent, iter([Block(0, x, None)])), [some])
+    # They were measured from their own means: nothing was taken from their squares.
+    assert not found.from_origin[apart].any()
+    assert np.delete(found.from_origin, apart, axis=0).all()
+    several = mixture(rng, 9, 6, shape, n_narrow=3)
+    assert len(plan(several).plan.quadratic) == 0
+
+
+@SHAPE
+@pytest.mark.parametrize(("narrow", "is_single"), [(1e-2, True), (1e-6, False)])
+def test_what_stands_apart_is_exact_in_single_precision_or_not(
+    shape, narrow, is_single
+):
+    rng = np.random.default_rng(2)
+    some = mixture(rng, 9, 6, shape, n_narrow=1, narrow=narrow)
+    assert plan(some, single=True).is_single == is_single

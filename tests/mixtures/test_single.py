@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from daskgmm.data.block import Block
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import Columns
+from daskgmm.mixtures import single
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import e_step, message, moments, plan
 from daskgmm.mixtures.gaussian import Mixture
@@ -188,3 +189,11 @@ def test_rows_that_are_double_after_all_keep_their_digits():
         assert (off <= EXACT * np.maximum(1.0, np.abs(exact))).all()
     rounded = np.abs(answers(its, x.astype(np.float32)) - exact)
     assert rounded.max() > 100 * EXACT
+
+
+def test_of_too_many_components_sums_would_leave_float32(monkeypatch):
+    shape, k = SHAPES["spherical"], 8
+    some = Mixture(shape, np.full(k, 1 / k), np.eye(k), np.ones(k), np.ones(k))
+    assert plan(some, single=True).is_single
+    monkeypatch.setattr(single, "_MANY", 7)
+    assert not plan(some, single=True).is_single
