@@ -191,7 +191,7 @@ def _add_squares(
         end = min(block + _LINES, d)
         pairs = end - (end - block) % _PAIR
         for i in range(n_bands):
-            k = np.int64(tile.bands[i])
+            k: Any = np.int64(tile.bands[i])
             for j in range(block, pairs, _PAIR):
                 _band_pair(tile, k, j, d, width, sums.raw, k * step, step)
             for j in range(pairs, end):
@@ -213,7 +213,7 @@ def _add_lines(
     for block in range(0, n_columns, LINES):
         end = min(block + LINES, n_columns)
         for i in range(n_bands):
-            k = np.int64(tile.bands[i])
+            k: Any = np.int64(tile.bands[i])
             for j in range(block, end, COLUMNS):
                 at = k * step + j
                 band_dot(tile.joint, k, tile.work, j, width, sums.raw, at, step)

@@ -118,9 +118,10 @@ def cut_sums(plan: Any, buffer: Any) -> Any:
 def scratch_size(plan: Plan) -> int:
     """Numbers of scratch memory that a tile needs."""
     n_components, d = plan.means.shape
-    n_lines: int = 3 * d + 2 + n_components + 3
+    n_lines = 3 * d + 2 + n_components + 3
     # A register tile may reach beyond the last line of each of the four areas.
-    return (n_lines + 4 * COLUMNS) * _PITCH_SINGLE + n_components // BAND
+    size: int = (n_lines + 4 * COLUMNS) * _PITCH_SINGLE + n_components // BAND
+    return size
 
 
 @njit(**INLINE)
