@@ -9,7 +9,7 @@ from numba import njit
 
 from daskgmm.kernel.few import FEW, add_few, few_log_joint
 from daskgmm.kernel.layout import stride
-from daskgmm.kernel.products import add_dots, centre, squared_lengths
+from daskgmm.kernel.products import add_dots, exact_squared_distances, squared_distances
 from daskgmm.kernel.simd import (
     COLUMNS,
     add_lane_sums,
@@ -53,8 +53,14 @@ def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
     for k in range(n_components):
         offset = splat(plan.offsets, k, 1, 1)
         for t in range(0, width, width_of(tile.joint)):
-            centre(tile.rows, t, d, means, lows, k * d, tile.work)
-            squares = squared_lengths(factors, k * length, d, tile.work, t)
+            if is_single(tile.rows):
+                squares = exact_squared_distances(
+                    factors, k * length, tile.rows, t, means, lows, k * d, d
+                )
+            else:
+                squares = squared_distances(
+                    factors, k * length, tile.rows, t, means, lows, k * d, d
+                )
             joint = multiply_add(squares, half, offset)
             store(joint, tile.joint, k * pitch + t, 0, COLUMNS)
 

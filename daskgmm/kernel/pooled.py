@@ -7,7 +7,7 @@ from typing import Any
 from numba import njit
 
 from daskgmm.kernel.layout import stride
-from daskgmm.kernel.products import add_dots, centre, multiply_lines
+from daskgmm.kernel.products import add_dots, multiply_deviations, multiply_lines
 from daskgmm.kernel.simd import COLUMNS, load, multiply, root, splat, store, subtract
 from daskgmm.kernel.tile import JIT, ZERO, pitch_of, width_of
 
@@ -16,10 +16,10 @@ from daskgmm.kernel.tile import JIT, ZERO, pitch_of, width_of
 def whiten(plan: Any, tile: Any, run: int, width: int) -> None:
     """Rows about a run's origin times its factor, into `white`."""
     d, origins = plan.means.shape[1], plan.origins.reshape(-1)
-    for t in range(0, width, width_of(tile.rows)):
-        centre(tile.rows, t, d, origins, plan.lows.reshape(-1), run * d, tile.work)
     pooled, at = plan.pooled.reshape(-1), run * plan.pooled.shape[1]
-    multiply_lines(pooled, at, d, ZERO, tile.work, width, tile.white)
+    multiply_deviations(
+        pooled, at, d, ZERO, tile.rows, origins, run * d, width, tile.white
+    )
 
 
 @njit(**JIT)
@@ -52,7 +52,9 @@ def add_pooled(plan: Any, tile: Any, width: int, sums: Any) -> None:
         shared_step = stride(n, COLUMNS)
         add_dots(shares, n, shares, ZERO, width, sums.shared, shared_at, shared_step)
         shared_at += n * shared_step
-        multiply_lines(plan.mixing, first * d, d, n, shares, width, tile.white)
+        multiply_lines(
+            plan.mixing, first * d, d, n, shares, plan.mixing, ZERO, width, tile.white
+        )
         for at in range(0, d * pitch, pitch):
             for t in range(at, at + width, width_of(tile.work)):
                 y = load(tile.work, t, 0, 1, COLUMNS)

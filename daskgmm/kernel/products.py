@@ -25,29 +25,24 @@ LINES: Final = 4 * COLUMNS
 _BAND_VECTORS: Final = BAND * COLUMNS
 
 
-@njit(**INLINE)
-def centre(
-    lines: Any, t: int, n: int, means: Any, lows: Any, at: int, out: Any
-) -> None:
-    """Some rows of data, in n lines, less a mean: in two parts if there are lows."""
-    pitch = pitch_of(lines)
-    for j in range(n):
-        line = load(lines, j * pitch + t, 0, 1, COLUMNS)
-        line = subtract(line, splat(means, at + j, 1, 1))
-        if lows.shape[0] > 0:
-            line = subtract(line, splat(lows, at + j, 1, 1))
-        store(line, out, j * pitch + t, 0, COLUMNS)
-
-
-def _make_product(n_rows: int) -> Any:
+def _make_product(n_rows: int, n_parts: int) -> Any:
     n_vectors = n_rows * COLUMNS
 
     @njit(**INLINE)
-    def product(packed: Any, at: int, n: int, lines: Any, t: int) -> Any:
-        """Some rows of a packed matrix times n lines."""
+    def product(
+        packed: Any, at: int, n: int, lines: Any, t: int, means: Any, lows: Any, k: int
+    ) -> Any:
+        """Some rows of a packed matrix times n lines less a mean, in so many parts.
+
+        To take it off for each band anew is less work than to write lines without it.
+        """
         tile, pitch = zeros(lines, n_vectors), pitch_of(lines)
         for j in range(n):
             line = load(lines, j * pitch + t, 0, 1, COLUMNS)
+            if n_parts > 0:
+                line = subtract(line, splat(means, k + j, 1, 1))
+            if n_parts > 1:
+                line = subtract(line, splat(lows, k + j, 1, 1))
             numbers = splat(packed, at + j * n_rows, 1, n_rows)
             tile = add_outer(numbers, line, tile)
         return tile
@@ -55,42 +50,70 @@ def _make_product(n_rows: int) -> Any:
     return product
 
 
-_band_product: Final = _make_product(BAND)
-_row_product: Final = _make_product(1)
+def _make_squared_distances(n_parts: int) -> Any:
+    band, row = _make_product(BAND, n_parts), _make_product(1, n_parts)
+
+    @njit(**INLINE)
+    def squared_distances(
+        packed: Any, at: int, lines: Any, t: int, means: Any, lows: Any, k: int, d: int
+    ) -> Any:
+        """Squares of a packed triangular matrix times lines less a mean, summed."""
+        sums = zeros(lines, COLUMNS)
+        whole = d - d % BAND
+        for last in range(BAND, whole + 1, BAND):
+            tile = band(packed, at, last, lines, t, means, lows, k)
+            sums = add_squares(tile, sums)
+            at += BAND * last
+        for last in range(whole + 1, d + 1):
+            tile = row(packed, at, last, lines, t, means, lows, k)
+            sums = add_squares(tile, sums)
+            at += last
+        return sums
+
+    return squared_distances
 
 
-@njit(**INLINE)
-def squared_lengths(packed: Any, at: int, d: int, lines: Any, t: int) -> Any:
-    """Squares of a packed triangular matrix times d lines, summed."""
-    sums = zeros(lines, COLUMNS)
-    whole = d - d % BAND
-    for last in range(BAND, whole + 1, BAND):
-        sums = add_squares(_band_product(packed, at, last, lines, t), sums)
-        at += BAND * last
-    for last in range(whole + 1, d + 1):
-        sums = add_squares(_row_product(packed, at, last, lines, t), sums)
-        at += last
-    return sums
+squared_distances: Final = _make_squared_distances(1)
+exact_squared_distances: Final = _make_squared_distances(2)
+"""The same of a mean in two parts."""
 
 
-@njit(**JIT)
-def multiply_lines(
-    packed: Any, at: int, n_rows: int, n: int, lines: Any, width: int, out: Any
-) -> None:
-    """A packed matrix times n lines; a triangular matrix if n is 0."""
-    start, whole, pitch = at, n_rows - n_rows % BAND, pitch_of(lines)
-    for t in range(0, width, width_of(lines)):
-        at = start
-        for first in range(0, whole, BAND):
-            length = n if n else first + BAND
-            tile = _band_product(packed, at, length, lines, t)
-            store(tile, out, first * pitch + t, pitch, COLUMNS)
-            at += BAND * length
-        for i in range(whole, n_rows):
-            length = n if n else i + 1
-            tile = _row_product(packed, at, length, lines, t)
-            store(tile, out, i * pitch + t, 0, COLUMNS)
-            at += length
+def _make_multiply(n_parts: int) -> Any:
+    band, row = _make_product(BAND, n_parts), _make_product(1, n_parts)
+
+    @njit(**JIT)
+    def multiply(
+        packed: Any,
+        at: int,
+        n_rows: int,
+        n: int,
+        lines: Any,
+        means: Any,
+        k: int,
+        width: int,
+        out: Any,
+    ) -> None:
+        """A packed matrix times n lines less a mean; a triangular matrix if n is 0."""
+        start, whole, pitch = at, n_rows - n_rows % BAND, pitch_of(lines)
+        for t in range(0, width, width_of(lines)):
+            at = start
+            for first in range(0, whole, BAND):
+                length = n if n else first + BAND
+                tile = band(packed, at, length, lines, t, means, means, k)
+                store(tile, out, first * pitch + t, pitch, COLUMNS)
+                at += BAND * length
+            for i in range(whole, n_rows):
+                length = n if n else i + 1
+                tile = row(packed, at, length, lines, t, means, means, k)
+                store(tile, out, i * pitch + t, 0, COLUMNS)
+                at += length
+
+    return multiply
+
+
+multiply_deviations: Final = _make_multiply(1)
+multiply_lines: Final = _make_multiply(0)
+"""The same of lines as they are."""
 
 
 def _make_dot(n_rows: int) -> Any:

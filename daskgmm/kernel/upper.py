@@ -8,7 +8,6 @@ from numba import njit
 
 from daskgmm.kernel.diagonal import diagonal_log_joint
 from daskgmm.kernel.layout import BAND
-from daskgmm.kernel.products import centre
 from daskgmm.kernel.simd import (
     COLUMNS,
     add_outer,
@@ -19,6 +18,7 @@ from daskgmm.kernel.simd import (
     prefetch,
     splat,
     store,
+    subtract,
     where_above,
     zeros,
 )
@@ -87,17 +87,26 @@ def _multiply_upper(upper: Any, start: int, d: int, tile: Any, n_rows: int) -> N
             _row_panel(upper, start, d, j, tile, t)
 
 
+@njit(**INLINE)
+def _centre_lines(tile: Any, means: Any, mean: int, d: int, width: int) -> None:
+    """Lines of rows less a mean, into `white`."""
+    pitch = pitch_of(tile.rows)
+    for i in range(d):
+        its = splat(means, mean + i, 1, 1)
+        for t in range(0, width, width_of(tile.rows)):
+            line = load(tile.rows, i * pitch + t, 0, 1, COLUMNS)
+            store(subtract(line, its), tile.white, i * pitch + t, 0, COLUMNS)
+
+
 @njit(**JIT)
 def upper_joint(plan: Any, tile: Any, n_rows: int) -> None:
     """Log joint of a few rows, from matrices that are not packed."""
     n_components, d = plan.means.shape
     half, pitch = constant(tile.joint, -0.5), pitch_of(tile.joint)
     upper, means = plan.upper.reshape(-1), plan.means.reshape(-1)
-    lows = plan.lows.reshape(-1)
     width, origins = whole_width(n_rows, tile.rows), plan.origins.reshape(-1)
     if plan.origins.shape[0] > 0:
-        for t in range(0, width, width_of(tile.rows)):
-            centre(tile.rows, t, d, origins, lows, ZERO, tile.white)
+        _centre_lines(tile, origins, ZERO, d, width)
         _multiply_upper(upper, ZERO, d, tile, n_rows)
         for i in range(d):
             for t in range(n_rows):
@@ -105,8 +114,7 @@ def upper_joint(plan: Any, tile: Any, n_rows: int) -> None:
         diagonal_log_joint(plan, tile.white, ZERO, n_components, width, tile.joint)
         return
     for k in range(n_components):
-        for t in range(0, width, width_of(tile.rows)):
-            centre(tile.rows, t, d, means, lows, k * d, tile.white)
+        _centre_lines(tile, means, k * d, d, width)
         _multiply_upper(upper, k * d * d, d, tile, n_rows)
         offset = splat(plan.offsets, k, 1, 1)
         for t in range(0, n_rows, BAND):
