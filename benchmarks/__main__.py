@@ -21,6 +21,7 @@ from benchmarks import (
     picture,
     questions,
     rivals,
+    search,
     streaming,
 )
 from benchmarks.common import HEADER, Row, environment, measure_machine
@@ -36,6 +37,7 @@ SECTIONS = {
     "few-passes": passes.few_passes,
     "sample-work": passes.sample_work,
     "whole-fits": passes.whole_fits,
+    "search": search.search,
     "zarr": streaming.local_stores,
     "parquet": streaming.parquet_files,
     "kept": streaming.kept,

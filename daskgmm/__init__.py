@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from daskgmm.data.inputs import from_xarray
     from daskgmm.data.opening import open_rows
     from daskgmm.em.progress import Progress
+    from daskgmm.em.search import SearchProgress
     from daskgmm.estimators.gaussian import GaussianMixture, history, load
+    from daskgmm.estimators.search import MixtureSearch
 
 __version__ = version("daskgmm")
 
@@ -34,10 +36,12 @@ __all__ = [
     "GaussianMixture",
     "IllDefinedCovarianceError",
     "MissingLibraryError",
+    "MixtureSearch",
     "ModelFileError",
     "NewerFormatError",
     "PlaceError",
     "Progress",
+    "SearchProgress",
     "SkippedRowsWarning",
     "StoreError",
     "from_xarray",
@@ -63,6 +67,14 @@ def __getattr__(name: str) -> Any:
         from daskgmm.em.progress import Progress
 
         return Progress
+    if name == "SearchProgress":
+        from daskgmm.em.search import SearchProgress
+
+        return SearchProgress
+    if name == "MixtureSearch":
+        from daskgmm.estimators.search import MixtureSearch
+
+        return MixtureSearch
     from daskgmm.estimators import gaussian
 
     return getattr(gaussian, name)

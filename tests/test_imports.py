@@ -78,6 +78,9 @@ PRIVATE = {
     # Parameters are checked as in scikit-learn, by its own table of what they may be.
     ("estimators/gaussian", "_parameter_constraints"),
     ("estimators/gaussian", "sklearn.utils._param_validation"),
+    ("estimators/search", "_parameter_constraints"),
+    ("estimators/search", "_validate_params"),
+    ("estimators/search", "sklearn.utils._param_validation"),
     ("estimators/base", "_check_sample_weight"),
     # Vectors are a type of their own, and Numba's documentation has them made so.
     ("kernel/simd", "numba.core"),
@@ -199,7 +202,9 @@ def _of_self(node):
 
 _CORES = {"numba", "zarr"}
 """Packages whose `core` is not for others."""
-OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"}
+OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"} | {
+    f"_{name}" for name in ("taken", "settings", "set_attributes", "check_array_api")
+}
 """Private names of this package that another of its modules uses."""
 
 

@@ -18,6 +18,12 @@ def _fit() -> click.Command:
     return fit
 
 
+def _select() -> click.Command:
+    from daskgmm.cli.select import select
+
+    return select
+
+
 def _predict() -> click.Command:
     from daskgmm.cli.predict import predict
 
@@ -50,6 +56,10 @@ def _demo() -> click.Command:
 
 COMMANDS: Final[dict[str, tuple[Callable[[], click.Command], str]]] = {
     "fit": (_fit, "Fit a mixture to the rows in STORE, and save it as MODEL."),
+    "select": (
+        _select,
+        "Choose among mixtures of the rows in STORE, and save the best as MODEL.",
+    ),
     "predict": (
         _predict,
         "Label the rows in STORE by MODEL, and write the labels to OUT.",
@@ -142,6 +152,7 @@ def main() -> None:
 
     \b
       daskgmm fit rows.zarr model.zarr -k 8
+      daskgmm select rows.zarr model.zarr -k 1:10
       daskgmm predict model.zarr rows.zarr labels.zarr
       daskgmm score model.zarr rows.zarr
       daskgmm sample model.zarr drawn.zarr -n 1000000

@@ -339,7 +339,7 @@ _DATA_OPTIONS: Final = (
 )
 
 
-def _gathered(
+def gathered(
     kind: type, name: str, options: Sequence[Callable[..., Any]]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add options, which reach the command as one object of a dataclass."""
@@ -358,8 +358,8 @@ def _gathered(
     return decorate
 
 
-cluster_options: Final = _gathered(Cluster, "cluster", _CLUSTER_OPTIONS)
-data_options: Final = _gathered(Data, "data", _DATA_OPTIONS)
+cluster_options: Final = gathered(Cluster, "cluster", _CLUSTER_OPTIONS)
+data_options: Final = gathered(Data, "data", _DATA_OPTIONS)
 
 missing_option: Final = click.option(
     "--missing-chunks",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import click
 from dask.utils import format_bytes
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,9 +21,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 
 from daskgmm.demo import run as demo
 from daskgmm.em.progress import Progress as Pass
+from daskgmm.em.search import Criterion, Scored, SearchProgress
+from daskgmm.em.state import Status
+
+_AnyPass = TypeVar("_AnyPass", Pass, SearchProgress)
 
 _PAUSE: Final = 10.0
 """Seconds between two lines of progress where no bar can be drawn."""
@@ -52,6 +58,23 @@ class Report:
             plain = {name: _finite(value) for name, value in facts.items()}
             click.echo(json.dumps(plain, allow_nan=False))
 
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table: of a log, as lines of any width, which nothing cuts."""
+        if self.console.is_terminal:
+            table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+            for row in rows:
+                table.add_row(*row)
+            self.console.print(table)
+            return
+        names = [str(column.header) for column in columns]
+        widths = [max(map(len, cells)) for cells in zip(names, *rows, strict=True)]
+        for row in (names, *rows):
+            cells = [
+                cell.rjust(width) if column.justify == "right" else cell.ljust(width)
+                for cell, width, column in zip(row, widths, columns, strict=True)
+            ]
+            self.say("  ".join(cells).rstrip())
+
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """Show how many of some things are done, and how long the rest may take."""
@@ -62,23 +85,44 @@ class Report:
             task = bar.add_task(what, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
-    @contextmanager
-    def passes(self, most: int, tol: float) -> Iterator[Callable[[Pass], None]]:
+    def passes(
+        self, most: int, tol: float
+    ) -> AbstractContextManager[Callable[[Pass], None]]:
         """Show the passes of a fit, of which there are so many at most."""
+        return self._passes(
+            "passes, at most",
+            lambda progress: _pass_line(progress, most, tol),
+            lambda progress: (progress.n_pass, most),
+        )
+
+    def search(
+        self, criterion: Criterion
+    ) -> AbstractContextManager[Callable[[SearchProgress], None]]:
+        """Show the passes of a search, and the best candidate so far."""
+        return self._passes(
+            "candidates that have ended",
+            lambda progress: _search_line(progress, criterion),
+            lambda progress: (_n_ended(progress), len(progress.scored)),
+        )
+
+    @contextmanager
+    def _passes(
+        self,
+        what: str,
+        line: Callable[[_AnyPass], str],
+        done: Callable[[_AnyPass], tuple[int, int]],
+    ) -> Iterator[Callable[[_AnyPass], None]]:
+        """Print a line for each pass, above a bar of how many things are done."""
         resumed = _Resumed(self)
         with self._bar("finding starts") as bar:
             task = None if bar is None else bar.add_task("finding starts", total=None)
 
-            def observe(progress: Pass) -> None:
-                resumed.observe(progress)
-                self.say(_pass_line(progress, most, tol))
+            def observe(progress: _AnyPass) -> None:
+                resumed.observe(progress.n_pass)
+                self.say(line(progress))
                 if bar is not None and task is not None:
-                    bar.update(
-                        task,
-                        completed=progress.n_pass,
-                        total=most,
-                        description="passes, at most",
-                    )
+                    n, of = done(progress)
+                    bar.update(task, completed=n, total=of, description=what)
 
             yield observe
 
@@ -115,11 +159,10 @@ class _Resumed:
         self._report = report
         self._first = True
 
-    def observe(self, progress: Pass) -> None:
+    def observe(self, n_pass: int) -> None:
         """Take note of a pass."""
-        if self._first and progress.n_pass > 1:
-            line = f"Going on from the checkpoint after pass {progress.n_pass - 1}."
-            self._report.say(line)
+        if self._first and n_pass > 1:
+            self._report.say(f"Going on from the checkpoint after pass {n_pass - 1}.")
         self._first = False
 
 
@@ -132,6 +175,50 @@ def _pass_line(progress: Pass, most: int, tol: float) -> str:
     if likely is not None and likely < left:
         return f"{line}, about {seconds(likely * progress.seconds)} to go"
     return f"{line}, at most {seconds(left * progress.seconds)} to go"
+
+
+def _search_line(progress: SearchProgress, criterion: Criterion) -> str:
+    batches = (
+        f"  batch {progress.batch + 1} of {progress.n_batches}"
+        if progress.n_batches > 1
+        else ""
+    )
+    line = (
+        f"pass {progress.n_pass:>3}{batches}  "
+        f"{_n_ended(progress)} of {len(progress.scored)} candidates have ended  "
+        f"{progress.n_rows / progress.seconds:,.0f} rows/s  "
+        f"{format_bytes(progress.n_bytes)} read  {seconds(progress.seconds)}"
+    )
+    best = min(progress.scored, key=lambda its: its.loss(criterion))
+    mixture = best.run.parameters
+    if best.fit is None or mixture is None:
+        return line
+    said = candidate(mixture.n_components, mixture.shape.name)
+    value = number(criterion, best.value(criterion))
+    return f"{line}, best so far: {said} ({criterion} {value})"
+
+
+def _n_ended(progress: SearchProgress) -> int:
+    return sum(map(_has_ended, progress.scored))
+
+
+def _has_ended(scored: Scored) -> bool:
+    """Whether nothing of a candidate goes on; its best run may end before others."""
+    return scored.fit is not None or scored.status in (Status.FAILED, Status.OUTDONE)
+
+
+def candidate(n_components: int, covariance_type: str) -> str:
+    """What a mixture is among others, for people."""
+    s = "" if n_components == 1 else "s"
+    return f"{n_components} component{s} and {covariance_type} covariance{s}"
+
+
+def number(criterion: str, value: float) -> str:
+    """A criterion's value as ``daskgmm score`` prints it; nothing if it is NaN."""
+    if math.isnan(value):
+        return ""
+    # Of all rows together, or of one.
+    return f"{value:.6f}" if criterion == "held_out" else f"{value:.3f}"
 
 
 def seconds(time: float) -> str:

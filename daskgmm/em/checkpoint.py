@@ -9,9 +9,10 @@ need be able to rename.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from daskgmm.storage.retry import check_free
 from daskgmm.storage.urls import absolute, check_writable
 
 _KIND: Final = "checkpoint"
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Version of what is written; a fit goes on from no other one."""
 _MEMORY: Final = "memory"
 _ARRAYS: Final = ("weights", "means", "covariances", "factors")
@@ -238,7 +239,8 @@ def _encode(state: State) -> dict[str, Any]:
     there = [mixture for mixture in mixtures if mixture is not None]
 
     def joined(name: str) -> NDArray[np.float64]:
-        return np.concatenate([np.ravel(getattr(mixture, name)) for mixture in there])
+        numbers = [np.ravel(getattr(mixture, name)) for mixture in there]
+        return np.concatenate([np.empty(0), *numbers])
 
     return {
         "format": FORMAT,
@@ -249,18 +251,15 @@ def _encode(state: State) -> dict[str, Any]:
         "n_components": np.array(
             [0 if m is None else m.n_components for m in mixtures], dtype=np.int64
         ),
-        "n_features": there[0].n_features,
+        "n_features": there[0].n_features if there else 0,
         "statuses": np.array([run.status.value for run in runs], dtype=object),
         "errors": np.array([run.error for run in runs], dtype=object),
         "previous": np.array([run.previous for run in runs]),
         "n_bounds": np.array([len(run.bounds) for run in runs], dtype=np.int64),
         "bounds": np.array([b for run in runs for b in run.bounds], dtype=float),
-        **{
-            f"{_MEMORY}.{i}.{name}": kept
-            for i, run in enumerate(runs)
-            for name, kept in run.memory.items()
-        },
+        **_encode_memories(runs),
         "n_passes": state.n_passes,
+        "seed": state.seed,
         "history": state.history,
         "random_state": state.random_state,
         "before_draw": state.before_draw,
@@ -270,11 +269,7 @@ def _encode(state: State) -> dict[str, Any]:
 def _decode(fitted: Mapping[str, Any]) -> State:
     mixtures = _mixtures(fitted)
     bounds = np.split(fitted["bounds"], np.cumsum(fitted["n_bounds"])[:-1])
-    memories: list[dict[str, NDArray[Any]]] = [{} for _ in mixtures]
-    for key, kept in fitted.items():
-        if key.startswith(f"{_MEMORY}."):
-            _, i, name = key.split(".", 2)
-            memories[int(i)][name] = kept
+    memories = _decode_memories(fitted, len(mixtures))
     runs = [
         Run(
             mixture,
@@ -292,7 +287,38 @@ def _decode(fitted: Mapping[str, Any]) -> State:
         fitted["random_state"],
         fitted["before_draw"],
         fitted["history"],
+        fitted["seed"],
     )
+
+
+def _encode_memories(runs: Sequence[Run[Mixture]]) -> dict[str, Any]:
+    """What runs remember, as the bytes of all arrays and a line about each."""
+    kept = [
+        (i, name, np.asarray(array))
+        for i, run in enumerate(runs)
+        for name, array in run.memory.items()
+    ]
+    lines = [
+        json.dumps([i, name, array.dtype.str, array.shape]) for i, name, array in kept
+    ]
+    numbers = b"".join(array.tobytes() for _, _, array in kept)
+    return {
+        _MEMORY: np.frombuffer(numbers, dtype=np.uint8),
+        f"{_MEMORY}_of": np.array(lines, dtype=object),
+    }
+
+
+def _decode_memories(
+    fitted: Mapping[str, Any], n_runs: int
+) -> list[dict[str, NDArray[Any]]]:
+    memories: list[dict[str, NDArray[Any]]] = [{} for _ in range(n_runs)]
+    rest = fitted[_MEMORY].tobytes()
+    for line in fitted[f"{_MEMORY}_of"]:
+        i, name, kind, shape = json.loads(line)
+        size = np.dtype(kind).itemsize * math.prod(shape)
+        memories[i][name] = np.frombuffer(rest[:size], kind).reshape(shape).copy()
+        rest = rest[size:]
+    return memories
 
 
 def _mixtures(fitted: Mapping[str, Any]) -> list[Mixture | None]:

@@ -22,7 +22,7 @@ from daskgmm.em.acceleration import (
 )
 from daskgmm.em.anchored import AnchoredEM
 from daskgmm.em.initialization import Start, seed
-from daskgmm.em.loop import em
+from daskgmm.em.loop import Method, Training, em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.precision import Arithmetic, Precision, may_be_single
 from daskgmm.em.progress import Callback, Progress, told
@@ -131,35 +131,17 @@ def train(
         # scikit-learn keeps the last start then.
         there = [run for run in state.runs if run.parameters is not None]
         return _outcome(there[-1], state, found)
-    rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
-    plain = PlainEM(rule, settings.stopping)
-    anchored = None
-    if sampled.accelerated:
-        assert rows is not None
-        anchored = AnchoredEM(
-            plain, OnSample(rows), sampled.trust, sampled.most_between
-        )
-    method = anchored or plain
+    its = training(settings, sampled, found, rows, source)
+    method, precision = its.method, its.precision
     # They may have ended by other limits.
     state = replace(state, runs=tuple(map(method.reopened, state.runs)))
 
     def enough(n_rows: int) -> None:
         """Check what was only said before."""
-        _check_enough(of_lengths([n_rows]), settings.start.n_components)
+        check_enough(of_lengths([n_rows]), settings.start.n_components)
 
     at_first = enough if read.unread else None
     began, before = perf_counter(), shards.n_read
-    precision = Precision(
-        may_be_single(
-            settings.arithmetic,
-            source.dtype,
-            found.n_rows,
-            settings.start.n_components,
-            source.n_features,
-        ),
-        settings.stopping.tol,
-        rule.message,
-    )
     passes = em(shards, state.runs, method, at_first=at_first, precision=precision)
     for runs in passes:
         seconds, began = perf_counter() - began, perf_counter()
@@ -172,9 +154,36 @@ def train(
         callback(progress)
     source.check_unchanged()
     run = state.runs[best(state.runs)]
-    left = np.nan if anchored is None else anchored.remaining_gain(run)
     outcome = _outcome(run, state, found)
-    return replace(outcome, remaining_gain=left, arithmetic=precision.of_last(run))
+    return replace(
+        outcome,
+        remaining_gain=method.remaining_gain(run),
+        arithmetic="double" if precision is None else precision.of_last(run),
+    )
+
+
+def training(
+    settings: Settings,
+    sampled: Sampling,
+    found: Survey,
+    rows: Subsample | None,
+    source: Source,
+) -> Training[Mixture]:
+    """How the runs of a fit are trained: accelerated by the rows drawn, or not."""
+    rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
+    plain = PlainEM(rule, settings.stopping)
+    method: Method[Mixture] = plain
+    if sampled.accelerated:
+        assert rows is not None
+        method = AnchoredEM(plain, OnSample(rows), sampled.trust, sampled.most_between)
+    allowed = may_be_single(
+        settings.arithmetic,
+        source.dtype,
+        found.n_rows,
+        settings.start.n_components,
+        source.n_features,
+    )
+    return Training(method, Precision(allowed, settings.stopping.tol, rule.message))
 
 
 def sampled_of(settings: Settings, n_features: int, n_rows: int) -> Sampling:
@@ -233,7 +242,7 @@ def _first_read(
         found = survey(shards, digest=keep)
     else:
         found, unread = of_lengths(lengths), True
-    _check_enough(found, settings.start.n_components)
+    check_enough(found, settings.start.n_components)
     sampled = sampled_of(settings, d, found.n_weighted)
     return _FirstRead(shards, found, unread, sampled, rows, before_draw)
 
@@ -270,8 +279,8 @@ def _begun(
         random_state.set_state(recalled.random_state.get_state())
         state = replace(state, random_state=random_state)
     if n_starts or not recalled:
-        starts = _starts(rows, n_starts, settings, sampled, state.random_state)
-        state = replace(state, runs=(*state.runs, *starts))
+        begun = starts(rows, n_starts, settings, sampled, state.random_state)
+        state = replace(state, runs=(*state.runs, *begun))
         best(state.runs)  # raises if none is left
         _keep(keeper, state, at_once=True)
     return state, rows
@@ -297,13 +306,14 @@ def _outcome(run: Run[Mixture], state: State, found: Survey) -> Outcome:
     return Outcome(run, run.parameters, state.n_passes, found.n_skipped, state.history)
 
 
-def _starts(
+def starts(
     rows: Subsample | None,
     n_starts: int,
     settings: Settings,
     sampled: Sampling,
     random_state: np.random.RandomState,
 ) -> list[Run[Mixture]]:
+    """Runs that begin from so many starts; failed where there is none."""
     start = settings.start
     of_start = None if rows is None else rows.thinned(sampled.start_size)
     runs: list[Run[Mixture]] = []
@@ -320,7 +330,8 @@ def _starts(
     return runs
 
 
-def _check_enough(found: Survey, n_components: int) -> None:
+def check_enough(found: Survey, n_components: int) -> None:
+    """Refuse fewer rows than components, or than two."""
     n_rows = found.n_weighted
     if found.n_skipped > 0 and n_rows == 0:
         raise DataError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,12 @@ class Method(Protocol[Parameters]):
     What a run must remember for it is in its `memory`, which checkpoints keep.
     """
 
+    def reopened(self, run: Run[Parameters]) -> Run[Parameters]:
+        """A run that had ended by other limits, as this method has it."""
+
+    def remaining_gain(self, run: Run[Parameters]) -> float:
+        """What is left to gain from the run's bound on, as predicted; or NaN."""
+
     def propose(self, run: Run[Parameters]) -> Sequence[Mixture]:
         """Mixtures that the next pass is to evaluate: one or more."""
 
@@ -72,6 +79,22 @@ class Method(Protocol[Parameters]):
         """The run after that was measured; at last, it is not measured once more."""
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Training(Generic[Parameters]):
+    """How a run is trained: by which method, and in which precision.
+
+    Attributes
+    ----------
+    method : Method
+    precision : Precision or None
+        By default double.
+    """
+
+    method: Method[Parameters]
+    precision: Precision[Parameters] | None = None
+
+
 def em(
     shards: Shards,
     runs: Sequence[Run[Parameters]],
@@ -102,46 +125,98 @@ def em(
     DataError
         If the rows are not the same in all passes; at the first read, as `scan.survey`.
     """
-    runs = list(runs)
-    totals: Totals | None = None
-    while live := [i for i, run in enumerate(runs) if run.is_live]:
-        proposed = {i: method.propose(runs[i]) for i in live}
-        for turn in _turns(proposed, shards.sums_bytes):
-            leaf = e_step if at_first is None else checked_e_step
-            shifts = _shifts(precision, {i: runs[i] for i in turn}, proposed)
-            found, in_single = _found(shards, proposed, shifts, leaf)
-            if at_first is not None:
-                at_first(round(found[turn[0]][0].weight))
-            before = list(runs)
-            for i in turn:
-                runs[i] = method.after(before[i], proposed[i], found[i])
-            if unsound := [i for i in in_single if not _is_sound(precision, runs[i])]:
-                doubles, _ = _found(shards, proposed, dict.fromkeys(unsound), e_step)
-                for i in unsound:
-                    runs[i] = method.after(before[i], proposed[i], doubles[i])
-                found |= doubles
-            if not shards.is_fixed:
-                its, single = turn[0], precision is not None and precision.allowed
-                totals = _same_rows(totals, proposed[its][0], found[its][0], single)
-            _look_again(shards, before, runs, method)
-        at_first = None
+    trainings = [Training(method, precision)] * len(runs)
+    passes = Passes(shards, at_first)
+    while any(run.is_live for run in runs):
+        runs = passes.one(runs, trainings)
         yield list(runs)
 
 
-def _shifts(
-    precision: Precision[Parameters] | None,
-    runs: Mapping[int, Run[Parameters]],
-    proposed: Mapping[int, Sequence[Mixture]],
-) -> dict[int, NDArray[np.float64] | None]:
-    """What runs are measured from in single precision, or None."""
-    if precision is None:
-        return dict.fromkeys(runs)
-    return {i: precision.shift(run, proposed[i][0]) for i, run in runs.items()}
+@final
+class Passes:
+    """Passes over the same data, one after the other.
+
+    Parameters
+    ----------
+    shards : Shards
+    at_first : callable or None
+        As of `em`.
+    """
+
+    def __init__(
+        self, shards: Shards, at_first: Callable[[int], None] | None = None
+    ) -> None:
+        self._shards, self._at_first = shards, at_first
+        self._totals: Totals | None = None
+
+    def one(
+        self,
+        runs: Sequence[Run[Parameters]],
+        trainings: Sequence[Training[Parameters]],
+    ) -> list[Run[Parameters]]:
+        """The runs after one more pass, each by its own training.
+
+        Raises
+        ------
+        DataError
+            As `em`.
+        """
+        runs = list(runs)
+        live = [i for i, run in enumerate(runs) if run.is_live]
+        proposed = {i: trainings[i].method.propose(runs[i]) for i in live}
+        for turn in _turns(proposed, self._shards.sums_bytes):
+            self._take(turn, runs, trainings, proposed)
+        self._at_first = None
+        return runs
+
+    def _take(
+        self,
+        turn: Sequence[int],
+        runs: list[Run[Parameters]],
+        trainings: Sequence[Training[Parameters]],
+        proposed: Mapping[int, Sequence[Mixture]],
+    ) -> None:
+        """Take those whose turn it is on, in one read of the data."""
+        before = list(runs)
+
+        def after(found: Mapping[int, Sequence[Moments]]) -> None:
+            for i, its_moments in found.items():
+                method = trainings[i].method
+                runs[i] = method.after(before[i], proposed[i], its_moments)
+
+        leaf = e_step if self._at_first is None else checked_e_step
+        shifts = {i: _shift(trainings[i], runs[i], proposed[i][0]) for i in turn}
+        found, in_single = _found(self._shards, proposed, shifts, leaf)
+        if self._at_first is not None:
+            self._at_first(round(found[turn[0]][0].weight))
+        after(found)
+        if unsound := [i for i in in_single if not _is_sound(trainings[i], runs[i])]:
+            in_double = dict.fromkeys(unsound)
+            doubles, _ = _found(self._shards, proposed, in_double, e_step)
+            after(doubles)
+            found |= doubles
+        if not self._shards.is_fixed:
+            its = turn[0]
+            precisions = [t.precision for t in trainings if t.precision is not None]
+            single = any(precision.allowed for precision in precisions)
+            self._totals = _same_rows(
+                self._totals, proposed[its][0], found[its][0], single
+            )
+        _look_again(self._shards, before, runs, trainings)
 
 
-def _is_sound(precision: Precision[Parameters] | None, run: Run[Parameters]) -> bool:
+def _shift(
+    training: Training[Parameters], run: Run[Parameters], mixture: Mixture
+) -> NDArray[np.float64] | None:
+    """What a run is measured from in single precision, or None."""
+    if training.precision is None:
+        return None
+    return training.precision.shift(run, mixture)
+
+
+def _is_sound(training: Training[Parameters], run: Run[Parameters]) -> bool:
     """Whether sums in single precision suffice for what follows from them."""
-    return precision is None or precision.is_sound(run)
+    return training.precision is None or training.precision.is_sound(run)
 
 
 def _found(
@@ -213,19 +288,19 @@ def _look_again(
     shards: Shards,
     before: Sequence[Run[Parameters]],
     runs: list[Run[Parameters]],
-    method: Method[Parameters],
+    trainings: Sequence[Training[Parameters]],
 ) -> None:
     """Measure again, together, what the sums of some runs were too rough for."""
     for n_looks in range(1, _LOOKS + 1):
         looks = {
             i: look
             for i, run in enumerate(runs)
-            if (look := method.look_again(before[i], run)) is not None
+            if (look := trainings[i].method.look_again(before[i], run)) is not None
         }
         if not looks:
             return
         sums = shards.reduce(refine, look_again([*looks.values()]))
         for i, refined in zip(looks, sums.runs, strict=True):
-            runs[i] = method.refined(
+            runs[i] = trainings[i].method.refined(
                 before[i], runs[i], refined, at_last=n_looks == _LOOKS
             )

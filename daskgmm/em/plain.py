@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, final
@@ -127,6 +128,10 @@ class PlainEM(Generic[Parameters]):
         except IllDefinedCovarianceError as error:
             return failed(before, error)
         return replace(run, parameters=finer)
+
+    def remaining_gain(self, run: Run[Parameters]) -> float:
+        """What is left to gain: nothing predicts it."""
+        return math.nan
 
     def _mixture(self, run: Run[Parameters]) -> Mixture:
         assert run.parameters is not None

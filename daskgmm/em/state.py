@@ -22,6 +22,7 @@ _SAME_BOUND: Final = 1e-10
 class Status(enum.Enum):
     """Where a run stands."""
 
+    WAITING = "waiting"
     TRAINING = "training"
     CONVERGED = "converged"
     EXHAUSTED = "exhausted"
@@ -94,6 +95,8 @@ class State:
         As it was before rows were drawn for them; None if no state is kept.
     history : ndarray of shape (m, 7)
         See `progress.told`.
+    seed : int or None
+        What a search's candidates all start with.
     """
 
     runs: tuple[Run[Mixture], ...]
@@ -101,6 +104,7 @@ class State:
     random_state: np.random.RandomState
     before_draw: np.random.RandomState | None
     history: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 7)))
+    seed: int | None = None
 
 
 def best(runs: Sequence[Run[Any]]) -> int:

@@ -122,13 +122,17 @@ _row_sums: Final = _make_diagonal_sums(1, COLUMNS)
 
 @njit(**JIT)
 def add_diagonal(plan: Any, tile: Any, width: int, sums: Any) -> None:
-    """Add 1, e and e² of every component."""
-    n_components = plan.means.shape[0]
-    whole = n_components - n_components % BAND
-    for k in range(0, whole, BAND):
-        _band_sums(plan, tile, k, k, width, sums)
-    for k in range(whole, n_components):
-        _row_sums(plan, tile, k, k, width, sums)
+    """Add 1, e and e² of every component.
+
+    Bands are of one run each, so that its bits do not depend on the runs beside it.
+    """
+    for run in range(plan.starts.shape[0] - 1):
+        first, last = plan.starts[run], plan.starts[run + 1]
+        whole = last - (last - first) % BAND
+        for k in range(first, whole, BAND):
+            _band_sums(plan, tile, k, k, width, sums)
+        for k in range(whole, last):
+            _row_sums(plan, tile, k, k, width, sums)
 
 
 @njit(**JIT)

@@ -518,15 +518,38 @@ def _pooled(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str, 
 
 def e_step(message: Message, blocks: Iterator[BlockLike]) -> FlatSums:
     """What a pass does with the blocks of a leaf: sums over them, for every mixture."""
-    work = [*zip(message.e_steps, message.padded(), strict=True)]
+    sums = Adding(message, message.padded())
     pieces = blocks.pieces if isinstance(blocks, InPieces) else pieces_of(blocks)
     for x, weights in pieces:
-        for its, sums in work:
-            passes.accumulate(*its.given(x), weights, sums, its.scratch())
+        sums.add(x, weights)
         # Let go before another one is begun to be read, as it may be large.
         del x, weights
-    collected = [passes.collect(its.compiled_plan, sums) for its, sums in work]
-    return FlatSums(_joined(collected))
+    return sums.collected()
+
+
+@final
+class Adding:
+    """Sums while they are added up.
+
+    Parameters
+    ----------
+    message : Message
+    memory : sequence of ndarray
+        Zeros, as many as `Message.padded` has.
+    """
+
+    def __init__(self, message: Message, memory: Sequence[Array]) -> None:
+        self._work = [*zip(message.e_steps, memory, strict=True)]
+
+    def add(self, x: NDArray[Any] | Columns, weights: Array | None) -> None:
+        """Add some rows."""
+        for its, sums in self._work:
+            passes.accumulate(*its.given(x), weights, sums, its.scratch())
+
+    def collected(self) -> FlatSums:
+        """What was added up."""
+        its = [passes.collect(e.compiled_plan, sums) for e, sums in self._work]
+        return FlatSums(_joined(its))
 
 
 @final

@@ -323,6 +323,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(store, tmp_path):
         ["fit", "rows", "model", "-k", "0"],
         ["fit", "rows", "model", "-k", "2", "--covariance-type", "round"],
         ["fit", "rows", "model", "-k", "2", "--scheduler", "tcp://a:1", "--workers=2"],
+        ["select", "rows", "model"],
         ["predict", "model", "rows", "out", "--kind", "colour"],
         ["nonsense"],
     ],
@@ -334,7 +335,7 @@ def test_wrong_usage_is_status_2(args):
 
 
 @pytest.mark.parametrize(
-    "command", ["fit", "predict", "score", "sample", "info", "demo"]
+    "command", ["fit", "select", "predict", "score", "sample", "info", "demo"]
 )
 def test_help_of_commands_has_examples(command):
     result = run_alone(command, "--help")

@@ -1,0 +1,223 @@
+"""What the commands that train mixtures have in common: options, refusals, the end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final, final
+
+import click
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from daskgmm.cli.common import check_arguments_apart
+from daskgmm.cli.options import gathered
+from daskgmm.cli.report import Report
+from daskgmm.em.checkpoint import parse_interval
+from daskgmm.errors import PlaceError, SkippedRowsWarning
+from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.storage.models import existing
+from daskgmm.storage.retry import check_free
+from daskgmm.storage.urls import absolute as place
+
+_STARTS: Final = ("kmeans", "k-means++", "random", "random_from_data")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How mixtures are trained, as the options say."""
+
+    tol: float
+    reg_covar: float
+    max_iter: int
+    n_init: int
+    init_params: str
+    init_size: int | str
+    accelerate: bool | None
+    arithmetic: str
+    random_state: int | None
+    weights: str | None
+    checkpoint: str | None
+    checkpoint_interval: int | str
+
+    def parameters(self) -> dict[str, Any]:
+        """What an estimator is made with."""
+        given = asdict(self)
+        for name in ("weights", "checkpoint", "checkpoint_interval"):
+            del given[name]
+        if self.accelerate is None:
+            given["accelerate"] = "auto"
+        return given
+
+    def of_fit(self) -> dict[str, Any]:
+        """What its `fit` takes beside the rows."""
+        return {
+            "sample_weight": self.weights,
+            "checkpoint": self.checkpoint,
+            "checkpoint_interval": self.checkpoint_interval,
+        }
+
+
+def check_places(
+    store: str, model: str, training: Training, *, overwrite: bool
+) -> None:
+    """Refuse, before any work, places that a command must not write to."""
+    check_arguments_apart(
+        {"MODEL": model, "--checkpoint": training.checkpoint},
+        {"STORE": store, "--weights": training.weights},
+    )
+    check_free(model)
+    if existing(model) is not None and not overwrite:
+        raise PlaceError(f"{model} exists: pass --overwrite to replace it.")
+
+
+@contextmanager
+def told_at_the_end() -> Iterator[None]:
+    """Leave out warnings of what a command tells by itself, once it is done."""
+    with warnings.catch_warnings():
+        for category in (ConvergenceWarning, SkippedRowsWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def tell_trained(
+    mixture: GaussianMixture, report: Report, *, goes_on_from: str | None = None
+) -> None:
+    """Say what to know of a mixture after its number of iterations.
+
+    Parameters
+    ----------
+    mixture : GaussianMixture
+    report : Report
+    goes_on_from : str or None
+        A checkpoint from which the same command goes on with a larger --max-iter.
+    """
+    left = mixture.remaining_gain_
+    if not np.isnan(left):
+        report.say(f"About {left:.1e} of the bound is left to gain.")
+    if not mixture.converged_:
+        report.say("Raise --max-iter or --tol, or try other starts.")
+        if goes_on_from is not None:
+            report.say(f"With a larger --max-iter, it goes on from {goes_on_from}.")
+    if mixture.n_rows_skipped_:
+        report.say(f"{mixture.n_rows_skipped_:,} rows with NaN were left out.")
+
+
+def _interval(
+    _context: click.Context, _parameter: click.Parameter, value: str
+) -> int | str:
+    """An interval as `fit` takes it: digits alone are passes."""
+    interval = int(value) if value.isdecimal() else value
+    try:
+        parse_interval(interval)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return interval
+
+
+def _init_size(
+    _context: click.Context, _parameter: click.Parameter, value: str
+) -> int | str:
+    """A number of rows, or 'auto'."""
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither 'auto' nor a number from 1.")
+    return int(value)
+
+
+_TRAINING_OPTIONS: Final = (
+    click.option(
+        "--tol",
+        type=click.FloatRange(min=0),
+        default=1e-3,
+        show_default=True,
+        help="Stop when a row's mean log likelihood gains less.",
+    ),
+    click.option(
+        "--reg-covar",
+        type=click.FloatRange(min=0),
+        default=1e-6,
+        show_default=True,
+        help="Added to the diagonal of each covariance.",
+    ),
+    click.option(
+        "--max-iter",
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="Stop after so many iterations.",
+    ),
+    click.option(
+        "--n-init",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Starts; they train in the same passes over the data, and the best is "
+        "kept.",
+    ),
+    click.option(
+        "--init-params",
+        type=click.Choice(_STARTS),
+        default="kmeans",
+        show_default=True,
+        help="How starts are found.",
+    ),
+    click.option(
+        "--init-size",
+        default="auto",
+        show_default=True,
+        callback=_init_size,
+        help="Starts are found from so many rows, drawn uniformly. 'auto' draws "
+        "100,000, or more where EM is accelerated and the model has many parameters.",
+    ),
+    click.option(
+        "--accelerate/--no-accelerate",
+        default=None,
+        help="Have EM go on on the rows that were drawn, between the passes, so that "
+        "far fewer passes lead to the same place.  [default: if there are 20 rows for "
+        "each that is drawn]",
+    ),
+    click.option(
+        "--arithmetic",
+        type=click.Choice(["auto", "double"]),
+        default="auto",
+        show_default=True,
+        help="Precision: 'auto' computes with rows of float32 in float32 where log "
+        "densities stay within 1e-5.",
+    ),
+    click.option(
+        "--seed",
+        "random_state",
+        type=click.IntRange(0, 2**32 - 1),
+        help="Seed of the starts.  [default: another one each time]",
+    ),
+    click.option(
+        "--weights",
+        type=place,
+        metavar="STORE",
+        help="Zarr array with the weight of each row.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=place,
+        metavar="PLACE",
+        help="Keep the state of the fit there, a folder or URL. If the same command "
+        "was broken off, it goes on from it.",
+    ),
+    click.option(
+        "--checkpoint-interval",
+        default="1 minute",
+        show_default=True,
+        callback=_interval,
+        help="How often: a number of passes, or a time such as 30s.",
+    ),
+)
+
+training_options: Final = gathered(Training, "training", _TRAINING_OPTIONS)
+overwrite_option: Final = click.option(
+    "--overwrite", is_flag=True, help="Replace a model that is there."
+)
