@@ -20,6 +20,7 @@ from daskgmm.execution.runners import Shards
 from daskgmm.execution.threads import n_threads
 from daskgmm.kernel import passes
 from daskgmm.mixtures.covariance import CovarianceShape
+from daskgmm.mixtures.criteria import Fit
 from daskgmm.mixtures.e_step import EStep, of_few, plan, plan_for_few
 from daskgmm.mixtures.gaussian import Mixture
 
@@ -272,11 +273,14 @@ class Score:
 
     def aic(self, n_parameters: int) -> float:
         """Akaike's information criterion of a mixture with so many parameters."""
-        return -2.0 * self.log_prob + 2.0 * n_parameters
+        return self._fit(n_parameters).aic
 
     def bic(self, n_parameters: int) -> float:
         """Bayesian information criterion of a mixture with so many parameters."""
-        return -2.0 * self.log_prob + n_parameters * math.log(self.weight)
+        return self._fit(n_parameters).bic
+
+    def _fit(self, n_parameters: int) -> Fit:
+        return Fit(self.log_prob, self.weight, math.nan, n_parameters)
 
 
 def score_block(
