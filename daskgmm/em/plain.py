@@ -50,7 +50,7 @@ class PlainEM(Generic[Parameters]):
             found, doubt = self.m_step(run, parameters, its_moments)
         except IllDefinedCovarianceError as error:
             return failed(run, error)
-        bound = self.rule.bound(parameters, its_moments)
+        bound = self.rule.bound(parameters, its_moments, found)
         after = replace(run, parameters=found, bounds=(*run.bounds, bound), error=doubt)
         return self.judged(run, after)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -37,6 +39,7 @@ from daskgmm.em.state import Run, State, Status, best
 from daskgmm.em.subsample import Subsample, subsample, survey_and_draw
 from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.execution.runners import Shards
+from daskgmm.execution.threads import n_threads
 from daskgmm.mixtures.criteria import Fit, fit_of
 from daskgmm.mixtures.e_step import message, moments, sums_bytes
 from daskgmm.mixtures.gaussian import Mixture, n_parameters
@@ -423,17 +426,21 @@ class _Search:
     def _begin(self, batch: Sequence[int]) -> None:
         """Find where the candidates of a batch start."""
         runs = list(self._state.runs)
-        for candidate in batch:
-            its, sampled = (
-                self._read.candidates[candidate],
-                self._read.sampled[candidate],
-            )
-            random_state = deepcopy(self._read.random_state)
-            found = starts(self._read.rows, its.n_init, its, sampled, random_state)
+        for candidate, found in zip(batch, _each(self._starts, batch), strict=True):
             for i, run in zip(self._slots(candidate), found, strict=True):
                 runs[i] = run
         self._prepare(batch)
         self._follow(self._with_measured(runs, batch), at_once=True)
+
+    def _starts(self, candidate: int) -> list[Run[Mixture]]:
+        its = self._read.candidates[candidate]
+        return starts(
+            self._read.rows,
+            its.n_init,
+            its,
+            self._read.sampled[candidate],
+            deepcopy(self._read.random_state),
+        )
 
     def _prepare(self, batch: Sequence[int]) -> None:
         """How its runs are trained."""
@@ -635,6 +642,24 @@ class _Search:
     def _trainings_of(self, candidate: int) -> Training[Mixture]:
         self._prepare([candidate])
         return self._trainings[self._slots(candidate)[0]]
+
+
+def _each(
+    function: Callable[[int], list[Run[Mixture]]], numbers: Sequence[int]
+) -> list[list[Run[Mixture]]]:
+    """Values of a function, found in threads: k-means takes one for itself."""
+    most = min(n_threads(), len(numbers))
+    if most < 2:
+        return [function(number) for number in numbers]
+    with ThreadPoolExecutor(most) as pool:
+        tasks = [
+            pool.submit(copy_context().run, function, number) for number in numbers
+        ]
+        try:
+            return [task.result() for task in tasks]
+        finally:
+            # After an error, what has not begun need not.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _is_failed(run: Run[Any]) -> bool:

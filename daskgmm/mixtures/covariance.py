@@ -199,6 +199,48 @@ class CovarianceShape(ABC):
         """Scatter (K, S) over counts (K,), with reg_covar on the diagonal."""
 
     @abstractmethod
+    def prior(self, moments_scatter: Array, n_features: int) -> Array:
+        """What one component's covariance is before, from that of all rows.
+
+        Parameters
+        ----------
+        moments_scatter : ndarray of shape (1, S)
+            Over so many rows as it is to be divided by, of a full component if the
+            shape is dense, else of a diagonal one.
+
+        Returns
+        -------
+        ndarray of shape (d, d), (d,) or ()
+        """
+
+    @abstractmethod
+    def with_prior(
+        self,
+        covariances: Array,
+        counts: Array,
+        prior: Array,
+        shares: Array,
+        off: Array,
+        degrees: Array,
+    ) -> Array:
+        """Expected covariances, from those of rows and a prior.
+
+        Parameters
+        ----------
+        covariances : ndarray
+            Of each component's rows, as they are stored.
+        counts : ndarray of shape (K,)
+            Rows of each component.
+        prior : ndarray of shape (d, d), (d,) or ()
+        shares : ndarray of shape (K,)
+            What the prior mean counts in each mean.
+        off : ndarray of shape (K, d)
+            By how much the rows' means are off the prior mean.
+        degrees : ndarray of shape (K,), or () if pooled
+            Degrees of freedom.
+        """
+
+    @abstractmethod
     def factored(
         self, covariances: Array, moved: Array | None = None, floor: Array | None = None
     ) -> Factored:
@@ -397,6 +439,10 @@ class _MatrixShape(CovarianceShape):
 
     def kept(self, dense: Array, diagonal: Array) -> Array:
         return self.pool(dense)
+
+    def prior(self, moments_scatter: Array, n_features: int) -> Array:
+        matrix: Array = _unpack(moments_scatter, n_features)[0]
+        return matrix
 
     def covariances(
         self, scatter: Array, counts: Array, n_features: int, reg_covar: float
@@ -632,6 +678,19 @@ class Full(_MatrixShape):
     def _store(matrices: Array) -> Array:
         return matrices
 
+    def with_prior(
+        self,
+        covariances: Array,
+        counts: Array,
+        prior: Array,
+        shares: Array,
+        off: Array,
+        degrees: Array,
+    ) -> Array:
+        between = np.einsum("k,ki,kj->kij", shares, off, off)
+        whole = prior + counts[:, np.newaxis, np.newaxis] * (covariances + between)
+        return np.asarray(whole / degrees[:, np.newaxis, np.newaxis])
+
 
 @final
 class Tied(_MatrixShape):
@@ -659,6 +718,18 @@ class Tied(_MatrixShape):
     def _store(matrices: Array) -> Array:
         stored: Array = matrices[0]
         return stored
+
+    def with_prior(
+        self,
+        covariances: Array,
+        counts: Array,
+        prior: Array,
+        shares: Array,
+        off: Array,
+        degrees: Array,
+    ) -> Array:
+        between = (counts * shares * off.T) @ off / len(counts)
+        return np.asarray((prior + counts.mean() * covariances + between) / degrees)
 
 
 @final
@@ -692,6 +763,23 @@ class Diag(_DiagonalShape):
 
     def kept(self, dense: Array, diagonal: Array) -> Array:
         return diagonal
+
+    def prior(self, moments_scatter: Array, n_features: int) -> Array:
+        variances: Array = moments_scatter[0]
+        return variances
+
+    def with_prior(
+        self,
+        covariances: Array,
+        counts: Array,
+        prior: Array,
+        shares: Array,
+        off: Array,
+        degrees: Array,
+    ) -> Array:
+        between = shares[:, np.newaxis] * off**2
+        whole = prior + counts[:, np.newaxis] * (covariances + between)
+        return np.asarray(whole / degrees[:, np.newaxis])
 
     def covariances(
         self, scatter: Array, counts: Array, n_features: int, reg_covar: float
@@ -734,6 +822,21 @@ class Spherical(_DiagonalShape):
     def kept(self, dense: Array, diagonal: Array) -> Array:
         traces: Array = diagonal.sum(axis=1, keepdims=True)
         return traces
+
+    def prior(self, moments_scatter: Array, n_features: int) -> Array:
+        return np.asarray(moments_scatter[0].mean())
+
+    def with_prior(
+        self,
+        covariances: Array,
+        counts: Array,
+        prior: Array,
+        shares: Array,
+        off: Array,
+        degrees: Array,
+    ) -> Array:
+        between = shares * (off**2).mean(axis=1)
+        return np.asarray((prior + counts * (covariances + between)) / degrees)
 
     def covariances(
         self, scatter: Array, counts: Array, n_features: int, reg_covar: float

@@ -39,6 +39,8 @@ class Mixture:
     rough : bool
         Whether some covariance is so close to singular that the sums behind it do not
         determine its factor, which stands for a little more on the diagonal.
+    log_weights : ndarray of shape (K,) or None
+        Given if densities are weighted by others than the logarithms of the weights.
     """
 
     shape: CovarianceShape
@@ -47,6 +49,7 @@ class Mixture:
     covariances: Array
     factors: Array
     rough: bool = field(default=False, kw_only=True)
+    log_weights: Array | None = field(default=None, kw_only=True)
 
     @property
     def n_components(self) -> int:
@@ -106,6 +109,8 @@ class Mixture:
         log_dets = self.shape.log_dets(self.factors, n_components, n_features)
         with np.errstate(divide="ignore"):  # a component may have no weight
             log_weights = np.log(self.weights)
+        if self.log_weights is not None:
+            log_weights = self.log_weights
         normalisers: Array = (
             log_weights + log_dets - 0.5 * n_features * np.log(2 * np.pi)
         )

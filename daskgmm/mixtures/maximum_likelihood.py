@@ -190,7 +190,9 @@ class MaximumLikelihood:
                 f"{error} With these data, reg_covar={enough:.0e} is enough."
             ) from None
 
-    def bound(self, mixture: Mixture, moments: Moments) -> float:
+    def bound(
+        self, mixture: Mixture, moments: Moments, following: Mixture | None = None
+    ) -> float:
         """Mean log likelihood of a row under the mixture that was sent out."""
         return moments.log_prob / moments.weight
 

@@ -48,8 +48,22 @@ class Rule(Protocol[Parameters]):
             If a covariance is not positive definite; at last, if it is still rough.
         """
 
-    def bound(self, parameters: Parameters, moments: Moments) -> float:
-        """What EM makes larger, per row, at the parameters that the E-step was by."""
+    def bound(
+        self,
+        parameters: Parameters,
+        moments: Moments,
+        following: Parameters | None = None,
+    ) -> float:
+        """What EM makes larger: by the parameters that the E-step was by.
+
+        Parameters
+        ----------
+        parameters
+        moments : Moments
+            Of an E-step by these.
+        following
+            What follows from them, if it is known.
+        """
 
     def slope(self, parameters: Parameters) -> float:
         """How fast the bound may fall along EM's own step, by what draws it elsewhere.
