@@ -260,6 +260,8 @@ def _encode(state: State) -> dict[str, Any]:
         **_encode_memories(runs),
         "n_passes": state.n_passes,
         "seed": state.seed,
+        "prior_mean": None if state.of_priors is None else state.of_priors[0],
+        "prior_covariance": None if state.of_priors is None else state.of_priors[1],
         "history": state.history,
         "random_state": state.random_state,
         "before_draw": state.before_draw,
@@ -288,6 +290,9 @@ def _decode(fitted: Mapping[str, Any]) -> State:
         fitted["before_draw"],
         fitted["history"],
         fitted["seed"],
+        None
+        if fitted["prior_mean"] is None
+        else (fitted["prior_mean"], np.asarray(fitted["prior_covariance"])),
     )
 
 

@@ -21,10 +21,11 @@ from daskgmm.em.acceleration import (
     sampling,
 )
 from daskgmm.em.anchored import AnchoredEM
-from daskgmm.em.initialization import Start, seed
+from daskgmm.em.initialization import Start, assigned, seed
 from daskgmm.em.loop import Method, Training, em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.precision import Arithmetic, Precision, may_be_single
+from daskgmm.em.priors import completed
 from daskgmm.em.progress import Callback, Progress, told
 from daskgmm.em.scan import Survey, of_lengths, survey
 from daskgmm.em.state import Run, State, Status, best
@@ -33,12 +34,17 @@ from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.execution.runners import Shards
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.maximum_likelihood import MaximumLikelihood
+from daskgmm.mixtures.rule import Rule
+from daskgmm.mixtures.variational import Priors, VariationalBayes
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to fit: the estimator's parameters of these names."""
+    """How to fit: the estimator's parameters of these names.
+
+    With priors, by variational Bayes; what is estimated is as that rule has it.
+    """
 
     start: Start
     stopping: Stopping
@@ -47,6 +53,13 @@ class Settings:
     init_size: InitSize
     accelerate: Accelerate
     arithmetic: Arithmetic
+    priors: Priors | None = None
+
+    def rule(self, row_weight: float) -> Rule[Mixture]:
+        """How parameters follow from moments."""
+        if self.priors is None:
+            return MaximumLikelihood(self.reg_covar, row_weight)
+        return VariationalBayes(self.priors, self.reg_covar)
 
 
 @final
@@ -70,6 +83,8 @@ class Outcome:
         What is left to gain, as predicted; NaN if nothing predicts it.
     arithmetic : {'single', 'double'}
         That of the last pass.
+    priors : Priors or None
+        All of them, where they were asked for.
     """
 
     run: Run[Mixture]
@@ -79,6 +94,7 @@ class Outcome:
     history: NDArray[np.float64]
     remaining_gain: float = np.nan
     arithmetic: Literal["single", "double"] = "double"
+    priors: Priors | None = None
 
 
 class Keeper(Protocol):
@@ -126,11 +142,16 @@ def train(
     """
     read = _first_read(source, settings, random_state, warm, keep=keeper is not None)
     shards, found, sampled = read.shards, read.found, read.sampled
-    state, rows = _begun(read, settings, random_state, warm, keeper)
+    recalled = keeper.recall(found, sampled) if keeper else None
+    if settings.priors is not None:
+        read = read.with_rows(random_state)
+        settings = read.with_priors(settings, recalled)
+    state, rows = _begun(read, settings, random_state, warm, recalled, keeper)
     if settings.stopping.max_iter == 0:
         # scikit-learn keeps the last start then.
         there = [run for run in state.runs if run.parameters is not None]
-        return _outcome(there[-1], state, found)
+        outcome = _outcome(there[-1], state, found)
+        return replace(outcome, priors=settings.priors)
     its = training(settings, sampled, found, rows, source)
     method, precision = its.method, its.precision
     # They may have ended by other limits.
@@ -159,6 +180,7 @@ def train(
         outcome,
         remaining_gain=method.remaining_gain(run),
         arithmetic="double" if precision is None else precision.of_last(run),
+        priors=settings.priors,
     )
 
 
@@ -170,7 +192,7 @@ def training(
     source: Source,
 ) -> Training[Mixture]:
     """How the runs of a fit are trained: accelerated by the rows drawn, or not."""
-    rule = MaximumLikelihood(settings.reg_covar, found.weight / found.n_weighted)
+    rule = settings.rule(found.weight / found.n_weighted)
     plain = PlainEM(rule, settings.stopping)
     method: Method[Mixture] = plain
     if sampled.accelerated:
@@ -215,6 +237,28 @@ class _FirstRead:
     rows: Subsample | None
     before_draw: np.random.RandomState | None
 
+    def with_rows(self, random_state: np.random.RandomState) -> _FirstRead:
+        """The same with rows, drawn in another read if it need be."""
+        if self.rows is not None:
+            return self
+        return replace(self, rows=self.drawn(random_state))
+
+    def with_priors(self, settings: Settings, recalled: State | None) -> Settings:
+        """Settings with all priors: those that the fit began with, if it goes on."""
+        assert settings.priors is not None and self.rows is not None
+        if recalled is not None and recalled.of_priors is not None:
+            mean, covariance = recalled.of_priors
+            priors = replace(settings.priors, mean=mean, covariance=covariance)
+            return replace(settings, priors=priors)
+        priors = completed(
+            settings.priors,
+            settings.start.shape,
+            self.shards,
+            self.rows,
+            self.found.n_weighted,
+        )
+        return replace(settings, priors=priors)
+
     def drawn(self, random_state: np.random.RandomState) -> Subsample:
         """Rows drawn by a random state, in another read."""
         return subsample(self.shards, self.found, self.sampled.size, random_state)
@@ -258,11 +302,11 @@ def _begun(
     settings: Settings,
     random_state: np.random.RandomState,
     warm: Run[Mixture] | None,
+    recalled: State | None,
     keeper: Keeper | None,
 ) -> tuple[State, Subsample | None]:
     """The state to go on from, and the rows that were drawn, if anything needs them."""
     found, sampled, rows = read.found, read.sampled, read.rows
-    recalled = keeper.recall(found, sampled) if keeper else None
     n_begun = len(recalled.runs) if recalled else 0
     n_starts = 0 if warm else settings.n_init - n_begun
     if sampled.accelerated or (n_starts and not settings.start.complete):
@@ -272,18 +316,35 @@ def _begun(
         elif rows is None:
             rows = read.drawn(random_state)
     state = recalled or State(
-        (warm,) if warm else (), 0, random_state, read.before_draw
+        (warm,) if warm else (),
+        0,
+        random_state,
+        read.before_draw,
+        of_priors=_of_priors(settings),
     )
     if recalled and random_state is not check_random_state(None):
         # The user's own, not the global one, goes on from where the starts left it.
         random_state.set_state(recalled.random_state.get_state())
         state = replace(state, random_state=random_state)
     if n_starts or not recalled:
-        begun = starts(rows, n_starts, settings, sampled, state.random_state)
+        begun = starts(
+            rows, n_starts, settings, sampled, state.random_state, found.weight
+        )
         state = replace(state, runs=(*state.runs, *begun))
         best(state.runs)  # raises if none is left
         _keep(keeper, state, at_once=True)
     return state, rows
+
+
+def _of_priors(
+    settings: Settings,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """What a checkpoint keeps of priors: all else is among the parameters."""
+    if settings.priors is None:
+        return None
+    mean, covariance = settings.priors.mean, settings.priors.covariance
+    assert mean is not None and covariance is not None
+    return mean, covariance
 
 
 def _are_alike(
@@ -312,6 +373,7 @@ def starts(
     settings: Settings,
     sampled: Sampling,
     random_state: np.random.RandomState,
+    weight: float,
 ) -> list[Run[Mixture]]:
     """Runs that begin from so many starts; failed where there is none."""
     start = settings.start
@@ -319,14 +381,21 @@ def starts(
     runs: list[Run[Mixture]] = []
     for _ in range(n_starts):
         try:
-            mixture = seed(start, of_start, settings.reg_covar, random_state)
+            if settings.priors is None:
+                mixture = seed(start, of_start, settings.reg_covar, random_state)
+            else:
+                assert of_start is not None
+                moments = assigned(start, of_start, random_state)
+                moments = moments.scaled(weight / moments.weight)
+                rule = VariationalBayes(settings.priors, settings.reg_covar)
+                mixture = rule.posterior(start.shape, moments)
             runs.append(Run(mixture))
         except IllDefinedCovarianceError as error:
             runs.append(Run(None, Status.FAILED, error=str(error)))
     if sampled.accelerated and not start.complete:
         assert rows is not None
-        rule = MaximumLikelihood(settings.reg_covar, row_weight=1.0)
-        runs = improved(runs, rule, rows, sampled, settings.stopping.tol)
+        of_sample = settings.rule(row_weight=1.0)
+        runs = improved(runs, of_sample, rows, sampled, settings.stopping.tol)
     return runs
 
 

@@ -81,7 +81,7 @@ def seed(
     found = None
     if not start.complete:
         assert subsample is not None
-        moments = _assign(start, subsample, random_state)
+        moments = assigned(start, subsample, random_state)
         rule = MaximumLikelihood(reg_covar, row_weight=1.0)
         found = rule.estimate(shape, moments)
         # Not normalised: scikit-learn's first bound depends on it.
@@ -97,7 +97,7 @@ def seed(
     return Mixture(shape, weights, means, found.covariances, factored.factors)
 
 
-def _assign(start: Start, subsample: Subsample, random_state: RandomState) -> Moments:
+def assigned(start: Start, subsample: Subsample, random_state: RandomState) -> Moments:
     """Moments of the method's responsibilities."""
     if start.method == "random":
         return _random_moments(start, subsample, random_state)

@@ -440,6 +440,7 @@ class _Search:
             its,
             self._read.sampled[candidate],
             deepcopy(self._read.random_state),
+            self._read.found.weight,
         )
 
     def _prepare(self, batch: Sequence[int]) -> None:

@@ -97,6 +97,8 @@ class State:
         See `progress.told`.
     seed : int or None
         What a search's candidates all start with.
+    of_priors : tuple of ndarray, or None
+        Mean and covariance of the priors of a Bayesian mixture.
     """
 
     runs: tuple[Run[Mixture], ...]
@@ -105,6 +107,7 @@ class State:
     before_draw: np.random.RandomState | None
     history: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 7)))
     seed: int | None = None
+    of_priors: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 def best(runs: Sequence[Run[Any]]) -> int:

@@ -68,6 +68,18 @@ class Moments:
             self.from_origin,
         )
 
+    def scaled(self, factor: float) -> Moments:
+        """Those of so many times as many rows."""
+        return Moments(
+            self.about,
+            self.mass * factor,
+            self.drift * factor,
+            self.scatter * factor,
+            self.log_prob * factor,
+            self.weight * factor,
+            self.from_origin,
+        )
+
 
 def moved(shape: CovarianceShape, moments: Moments, about: Array) -> Moments:
     """The same moments, about other points."""

@@ -39,19 +39,24 @@ class Priors:
     weight_concentration : float
     mean_precision : float
         Rows that the prior mean counts as.
-    mean : ndarray of shape (d,)
     degrees_of_freedom : float
         Above d - 1.
-    covariance : ndarray
-        Of one component: (d, d), (d,) or ().
+    mean : ndarray of shape (d,) or None
+    covariance : ndarray or None
+        Of one component: (d, d), (d,) or (). What is None is that of all rows.
     """
 
     is_process: bool
     weight_concentration: float
     mean_precision: float
-    mean: Array
     degrees_of_freedom: float
-    covariance: Array
+    mean: Array | None
+    covariance: Array | None
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether nothing is to be found from rows."""
+        return self.mean is not None and self.covariance is not None
 
 
 @final
@@ -154,6 +159,7 @@ class VariationalBayes:
             If a covariance is not positive definite.
         """
         priors = self.priors
+        assert priors.mean is not None and priors.covariance is not None
         of_rows = MaximumLikelihood(self.reg_covar, row_weight=1.0)
         found = of_rows.estimate(shape, moments)
         counts, off = found.counts, found.means - priors.mean
