@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from daskgmm.data.opening import open_rows
     from daskgmm.em.progress import Progress
     from daskgmm.em.search import SearchProgress
-    from daskgmm.estimators.gaussian import GaussianMixture, history, load
+    from daskgmm.estimators.bayesian import BayesianGaussianMixture
+    from daskgmm.estimators.gaussian import GaussianMixture
+    from daskgmm.estimators.models import history, load
     from daskgmm.estimators.search import MixtureSearch
 
 __version__ = version("daskgmm")
 
 __all__ = [
+    "BayesianGaussianMixture",
     "CheckpointError",
     "ClusterError",
     "DaskGMMError",
@@ -75,9 +78,9 @@ def __getattr__(name: str) -> Any:
         from daskgmm.estimators.search import MixtureSearch
 
         return MixtureSearch
-    from daskgmm.estimators import gaussian
+    from daskgmm.estimators import models
 
-    return getattr(gaussian, name)
+    return getattr(models, name)
 
 
 def __dir__() -> list[str]:

@@ -78,6 +78,8 @@ PRIVATE = {
     # Parameters are checked as in scikit-learn, by its own table of what they may be.
     ("estimators/gaussian", "_parameter_constraints"),
     ("estimators/gaussian", "sklearn.utils._param_validation"),
+    ("estimators/bayesian", "_parameter_constraints"),
+    ("estimators/bayesian", "sklearn.utils._param_validation"),
     ("estimators/search", "_parameter_constraints"),
     ("estimators/search", "_validate_params"),
     ("estimators/search", "sklearn.utils._param_validation"),
@@ -203,7 +205,14 @@ def _of_self(node):
 _CORES = {"numba", "zarr"}
 """Packages whose `core` is not for others."""
 OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"} | {
-    f"_{name}" for name in ("taken", "settings", "set_attributes", "check_array_api")
+    f"_{name}"
+    for name in (
+        "as_fitted",
+        "check_array_api",
+        "set_attributes",
+        "settings",
+        "taken",
+    )
 }
 """Private names of this package that another of its modules uses."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from daskgmm.cli.estimate import Forecast
 from daskgmm.cli.report import Report, seconds
 from daskgmm.em.checkpoint import describe
-from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs.base import Written
 from daskgmm.storage.urls import check_apart
 
@@ -34,7 +34,7 @@ def tell_forecast(forecast: Forecast, report: Report) -> None:
     report.end(**asdict(forecast))
 
 
-def digest(mixture: GaussianMixture) -> Any:
+def digest(mixture: TrainedMixture) -> Any:
     """A digest of the parameters, by which models are told apart."""
     parameters = (mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
     return describe(np.concatenate([np.ravel(array) for array in parameters]))
@@ -54,7 +54,7 @@ def tell_written(written: Written, out: str, time: float, report: Report) -> Non
     )
 
 
-def feature_names(mixture: GaussianMixture) -> list[str]:
+def feature_names(mixture: TrainedMixture) -> list[str]:
     """Names of the features, or numbers where they have none."""
     numbered = [f"feature_{j}" for j in range(mixture.n_features_in_)]
     return list(map(str, getattr(mixture, "feature_names_in_", numbered)))

@@ -12,13 +12,14 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.utils import format_time
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import config
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.gaps import Gaps
 from daskgmm.em.progress import Progress
-from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.execution.tree import leaf_bounds, most_sums
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import sums_bytes
@@ -128,13 +129,13 @@ class Forecast:
 
 
 def forecast_fit(
-    model: GaussianMixture, rows: Any, threads: int | None, per_worker: int | None
+    model: TrainedMixture, rows: Any, threads: int | None, per_worker: int | None
 ) -> Forecast:
     """What it would take to fit a model that is not fitted yet.
 
     Parameters
     ----------
-    model : GaussianMixture
+    model : GaussianMixture or BayesianGaussianMixture
     rows : as for `GaussianMixture.fit`
     threads, per_worker : int or None
         Of all workers, and of one; None if they are not known.
@@ -169,7 +170,7 @@ def forecast_fit(
 
 
 def forecast_answer(
-    model: GaussianMixture, rows: Any, threads: int | None, per_worker: int | None
+    model: TrainedMixture, rows: Any, threads: int | None, per_worker: int | None
 ) -> Forecast:
     """What it would take to ask a fitted model about all rows, once."""
 
@@ -184,7 +185,7 @@ def forecast_answer(
     return _forecast(lazy, try_block, 1, threads, per_worker)
 
 
-def _gaps(model: GaussianMixture) -> Gaps:
+def _gaps(model: TrainedMixture) -> Gaps:
     return Gaps(model.missing_chunks, model.nan)
 
 
@@ -229,9 +230,9 @@ def _forecast(
     )
 
 
-def _pass_seconds(model: GaussianMixture, block: Any) -> float:
+def _pass_seconds(model: TrainedMixture, block: Any) -> float:
     """Time of one pass of EM over a block, with as many components and starts."""
-    trial = GaussianMixture(**model.get_params(deep=False)).set_params(
+    trial = clone(model).set_params(
         init_params="random_from_data", max_iter=2, tol=0.0, random_state=0, verbose=0
     )
     n_rows = max(len(block), 2 * trial.n_components, 2)

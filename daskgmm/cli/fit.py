@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any
 
 import click
 import numpy as np
@@ -29,7 +30,9 @@ from daskgmm.cli.training import (
     training_options,
 )
 from daskgmm.data.gaps import Nan
+from daskgmm.estimators.bayesian import BayesianGaussianMixture
 from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.urls import absolute as place
 from daskgmm.storage.zarr_store import Missing
@@ -54,6 +57,24 @@ from daskgmm.storage.zarr_store import Missing
     help="A matrix for each component, one matrix for all, a diagonal for each, or "
     "one variance for each.",
 )
+@click.option(
+    "--bayesian",
+    is_flag=True,
+    help="Fit by variational Bayes: components that the data do not ask for lose their "
+    "weight. The bound is of all rows then.",
+)
+@click.option(
+    "--weight-concentration",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --bayesian, the prior of the weights: the lower, the fewer components "
+    "have weight.  [default: 1 / components]",
+)
+@click.option(
+    "--weights-from",
+    type=click.Choice(["process", "distribution"]),
+    help="With --bayesian, whether weights come from a Dirichlet process or "
+    "distribution.  [default: process]",
+)
 @training_options
 @data_options
 @missing_option
@@ -67,6 +88,9 @@ def fit(
     model: str,
     n_components: int,
     covariance_type: str,
+    bayesian: bool,
+    weight_concentration: float | None,
+    weights_from: str | None,
     missing_chunks: Missing,
     nan: Nan,
     overwrite: bool,
@@ -86,6 +110,7 @@ def fit(
     \b
       daskgmm fit rows.zarr model.zarr -k 8 --n-init 5 --seed 0
       daskgmm fit 'cells/*.parquet' model.zarr -k 8 --columns x,y --filter 'x > 0'
+      daskgmm fit rows.zarr model.zarr -k 30 --bayesian
       daskgmm fit rows.zarr model.zarr -k 8 --dry-run
 
     With --checkpoint, a fit that was broken off goes on when the same command is given
@@ -93,13 +118,22 @@ def fit(
     --max-iter or a lower --tol, with more restarts, or accelerated.
     """  # noqa: D301
     check_places(store, model, training, overwrite=overwrite)
-    mixture = GaussianMixture(
-        n_components,
-        covariance_type=covariance_type,
-        missing_chunks=missing_chunks,
-        nan=nan,
-        **training.parameters(),
-    )
+    of_all: dict[str, Any] = {
+        "n_components": n_components,
+        "covariance_type": covariance_type,
+        "missing_chunks": missing_chunks,
+        "nan": nan,
+    }
+    mixture: TrainedMixture
+    if bayesian:
+        priors = _priors(weight_concentration, weights_from)
+        mixture = BayesianGaussianMixture(**of_all, **_of_bayesian(training), **priors)
+    elif weight_concentration is not None or weights_from is not None:
+        raise click.UsageError(
+            "--weight-concentration and --weights-from go with --bayesian."
+        )
+    else:
+        mixture = GaussianMixture(**of_all, **training.parameters())
     report = Report(as_json=as_json)
     rows = data.open(store)
     if dry_run:
@@ -116,8 +150,31 @@ def fit(
     _tell_fitted(mixture, model, training, perf_counter() - began, report)
 
 
+def _of_bayesian(training: Training) -> dict[str, Any]:
+    """What a Bayesian mixture is made with; it has no other precision or method."""
+    parameters = training.parameters()
+    if training.accelerate:
+        raise click.UsageError("--accelerate does not go with --bayesian.")
+    return {
+        name: value
+        for name, value in parameters.items()
+        if name not in ("accelerate", "arithmetic")
+    }
+
+
+def _priors(concentration: float | None, weights_from: str | None) -> dict[str, Any]:
+    kinds = {
+        "process": "dirichlet_process",
+        "distribution": "dirichlet_distribution",
+    }
+    return {
+        "weight_concentration_prior": concentration,
+        "weight_concentration_prior_type": kinds[weights_from or "process"],
+    }
+
+
 def _tell_fitted(
-    mixture: GaussianMixture,
+    mixture: TrainedMixture,
     model: str,
     training: Training,
     time: float,

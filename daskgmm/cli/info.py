@@ -16,7 +16,8 @@ from daskgmm.data.opening import open_node
 from daskgmm.data.parquet import summary
 from daskgmm.data.table_files import TableFiles, find_files, has_suffix
 from daskgmm.data.zarr_reader import has_checksum
-from daskgmm.estimators.gaussian import GaussianMixture, load
+from daskgmm.estimators.models import load
+from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Standing
 from daskgmm.storage.urls import absolute as place
@@ -109,7 +110,7 @@ def _standing_facts(standing: Standing | None) -> dict[str, Any]:
     }
 
 
-def _describe_model(model: GaussianMixture, report: Report) -> None:
+def _describe_model(model: TrainedMixture, report: Report) -> None:
     how = "converged" if model.converged_ else "not converged"
     report.say(
         f"{type(model).__name__}: {model.n_components} components, "

@@ -33,7 +33,7 @@ from daskgmm.data.opening import Opened
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.data.table_files import has_suffix
 from daskgmm.data.versions import versions_of
-from daskgmm.estimators.gaussian import load
+from daskgmm.estimators.models import load
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Work
 from daskgmm.outputs.parquet_output import write_parquet

@@ -16,7 +16,7 @@ from daskgmm.cli.common import (
 from daskgmm.cli.options import json_option
 from daskgmm.cli.report import Report
 from daskgmm.data.table_files import has_suffix
-from daskgmm.estimators.gaussian import load
+from daskgmm.estimators.models import load
 from daskgmm.estimators.sampling import draw_lazily
 from daskgmm.outputs.base import Work
 from daskgmm.outputs.parquet_output import write_parquet

@@ -17,7 +17,7 @@ from daskgmm.cli.options import (
     nan_option,
 )
 from daskgmm.cli.report import Report
-from daskgmm.estimators.gaussian import load
+from daskgmm.estimators.models import load
 from daskgmm.storage.urls import absolute as place
 
 

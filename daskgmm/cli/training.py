@@ -17,7 +17,7 @@ from daskgmm.cli.options import gathered
 from daskgmm.cli.report import Report
 from daskgmm.em.checkpoint import parse_interval
 from daskgmm.errors import PlaceError, SkippedRowsWarning
-from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.storage.models import existing
 from daskgmm.storage.retry import check_free
 from daskgmm.storage.urls import absolute as place
@@ -84,13 +84,13 @@ def told_at_the_end() -> Iterator[None]:
 
 
 def tell_trained(
-    mixture: GaussianMixture, report: Report, *, goes_on_from: str | None = None
+    mixture: TrainedMixture, report: Report, *, goes_on_from: str | None = None
 ) -> None:
     """Say what to know of a mixture after its number of iterations.
 
     Parameters
     ----------
-    mixture : GaussianMixture
+    mixture : TrainedMixture
     report : Report
     goes_on_from : str or None
         A checkpoint from which the same command goes on with a larger --max-iter.

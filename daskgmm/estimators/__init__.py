@@ -1,4 +1,4 @@
 """scikit-learn's classes: they validate, call down and set attributes."""
 
 from daskgmm.estimators.gaussian import GaussianMixture as GaussianMixture
-from daskgmm.estimators.gaussian import load as load
+from daskgmm.estimators.models import load as load

@@ -1,0 +1,335 @@
+"""How mixtures are fitted, saved and handed to scikit-learn, whatever their rule."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn import get_config
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+
+from daskgmm.data.opening import place_of
+from daskgmm.data.source import Source
+from daskgmm.em.acceleration import likely_passes
+from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
+from daskgmm.em.fit import Outcome, Settings, sampled_of, train
+from daskgmm.em.progress import Callback, Progress, Reporter, as_columns, from_columns
+from daskgmm.em.state import Run, Status
+from daskgmm.errors import SkippedRowsWarning
+from daskgmm.estimators.base import PARAMETERS, MixtureBase
+from daskgmm.estimators.random_states import random_state_of
+from daskgmm.execution.threads import single_threaded_blas
+from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.storage import models
+from daskgmm.storage.urls import check_apart
+
+FITTED = (
+    *PARAMETERS,
+    "precisions_",
+    "converged_",
+    "n_iter_",
+    "lower_bound_",
+    "lower_bounds_",
+    "n_features_in_",
+)
+"""Attributes that scikit-learn's mixtures have, too;"""
+FITTED_OURS = (
+    "n_passes_",
+    "n_rows_skipped_",
+    "remaining_gain_",
+    "history_",
+    "arithmetic_",
+)
+"""and those that they have not."""
+
+
+class TrainedMixture(MixtureBase):
+    """A mixture that can be fitted."""
+
+    _fitted: ClassVar[tuple[str, ...]] = (*FITTED, *FITTED_OURS)
+    """Names of what a fit finds."""
+    _of_sklearn: ClassVar[type[BaseEstimator]]
+    """scikit-learn's class of this name,"""
+    _ours: ClassVar[tuple[str, ...]]
+    """and the parameters that it has not."""
+
+    @classmethod
+    @functools.cache
+    def _get_param_names(cls) -> list[str]:
+        """Found once: to read the signature takes as long as a pass over few rows."""
+        names: list[str] = super()._get_param_names()
+        return names
+
+    def fit(
+        self,
+        X: Any,
+        y: None = None,
+        sample_weight: Any = None,
+        *,
+        callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int | str = "1 minute",
+    ) -> Self:
+        """Fit the mixture.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+            See the class's notes.
+        y : ignored
+        sample_weight : array-like of shape (n,), default=None
+            Of X's kind. A row of weight 2 counts as two rows, one of weight 0 is
+            absent. A constant factor changes nothing.
+        callback : callable, default=None
+            Called with a `Progress` after each pass over the data: the number of the
+            pass, the best bound and its change, rows and seconds. If it raises, the fit
+            ends with that error, and the estimator is as it was before.
+        checkpoint : str or path, default=None
+            Where to keep the state of all runs: a folder, or any URL that fsspec
+            knows. If the state of the same fit to the same data is there, the fit goes
+            on from it, and ends with the same bits as one that was never broken off.
+        checkpoint_interval : int or str, default='1 minute'
+            How often: after so many passes over the data, or after a time such as
+            '30s'. The starts and the end are kept in any case.
+
+            A fit with a larger `max_iter`, a lower `tol`, more restarts or
+            acceleration goes on from there too; the first two end with the same bits
+            as one that had them from the start.
+
+        Returns
+        -------
+        estimator
+            The estimator itself.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is of other data, parameters or another version.
+        DataError
+            If the data cannot be used; the message names the block and row.
+        IllDefinedCovarianceError
+            If a covariance is not positive definite, in all runs; the message names a
+            `reg_covar` that would do.
+        StoreError
+            If there is no Zarr array at a path or URL.
+        """
+        self._validate_params()
+        self._check_array_api()
+        if callback is not None and not callable(callback):
+            raise TypeError(
+                f"callback must be callable with a Progress, got {callback!r}."
+            )
+        interval = parse_interval(checkpoint_interval)
+        read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
+        check_apart({"checkpoint": checkpoint}, read)
+        with self._restored_on_error(), single_threaded_blas():
+            source = self._taken(X, sample_weight, reset=True).source()
+            settings = self._settings(source.n_features)
+            reporter = Reporter(self.verbose, self.verbose_interval)
+
+            def observe(progress: Progress) -> None:
+                reporter.report(progress)
+                if callback is not None:
+                    callback(progress)
+
+            warm = self._warm_run(source.n_features)
+            keeper = (
+                None
+                if checkpoint is None
+                else Checkpoint(
+                    checkpoint,
+                    interval,
+                    self._what_is_fitted(source, warm),
+                )
+            )
+            with random_state_of(self.random_state) as random_state:
+                outcome = train(source, settings, random_state, warm, observe, keeper)
+            self._set_attributes(outcome, source.dtype)
+        if not self.converged_ and self.max_iter > 0:
+            goes_on = (
+                ""
+                if checkpoint is None
+                else f" With a larger max_iter, fit goes on from {checkpoint}."
+            )
+            warnings.warn(
+                "Best performing initialization did not converge. "
+                "Try different init parameters, or increase max_iter, "
+                "tol, or check for degenerate data." + goes_on,
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        if self.n_rows_skipped_:
+            warnings.warn(
+                f"{self.n_rows_skipped_} rows with NaN were left out of the fit.",
+                SkippedRowsWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """Fit the mixture and return the most probable component of each row.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+
+        Returns
+        -------
+        array of int64, shape (n,)
+        """
+        return self.fit(X, y, sample_weight).predict(X)
+
+    def _check_array_api(self) -> None:
+        """Refuse what scikit-learn refuses where array API dispatch is enabled."""
+        allowed = ["random", "random_from_data"]
+        needs_k_means = self.n_components > 1 and self.init_params not in allowed
+        if get_config()["array_api_dispatch"] and needs_k_means:
+            raise NotImplementedError(
+                f"Allowed `init_params` are {allowed} if 'array_api_dispatch' is "
+                f"enabled. You passed init_params={self.init_params!r}, which are not "
+                "implemented to work with 'array_api_dispatch' enabled. Please disable "
+                f"'array_api_dispatch' to use init_params={self.init_params!r}."
+            )
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        """Leave the estimator as it was if anything, an interrupt too, breaks a fit."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    @abstractmethod
+    def _settings(self, n_features: int) -> Settings:
+        """How to fit rows of so many features, by the parameters, checked."""
+
+    @abstractmethod
+    def _estimated(self) -> Mixture:
+        """What the rule of the fit estimated, from the attributes."""
+
+    def _set_estimated(self, outcome: Outcome, dtype: np.dtype[Any]) -> Mixture:
+        """Set what is more than a mixture; returns that, with its weights."""
+        return outcome.mixture
+
+    def _warm_run(self, n_features: int) -> Run[Mixture] | None:
+        if not (self.warm_start and hasattr(self, "converged_")):
+            return None
+        estimated = self._estimated()
+        self._check_n_features(
+            n_features,
+            " With warm_start=True a fit goes on from the parameters of the last one: "
+            "to begin anew, set it to False.",
+        )
+        return Run(estimated, previous=self.lower_bound_)
+
+    def _likely_passes(self, n_features: int, n_rows: int) -> int | None:
+        """Passes that a fit to so many rows likely takes, None if that is not known."""
+        sampled = sampled_of(self._settings(n_features), n_features, n_rows)
+        return likely_passes(sampled)
+
+    def _what_is_fitted(
+        self, source: Source, warm: Run[Mixture] | None
+    ) -> dict[str, Any]:
+        """What a checkpoint must agree in, by name."""
+        # What the last two come to depends on the number of rows too.
+        silent = ("verbose", "verbose_interval", "accelerate", "init_size")
+        parameters = {
+            name: value
+            for name, value in self.get_params(deep=False).items()
+            if name not in silent
+        }
+        kinds = {"number of features": source.n_features, "dtype": str(source.dtype)}
+        if warm is not None:
+            kinds["parameters to go on from"] = describe(
+                np.concatenate([np.ravel(getattr(self, name)) for name in PARAMETERS])
+            )
+        return {**parameters, **kinds}
+
+    def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
+        if dtype == np.float32 and not outcome.mixture.fits_in_single:
+            dtype = np.dtype(np.float64)
+        mixture, run = self._set_estimated(outcome, dtype), outcome.run
+        precisions = mixture.shape.precisions(mixture.factors)
+        found = mixture.weights, mixture.means, mixture.covariances, mixture.factors
+        for name, numbers in zip(
+            (*PARAMETERS, "precisions_"), (*found, precisions), strict=True
+        ):
+            setattr(self, name, np.require(numbers, dtype, ["C", "W"]))
+        self.converged_ = run.status is Status.CONVERGED
+        self.n_iter_ = run.n_iter
+        self.lower_bound_ = run.bound
+        self.lower_bounds_ = list(run.bounds)
+        self.n_passes_ = outcome.n_passes
+        self.n_rows_skipped_ = outcome.n_skipped
+        self.remaining_gain_ = outcome.remaining_gain
+        self.history_ = as_columns(outcome.history)
+        self.arithmetic_ = outcome.arithmetic
+
+    def to_sklearn(self) -> Any:
+        """The same model as scikit-learn's estimator, fitted if this one is."""
+        parameters = self.get_params(deep=False)
+        for name in self._ours:
+            del parameters[name]
+        theirs = self._of_sklearn(**parameters)
+        self._copy_fitted(self, theirs)
+        return theirs
+
+    @classmethod
+    def from_sklearn(cls, model: Any) -> Self:
+        """A scikit-learn model as this estimator, fitted if that one is."""
+        ours = cls(**model.get_params(deep=False))
+        cls._copy_fitted(model, ours)
+        return ours
+
+    @staticmethod
+    def _as_fitted(name: str, saved: Any) -> Any:
+        """An attribute as a fit sets it, from what was saved."""
+        return as_columns(saved) if name == "history_" else saved
+
+    @classmethod
+    def _fitted_names(cls, model: BaseEstimator) -> list[str]:
+        names = [*cls._fitted, "feature_names_in_"]
+        return [name for name in names if hasattr(model, name)]
+
+    @classmethod
+    def _copy_fitted(cls, source: BaseEstimator, target: BaseEstimator) -> None:
+        for name in cls._fitted_names(source):
+            setattr(target, name, copy(getattr(source, name)))
+
+    def save(self, url: str, *, overwrite: bool = False) -> None:
+        """Write the fitted model to a Zarr group.
+
+        Parameters
+        ----------
+        url : str or path
+            A folder, or any URL that Zarr can write to.
+        overwrite : bool, default=False
+            Whether a model that is there already is replaced.
+
+        Raises
+        ------
+        PlaceError
+            If something is there and `overwrite` is false.
+        """
+        check_is_fitted(self)
+        fitted = {n: getattr(self, n) for n in self._fitted_names(self)}
+        if "history_" in fitted:
+            fitted["history_"] = from_columns(fitted["history_"])
+        models.save(
+            url,
+            models.Model(type(self).__name__, self.get_params(deep=False), fitted),
+            overwrite=overwrite,
+        )
