@@ -30,6 +30,7 @@ SECTIONS = {
     "iterations": iterations.iterations,
     "restarts": iterations.restarts,
     "small": iterations.small,
+    "bayesian": iterations.bayesian,
     "rivals": rivals.rivals,
     "predictions": iterations.predictions,
     "questions": questions.questions,

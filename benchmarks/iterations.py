@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 from sklearn.datasets import make_blobs
+from sklearn.mixture import BayesianGaussianMixture as ReferenceBayesian
 from sklearn.mixture import GaussianMixture as Reference
 from threadpoolctl import threadpool_limits
 
@@ -25,7 +26,7 @@ from benchmarks.common import (
     per_iteration,
     start,
 )
-from daskgmm import GaussianMixture
+from daskgmm import BayesianGaussianMixture, GaussianMixture
 
 _SPINNING: Final = 0.2
 """Seconds after which threads of a BLAS no longer wait for more work, at work."""
@@ -125,6 +126,41 @@ def restarts(_machine: dict[str, float]) -> Iterator[Row]:
             min(peers.values()) / ours,
             f">= {target}",
         )
+
+
+def bayesian(_machine: dict[str, float]) -> Iterator[Row]:
+    """An iteration of variational Bayes, beside plain EM's and scikit-learn's."""
+    for case in (
+        Case("full", 2, 3, 1_000_000),
+        Case("full", 16, 10, 200_000),
+        Case("full", 128, 8, 20_000),
+        Case("diag", 16, 10, 400_000),
+    ):
+        x = make_rows(case)
+        parameters = {
+            "n_components": case.n_components,
+            "covariance_type": case.covariance_type,
+            "init_params": "random_from_data",
+            "random_state": 0,
+            "tol": 0,
+        }
+
+        def seconds(kind: type, x=x, parameters=parameters, **more: object) -> float:
+            return per_iteration(fit_of(kind, x, {**parameters, **more}), 2, 12, 3)
+
+        ours = seconds(BayesianGaussianMixture)
+        for name, peer, target in (
+            ("GaussianMixture", seconds(GaussianMixture, accelerate=False), ">= 0.91"),
+            ("scikit-learn", seconds(ReferenceBayesian), ""),
+        ):
+            yield Row(
+                "bayesian",
+                f"{case.name}, {case.n_rows} rows",
+                ours,
+                {name: peer},
+                peer / ours,
+                target,
+            )
 
 
 def small(_machine: dict[str, float]) -> Iterator[Row]:
