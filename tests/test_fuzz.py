@@ -239,18 +239,46 @@ def test_strange_weights(fitted, places, method, lazy):
         ask(model, method, rows, sample_weight=weights)
 
 
-PARAMETERS = list(GaussianMixture().get_params())
+OTHERS = {
+    "BayesianGaussianMixture": {"n_components": 1, "max_iter": 3, "random_state": 0},
+    "MixtureSearch": {"n_components": 1, "max_iter": 3, "random_state": 0},
+}
+PARAMETERS = [("GaussianMixture", name) for name in GaussianMixture().get_params()] + [
+    (kind, name)
+    for kind in OTHERS
+    for name in getattr(daskgmm, kind)().get_params()
+    if kind == "MixtureSearch" or name not in GaussianMixture().get_params()
+]
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_strange_parameters(name):
+def made(kind):
+    return getattr(daskgmm, kind)(**OTHERS[kind]) if kind in OTHERS else fresh()
+
+
+@pytest.mark.parametrize(("kind", "name"), PARAMETERS)
+def test_strange_parameters(kind, name):
     rows = np.random.default_rng(0).normal(size=(9, 2))
     for value in [*STRANGE, -1, 0, 1e9, np.nan, np.inf, "full", 10**30]:
         if name in ("max_iter", "n_init", "n_components", "init_size") and (
             isinstance(value, int) and value > 100
         ):
             continue  # they mean it
-        ask(fresh().set_params(**{name: value}), "fit", rows)
+        ask(made(kind).set_params(**{name: value}), "fit", rows)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("criterion", [None, "held_out"])
+def test_strange_rows_and_weights_of_others(kind, criterion, places):
+    model = made(kind)
+    if kind == "MixtureSearch" and criterion:
+        model.set_params(criterion=criterion, held_out=0.5)
+    rows = np.random.default_rng(0).normal(size=(9, 2))
+    for value in [*STRANGE, *places]:
+        ask(model, "fit", value)
+        ask(model, "fit", rows, sample_weight=value)
+        ask(model, "fit", rows, checkpoint_interval=value)
+        ask(model, "fit", rows, callback=value)
+        ask(model, "predict", value)
 
 
 @pytest.mark.parametrize("what", ["save", "load", "checkpoint", "interval", "sample"])
@@ -360,6 +388,9 @@ COMMANDS = (
     ("sample", "{model}", "{}", "-n", "5"),
     ("info", "{}"),
     ("fit", "{rows}", "{}", "-k", "2"),
+    ("select", "{}", "{out}", "-k", "1,2"),
+    ("select", "{rows}", "{out}", "-k", "{}"),
+    ("fit", "{}", "{out}", "-k", "2", "--bayesian"),
     ("fit", "{rows}", "{out}", "-k", "2", "--checkpoint", "{}"),
     ("fit", "{rows}", "{out}", "-k", "2", "--weights", "{}"),
 )

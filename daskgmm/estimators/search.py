@@ -267,8 +267,8 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _candidates(self, seed: int) -> list[GaussianMixture]:
-        numbers = _values("n_components", self.n_components)
-        shapes = _values("covariance_type", self.covariance_type)
+        numbers = _values("n_components", self.n_components, Integral)
+        shapes = _values("covariance_type", self.covariance_type, str)
         shared = {name: getattr(self, name) for name in _SHARED}
         candidates = [
             GaussianMixture(k, covariance_type=shape, random_state=seed, **shared)
@@ -365,13 +365,17 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self.best_estimator_
 
 
-def _values(name: str, given: Any) -> list[Any]:
+def _values(name: str, given: Any, kind: type) -> list[Any]:
     """Values of a parameter, in their order, each once."""
-    if isinstance(given, str | Integral):
+    if isinstance(given, kind):
         return [given]
-    plain = [v.item() if isinstance(v, np.generic) else v for v in given]
-    if not plain:
-        raise ValueError(f"{name} must name one or more values, got {given!r}.")
+    values = list(given) if np.iterable(given) else []
+    plain = [v.item() if isinstance(v, np.generic) else v for v in values]
+    if not plain or not all(isinstance(value, kind) for value in plain):
+        what = "names of shapes" if kind is str else "whole numbers"
+        raise ValueError(
+            f"{name} must be one or more {what}: a sequence of them, got {given!r}."
+        )
     return [*dict.fromkeys(plain)]
 
 

@@ -463,7 +463,7 @@ def test_names_of_columns_are_known():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"n_components": ()}, "n_components must name one or more values"),
+        ({"n_components": ()}, "n_components must be one or more whole numbers"),
         ({"n_components": (0, 1)}, "n_components"),
         ({"covariance_type": ("full", "round")}, "covariance_type"),
         ({"criterion": "best"}, "criterion"),
