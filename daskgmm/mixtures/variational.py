@@ -9,8 +9,8 @@ and with its constants left out of the bound, so that its numbers come out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from daskgmm.mixtures.refinement import Refined
 from daskgmm.mixtures.sufficient_statistics import Moments
 
 Array = NDArray[np.float64]
+
+_KEPT: Final = 32
+"""Mixtures whose messages are kept, at the most."""
 
 
 @final
@@ -76,6 +79,9 @@ class VariationalBayes:
 
     priors: Priors
     reg_covar: float
+    _sent: dict[int, tuple[Mixture, Mixture]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     # --- posteriors, from counts ------------------------------------------------------
 
@@ -119,7 +125,18 @@ class VariationalBayes:
     # --- what a rule says -------------------------------------------------------------
 
     def message(self, mixture: Mixture) -> Mixture:
-        """The mixture that finds the responsibilities: of expected log densities."""
+        """The mixture that finds the responsibilities: of expected log densities.
+
+        It is asked for several times in a pass, and takes as long as one over few rows.
+        """
+        known = self._sent.get(id(mixture))
+        if known is None or known[0] is not mixture:
+            if len(self._sent) >= _KEPT:
+                self._sent.clear()
+            known = self._sent[id(mixture)] = mixture, self._expected(mixture)
+        return known[1]
+
+    def _expected(self, mixture: Mixture) -> Mixture:
         shape, counts, d = mixture.shape, mixture.weights, mixture.n_features
         degrees = self.degrees_of_freedom(shape, counts)
         # Of the log determinants of precisions that are not divided by their degrees.
