@@ -209,7 +209,9 @@ OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"} | {
     for name in (
         "as_fitted",
         "check_array_api",
+        "mixture",
         "set_attributes",
+        "set_mixture",
         "settings",
         "taken",
     )

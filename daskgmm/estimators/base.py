@@ -23,6 +23,7 @@ from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Gaps
 from daskgmm.data.inputs import Rows, is_plain_frame, open_input
 from daskgmm.data.source import Source
+from daskgmm.em.comparison import Comparison, compare
 from daskgmm.em.precision import may_be_single
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.errors import DataError
@@ -30,6 +31,10 @@ from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
 
 _FLOATS = [np.float64, np.float32]
+_NO_ROWS = (
+    "There are no rows to score: X has none, or all have weight 0, or NaN and are "
+    "skipped."
+)
 PARAMETERS = ("weights_", "means_", "covariances_", "precisions_cholesky_")
 
 
@@ -282,10 +287,7 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
             found, dtype = score(question, source.shards()), source.dtype
             source.check_unchanged()
         if not found.weight > 0:
-            raise DataError(
-                "There are no rows to score: X has none, or all have weight 0, or NaN "
-                "and are skipped."
-            )
+            raise DataError(_NO_ROWS)
         return found, dtype
 
     def aic(self, X: Any, sample_weight: Any = None) -> float:
@@ -318,6 +320,49 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         found, _ = self._score(X, sample_weight)
         return found.bic(self._n_parameters())
+
+    def compare(self, other: Any, X: Any, sample_weight: Any = None) -> Comparison:
+        """Beside another model on the same rows, in one pass over them.
+
+        Parameters
+        ----------
+        other : fitted mixture of this package
+            Of as many features.
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        Comparison
+            `mean` and `other_mean`, the mean log densities of a row; their `difference`
+            with its `standard_error`, paired by rows; and `n_rows`, by weight.
+
+        Examples
+        --------
+        >>> from daskgmm import GaussianMixture
+        >>> rows = [[0.0], [1.0], [2.0], [8.0], [9.0], [10.0]]
+        >>> one, two = (GaussianMixture(k, random_state=0).fit(rows) for k in (1, 2))
+        >>> two.compare(one, rows).difference > 0
+        True
+        """
+        check_is_fitted(self)
+        if not isinstance(other, MixtureBase):
+            raise TypeError(
+                "other must be a fitted mixture of this package, and is "
+                f"{type(other).__name__}."
+            )
+        check_is_fitted(other)
+        taken = self._taken(X, sample_weight, reset=False)
+        other._check_n_features(self._shape_of_means()[1])
+        source = taken.source()
+        one, two = (
+            ask(model._mixture(), "log_prob", nan=self.nan) for model in (self, other)
+        )
+        found = compare(one, two, source.shards())
+        source.check_unchanged()
+        if not found.n_rows > 0:
+            raise DataError(_NO_ROWS)
+        return found
 
     def _n_parameters(self) -> int:
         """Free parameters of the model."""

@@ -17,6 +17,7 @@ from daskgmm.em.acceleration import InitSize
 from daskgmm.em.fit import Outcome, Settings
 from daskgmm.em.initialization import Start
 from daskgmm.em.plain import Stopping
+from daskgmm.estimators.gaussian import GaussianMixture, made_of
 from daskgmm.estimators.start_parameters import given
 from daskgmm.estimators.trained import FITTED, FITTED_OURS, TrainedMixture
 from daskgmm.mixtures.covariance import SHAPES
@@ -260,6 +261,9 @@ degrees_of_freedom_prior_, covariance_prior_
         if name == "weight_concentration_" and np.ndim(saved) == 2:
             return tuple(saved)
         return TrainedMixture._as_fitted(name, saved)
+
+    def _made_of(self, mixture: Mixture, names: Any) -> GaussianMixture:
+        return made_of(mixture, names, self)
 
     def _estimated(self) -> Mixture:
         counts = np.asarray(self.mean_precision_, float) - self.mean_precision_prior_

@@ -258,3 +258,22 @@ default='kmeans'
 
     def _estimated(self) -> Mixture:
         return self._mixture()
+
+    def _made_of(self, mixture: Mixture, names: Any) -> GaussianMixture:
+        return made_of(mixture, names, self)
+
+
+def made_of(mixture: Mixture, names: Any, like: TrainedMixture) -> GaussianMixture:
+    """A fitted model of a mixture, which answers questions as another one does."""
+    model = GaussianMixture(
+        mixture.n_components,
+        covariance_type=mixture.shape.name,
+        random_state=like.random_state,
+        missing_chunks=like.missing_chunks,
+        nan=like.nan,
+    )
+    model._set_mixture(mixture, np.asarray(like.means_).dtype)
+    model.n_features_in_ = mixture.n_features
+    if names is not None:
+        model.feature_names_in_ = names
+    return model

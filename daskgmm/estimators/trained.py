@@ -25,7 +25,8 @@ from daskgmm.em.fit import Outcome, Settings, sampled_of, train
 from daskgmm.em.progress import Callback, Progress, Reporter, as_columns, from_columns
 from daskgmm.em.state import Run, Status
 from daskgmm.errors import SkippedRowsWarning
-from daskgmm.estimators.base import PARAMETERS, MixtureBase
+from daskgmm.estimators.base import PARAMETERS
+from daskgmm.estimators.derived import DerivedMixtures
 from daskgmm.estimators.random_states import random_state_of
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.gaussian import Mixture
@@ -52,7 +53,7 @@ FITTED_OURS = (
 """and those that they have not."""
 
 
-class TrainedMixture(MixtureBase):
+class TrainedMixture(DerivedMixtures):
     """A mixture that can be fitted."""
 
     _fitted: ClassVar[tuple[str, ...]] = (*FITTED, *FITTED_OURS)
@@ -220,6 +221,14 @@ class TrainedMixture(MixtureBase):
     def _estimated(self) -> Mixture:
         """What the rule of the fit estimated, from the attributes."""
 
+    def _set_mixture(self, mixture: Mixture, dtype: np.dtype[Any]) -> None:
+        precisions = mixture.shape.precisions(mixture.factors)
+        found = mixture.weights, mixture.means, mixture.covariances, mixture.factors
+        for name, numbers in zip(
+            (*PARAMETERS, "precisions_"), (*found, precisions), strict=True
+        ):
+            setattr(self, name, np.require(numbers, dtype, ["C", "W"]))
+
     def _set_estimated(self, outcome: Outcome, dtype: np.dtype[Any]) -> Mixture:
         """Set what is more than a mixture; returns that, with its weights."""
         return outcome.mixture
@@ -261,13 +270,8 @@ class TrainedMixture(MixtureBase):
     def _set_attributes(self, outcome: Outcome, dtype: np.dtype[Any]) -> None:
         if dtype == np.float32 and not outcome.mixture.fits_in_single:
             dtype = np.dtype(np.float64)
-        mixture, run = self._set_estimated(outcome, dtype), outcome.run
-        precisions = mixture.shape.precisions(mixture.factors)
-        found = mixture.weights, mixture.means, mixture.covariances, mixture.factors
-        for name, numbers in zip(
-            (*PARAMETERS, "precisions_"), (*found, precisions), strict=True
-        ):
-            setattr(self, name, np.require(numbers, dtype, ["C", "W"]))
+        self._set_mixture(self._set_estimated(outcome, dtype), dtype)
+        run = outcome.run
         self.converged_ = run.status is Status.CONVERGED
         self.n_iter_ = run.n_iter
         self.lower_bound_ = run.bound

@@ -199,6 +199,14 @@ class CovarianceShape(ABC):
         """Scatter (K, S) over counts (K,), with reg_covar on the diagonal."""
 
     @abstractmethod
+    def of_features(self, covariances: Array, features: NDArray[np.intp]) -> Array:
+        """Covariances of some features alone."""
+
+    @abstractmethod
+    def squares(self, off: Array) -> Array:
+        """What deviations, (n, d), are squared, as n covariances are stored."""
+
+    @abstractmethod
     def prior(self, moments_scatter: Array, n_features: int) -> Array:
         """What one component's covariance is before, from that of all rows.
 
@@ -439,6 +447,12 @@ class _MatrixShape(CovarianceShape):
 
     def kept(self, dense: Array, diagonal: Array) -> Array:
         return self.pool(dense)
+
+    def of_features(self, covariances: Array, features: NDArray[np.intp]) -> Array:
+        return np.asarray(covariances[..., features[:, np.newaxis], features])
+
+    def squares(self, off: Array) -> Array:
+        return off[:, :, np.newaxis] * off[:, np.newaxis]
 
     def prior(self, moments_scatter: Array, n_features: int) -> Array:
         matrix: Array = _unpack(moments_scatter, n_features)[0]
@@ -764,6 +778,12 @@ class Diag(_DiagonalShape):
     def kept(self, dense: Array, diagonal: Array) -> Array:
         return diagonal
 
+    def of_features(self, covariances: Array, features: NDArray[np.intp]) -> Array:
+        return np.asarray(covariances[:, features])
+
+    def squares(self, off: Array) -> Array:
+        return off**2
+
     def prior(self, moments_scatter: Array, n_features: int) -> Array:
         variances: Array = moments_scatter[0]
         return variances
@@ -822,6 +842,12 @@ class Spherical(_DiagonalShape):
     def kept(self, dense: Array, diagonal: Array) -> Array:
         traces: Array = diagonal.sum(axis=1, keepdims=True)
         return traces
+
+    def of_features(self, covariances: Array, features: NDArray[np.intp]) -> Array:
+        return covariances
+
+    def squares(self, off: Array) -> Array:
+        return np.asarray((off**2).mean(axis=1))
 
     def prior(self, moments_scatter: Array, n_features: int) -> Array:
         return np.asarray(moments_scatter[0].mean())

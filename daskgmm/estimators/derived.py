@@ -1,0 +1,183 @@
+"""What can be made of a fitted mixture: parts of it, and how far apart they are."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
+
+from daskgmm.estimators.base import MixtureBase
+from daskgmm.mixtures import parts
+from daskgmm.mixtures.gaussian import Mixture
+
+Features = str | int | Sequence[str] | Sequence[int]
+
+
+class DerivedMixtures(MixtureBase):
+    """Other mixtures that follow from one, and how far apart its components are."""
+
+    def _plain_mixture(self) -> Mixture:
+        """Weights, means and covariances as the attributes have them."""
+        return MixtureBase._mixture(self)
+
+    @abstractmethod
+    def _made_of(self, mixture: Mixture, names: Any) -> MixtureBase:
+        """A fitted `GaussianMixture`, for features of these names or None."""
+
+    def marginal(self, features: Features) -> MixtureBase:
+        """The mixture of some features.
+
+        Parameters
+        ----------
+        features : int, str, or sequence of them
+            Numbers of features, from 0, or their names.
+
+        Returns
+        -------
+        GaussianMixture
+            Fitted: its features are those, in that order.
+
+        Examples
+        --------
+        >>> from daskgmm import GaussianMixture
+        >>> gm = GaussianMixture(1).fit([[0.0, 1.0], [1.0, 5.0], [5.0, 3.0]])
+        >>> gm.marginal(1).means_
+        array([[3.]])
+        """
+        check_is_fitted(self)
+        places = self._places(features)
+        mixture = parts.marginal(self._plain_mixture(), places)
+        return self._made_of(mixture, self._names(places))
+
+    def conditional(self, features: Features, values: ArrayLike) -> MixtureBase:
+        """The mixture of the other features, where some have these values.
+
+        Parameters
+        ----------
+        features : int, str, or sequence of them
+            Numbers of the features that are given, from 0, or their names.
+        values : float, or array-like of shape (m,)
+            Their values.
+
+        Returns
+        -------
+        GaussianMixture
+            Fitted: its features are the others, in their order.
+
+        Examples
+        --------
+        >>> from daskgmm import GaussianMixture
+        >>> gm = GaussianMixture(1).fit([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
+        >>> gm.conditional(0, 3.0).means_.round(3)
+        array([[7.]])
+        """
+        check_is_fitted(self)
+        places = self._places(features)
+        mixture = self._plain_mixture()
+        if len(places) == mixture.n_features:
+            raise ValueError(
+                f"features={features!r} are all features: none is left to be asked "
+                "about."
+            )
+        given: NDArray[np.float64] = check_array(
+            np.atleast_1d(np.asarray(values)),
+            dtype=np.float64,
+            ensure_2d=False,
+            input_name="values",
+        )
+        if given.shape != places.shape:
+            raise ValueError(
+                f"values must have one number for each of {len(places)} features, and "
+                f"have the shape {given.shape}."
+            )
+        found = parts.Conditional.of(mixture, places).at(given)
+        others = np.setdiff1d(np.arange(mixture.n_features), places)
+        return self._made_of(found, self._names(others))
+
+    def kl_divergence(self) -> NDArray[np.float64]:
+        """Kullback and Leibler's divergence of each component from each other.
+
+        Returns
+        -------
+        ndarray of shape (K, K)
+            In nats: of component i from component j at [i, j].
+        """
+        check_is_fitted(self)
+        return parts.kl_divergences(self._plain_mixture())
+
+    def bhattacharyya(self) -> NDArray[np.float64]:
+        """Bhattacharyya's distance of each two components.
+
+        Returns
+        -------
+        ndarray of shape (K, K)
+            In nats: exp of minus it is the integral of the root of the product of both
+            densities, one where they are the same.
+        """
+        check_is_fitted(self)
+        return parts.bhattacharyya_distances(self._plain_mixture())
+
+    def merge_components(self, n_components: int) -> tuple[MixtureBase, float]:
+        """A mixture of fewer components, those joined that lose least.
+
+        Two at a time become one of their mean and covariance, by the bound of Runnalls
+        (2007) on what that loses.
+
+        Parameters
+        ----------
+        n_components : int
+            How many are left.
+
+        Returns
+        -------
+        model : GaussianMixture
+            Fitted; full where the covariance was tied, as it is not the same any more.
+        loss : float
+            The divergence of the old density from the new one, in nats, is no more.
+        """
+        check_is_fitted(self)
+        mixture = self._plain_mixture()
+        if not isinstance(n_components, Integral) or not (
+            1 <= n_components <= mixture.n_components
+        ):
+            raise ValueError(
+                "n_components must be a whole number from 1 to "
+                f"{mixture.n_components}, as many as there are, got {n_components!r}."
+            )
+        found, loss = parts.merged(mixture, int(n_components))
+        return self._made_of(found, self._names(np.arange(mixture.n_features))), loss
+
+    def _names(self, places: NDArray[np.intp]) -> Any:
+        names = getattr(self, "feature_names_in_", None)
+        return None if names is None else names[places]
+
+    def _places(self, features: Any) -> NDArray[np.intp]:
+        """Numbers of features, each once."""
+        several = not isinstance(features, str | Integral) and np.iterable(features)
+        given = list(features) if several else [features]
+        places = [self._place(feature) for feature in given]
+        if not places or len(set(places)) < len(places):
+            raise ValueError(
+                f"features must be one or more features, each once, got {features!r}."
+            )
+        return np.array(places, dtype=np.intp)
+
+    def _place(self, feature: Any) -> int:
+        n_features = self._plain_mixture().n_features
+        names = list(getattr(self, "feature_names_in_", ()))
+        if isinstance(feature, str) and feature in names:
+            return names.index(feature)
+        is_number = isinstance(feature, Integral) and not isinstance(feature, bool)
+        if is_number and 0 <= feature < n_features:
+            return int(feature)
+        known = f" or one of the names {', '.join(names)}" if names else ""
+        raise ValueError(
+            f"There is no feature {feature!r}: features are numbers from 0 to "
+            f"{n_features - 1}{known}."
+        )
