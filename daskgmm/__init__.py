@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from daskgmm.estimators.bayesian import BayesianGaussianMixture
     from daskgmm.estimators.gaussian import GaussianMixture
     from daskgmm.estimators.models import history, load
+    from daskgmm.estimators.outliers import MixtureOutlierDetector
     from daskgmm.estimators.search import MixtureSearch
 
 __version__ = version("daskgmm")
@@ -39,6 +40,7 @@ __all__ = [
     "GaussianMixture",
     "IllDefinedCovarianceError",
     "MissingLibraryError",
+    "MixtureOutlierDetector",
     "MixtureSearch",
     "ModelFileError",
     "NewerFormatError",
@@ -74,6 +76,10 @@ def __getattr__(name: str) -> Any:
         from daskgmm.em.search import SearchProgress
 
         return SearchProgress
+    if name == "MixtureOutlierDetector":
+        from daskgmm.estimators.outliers import MixtureOutlierDetector
+
+        return MixtureOutlierDetector
     if name == "MixtureSearch":
         from daskgmm.estimators.search import MixtureSearch
 

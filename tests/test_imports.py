@@ -80,6 +80,7 @@ PRIVATE = {
     ("estimators/gaussian", "sklearn.utils._param_validation"),
     ("estimators/bayesian", "_parameter_constraints"),
     ("estimators/bayesian", "sklearn.utils._param_validation"),
+    ("estimators/outliers", "sklearn.utils._param_validation"),
     ("estimators/search", "_parameter_constraints"),
     ("estimators/search", "_validate_params"),
     ("estimators/search", "sklearn.utils._param_validation"),

@@ -26,6 +26,7 @@ from daskgmm.data.source import Source
 from daskgmm.em.comparison import Comparison, compare
 from daskgmm.em.precision import may_be_single
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
+from daskgmm.em.quantiles import Quantiles
 from daskgmm.errors import DataError
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
@@ -320,6 +321,54 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         found, _ = self._score(X, sample_weight)
         return found.bic(self._n_parameters())
+
+    def score_quantile(
+        self, X: Any, q: Any, sample_weight: Any = None, *, exact: bool = True
+    ) -> Any:
+        """Quantiles of the rows' log densities, without a number for each row.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        q : float, or array-like of floats
+            From 0 to 1.
+        sample_weight : array-like of shape (n,), default=None
+            A row of weight 2 counts as two.
+        exact : bool, default=True
+            Whether they are as `numpy.quantile` of `score_samples(X)` has them, which
+            takes two passes, of over some billions of rows three. Else one pass tells
+            between what they lie.
+
+        Returns
+        -------
+        float or ndarray, as q is; or, if not exact, a `Bracket` or a list of them
+            `low` and `high`, between which the row of that rank lies, about a
+            thousandth apart, and `rank_error`, how many rows do.
+
+        Examples
+        --------
+        >>> from daskgmm import GaussianMixture
+        >>> rows = [[0.0], [1.0], [2.0], [3.0], [10.0]]
+        >>> gm = GaussianMixture(1).fit(rows)
+        >>> bool(gm.score_quantile(rows, 0.0) == gm.score_samples(rows).min())
+        True
+        """
+        check_is_fitted(self)
+        shares = np.asarray(q, dtype=np.float64)
+        if shares.ndim > 1 or not ((shares >= 0.0) & (shares <= 1.0)).all():
+            raise ValueError(f"q must be from 0 to 1, or several such, got {q!r}.")
+        source = self._taken(X, sample_weight, reset=False).source()
+        question = ask(self._mixture(), "log_prob", nan=self.nan)
+        rows = Quantiles(question, source.shards())
+        if not rows.weight > 0.0:
+            raise DataError(_NO_ROWS)
+        last = max(rows.weight - 1.0, 0.0)
+        if not exact:
+            found = [rows.bracket(share * last) for share in np.atleast_1d(shares)]
+            return found if shares.ndim else found[0]
+        quantiles = rows.interpolated(np.atleast_1d(shares) * last)
+        source.check_unchanged()
+        return quantiles if shares.ndim else float(quantiles[0])
 
     def compare(self, other: Any, X: Any, sample_weight: Any = None) -> Comparison:
         """Beside another model on the same rows, in one pass over them.
