@@ -34,6 +34,7 @@ from daskgmm.data.parquet import ParquetRows
 from daskgmm.data.table_files import has_suffix
 from daskgmm.data.versions import versions_of
 from daskgmm.estimators.models import load
+from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Work
 from daskgmm.outputs.parquet_output import write_parquet
@@ -60,6 +61,13 @@ _METHODS: Final = {
     "or the log density of the mixture.",
 )
 @click.option(
+    "--outliers",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    metavar="SHARE",
+    help="Label outliers instead: -1 for so many of the rows, those of the lowest "
+    "density, and 1 for others. To find where they begin, STORE is read twice more.",
+)
+@click.option(
     "--key",
     "keys",
     metavar="COLUMN",
@@ -84,6 +92,7 @@ def predict(
     store: str,
     out: str,
     kind: str,
+    outliers: float | None,
     keys: tuple[str, ...],
     missing_chunks: str,
     nan: str,
@@ -98,17 +107,20 @@ def predict(
     OUT is a Zarr array with a row for each of STORE, in chunks of as many rows, with
     checksums; small chunks are put into shards. If its name ends in .parquet, it is a
     folder of Parquet files, one for each block of STORE, with the columns "component",
-    or "probability_0" and so on, or "log_density".
+    or "probability_0" and so on, or "log_density", or, of outliers, "label".
 
     \b
       daskgmm predict model.zarr rows.zarr labels.zarr
       daskgmm predict model.zarr rows.zarr proba.zarr --kind proba
       daskgmm predict model.zarr cells.parquet labels.parquet --key id
+      daskgmm predict model.zarr rows.zarr outliers.zarr --outliers 0.01
 
     A command that was broken off, by an error or in any other way, goes on when it is
     given again; what is done is kept. OUT says of itself whether it is complete, and so
     does "daskgmm info OUT".
     """  # noqa: D301
+    if outliers is not None and kind != "labels":
+        raise click.UsageError(f"--outliers does not go with --kind {kind}.")
     check_arguments_apart({"OUT": out}, {"MODEL": model, "STORE": store})
     mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
@@ -116,7 +128,7 @@ def predict(
     keyed = _keyed(rows, out, keys)
     work = Work(
         {
-            "kind": kind,
+            "kind": kind if outliers is None else f"outliers {outliers}",
             "model": digest(mixture),
             "keys": keys,
             "nan": nan,
@@ -132,14 +144,14 @@ def predict(
         return
     began = perf_counter()
     with cluster.connect(), report.counting("parts") as observe:
-        answer = getattr(mixture, _METHODS[kind])(rows)
+        answer = _answer(mixture, rows, kind, outliers)
         work = replace(work, observer=observe)
         if has_suffix(out):
             written = write_parquet(
                 answer,
                 out,
                 work,
-                names=_columns(kind, mixture.n_components),
+                names=_columns(kind, mixture.n_components, outliers),
                 keys=keys,
                 keyed=keyed,
             )
@@ -158,7 +170,20 @@ def _keyed(rows: Opened, out: str, keys: tuple[str, ...]) -> ParquetRows | None:
     return rows
 
 
-def _columns(kind: str, n_components: int) -> list[str]:
+def _answer(
+    mixture: TrainedMixture, rows: Opened, kind: str, outliers: float | None
+) -> Any:
+    """The answer for all rows, lazily; what is an outlier is found before."""
+    if outliers is None:
+        return getattr(mixture, _METHODS[kind])(rows)
+    offset = mixture.score_quantile(rows, outliers)
+    # As `MixtureOutlierDetector` has it; NaN, of rows that are skipped, is below, too.
+    return (mixture.score_samples(rows) >= offset) * 2 - 1
+
+
+def _columns(kind: str, n_components: int, outliers: float | None) -> list[str]:
+    if outliers is not None:
+        return ["label"]
     if kind == "proba":
         return [f"probability_{k}" for k in range(n_components)]
     return ["component" if kind == "labels" else "log_density"]
