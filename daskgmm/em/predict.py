@@ -119,7 +119,8 @@ def _numbers(mixture: Mixture) -> tuple[NDArray[np.float64], ...]:
     # Of triangles what is not zero, as it takes longer to read them than to answer.
     starts = range(0, mixture.n_features, _STRIP) if shape.dense else ()
     strips = [factors[..., i : i + _STRIP, i:] for i in starts] or [factors]
-    return mixture.weights, mixture.means, *spread, *strips
+    logs = () if mixture.log_weights is None else (mixture.log_weights,)
+    return mixture.weights, mixture.means, *logs, *spread, *strips
 
 
 def ask(

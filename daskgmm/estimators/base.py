@@ -362,12 +362,12 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         rows = Quantiles(question, source.shards())
         if not rows.weight > 0.0:
             raise DataError(_NO_ROWS)
-        last = max(rows.weight - 1.0, 0.0)
-        if not exact:
-            found = [rows.bracket(share * last) for share in np.atleast_1d(shares)]
-            return found if shares.ndim else found[0]
-        quantiles = rows.interpolated(np.atleast_1d(shares) * last)
+        ranks = np.atleast_1d(shares) * max(rows.weight - 1.0, 0.0)
+        found = [] if exact else [rows.bracket(rank) for rank in ranks]
+        quantiles = rows.interpolated(ranks) if exact else ranks
         source.check_unchanged()
+        if not exact:
+            return found if shares.ndim else found[0]
         return quantiles if shares.ndim else float(quantiles[0])
 
     def compare(self, other: Any, X: Any, sample_weight: Any = None) -> Comparison:

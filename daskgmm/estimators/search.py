@@ -32,6 +32,7 @@ from daskgmm.em.search import (
     search,
 )
 from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.estimators.trained import warn_of
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.urls import check_apart
@@ -264,6 +265,7 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
             outcome = search(source, settings, seed, observe, keeper)
         self._set(outcome, candidates, source.dtype)
+        warn_of(self.best_estimator_, None)
         return self
 
     def _candidates(self, seed: int) -> list[GaussianMixture]:

@@ -155,25 +155,7 @@ class TrainedMixture(DerivedMixtures):
             with random_state_of(self.random_state) as random_state:
                 outcome = train(source, settings, random_state, warm, observe, keeper)
             self._set_attributes(outcome, source.dtype)
-        if not self.converged_ and self.max_iter > 0:
-            goes_on = (
-                ""
-                if checkpoint is None
-                else f" With a larger max_iter, fit goes on from {checkpoint}."
-            )
-            warnings.warn(
-                "Best performing initialization did not converge. "
-                "Try different init parameters, or increase max_iter, "
-                "tol, or check for degenerate data." + goes_on,
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        if self.n_rows_skipped_:
-            warnings.warn(
-                f"{self.n_rows_skipped_} rows with NaN were left out of the fit.",
-                SkippedRowsWarning,
-                stacklevel=2,
-            )
+        warn_of(self, f"fit goes on from {checkpoint}" if checkpoint else None)
         return self
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
@@ -336,4 +318,23 @@ class TrainedMixture(DerivedMixtures):
             url,
             models.Model(type(self).__name__, self.get_params(deep=False), fitted),
             overwrite=overwrite,
+        )
+
+
+def warn_of(model: TrainedMixture, how_to_go_on: str | None) -> None:
+    """Warn, where the caller's caller stands, of what a fit did not do."""
+    if not model.converged_ and model.max_iter > 0:
+        goes_on = f" With a larger max_iter, {how_to_go_on}." if how_to_go_on else ""
+        warnings.warn(
+            "Best performing initialization did not converge. "
+            "Try different init parameters, or increase max_iter, "
+            "tol, or check for degenerate data." + goes_on,
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    if model.n_rows_skipped_:
+        warnings.warn(
+            f"{model.n_rows_skipped_} rows with NaN were left out of the fit.",
+            SkippedRowsWarning,
+            stacklevel=3,
         )

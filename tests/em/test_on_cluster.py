@@ -7,12 +7,13 @@ import signal
 import time
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 from conftest import blobs
 from distributed import Client, LocalCluster
 
-from daskgmm import GaussianMixture
+from daskgmm import BayesianGaussianMixture, GaussianMixture, MixtureSearch
 from daskgmm.data.on_cluster import held_by_cluster
 from daskgmm.em import acceleration
 from daskgmm.em.acceleration import OnSample
@@ -119,3 +120,31 @@ def test_little_work_stays_here(x, client, monkeypatch):
 def test_without_a_cluster_rows_are_sent_nowhere(x):
     with pytest.raises(ClusterError, match="no cluster"):
         held_by_cluster(x, None)
+
+
+def test_searches_and_questions_have_the_same_bits(x, client):
+    """Rows held out, priors of all rows, quantiles, comparisons: by two processes."""
+    rows = da.from_array(x[:6000], chunks=(700, 4))
+    found = []
+    for scheduler in (client, "sync"):
+        with dask.config.set(scheduler=scheduler):
+            search = MixtureSearch(
+                (1, 3), criterion="held_out", random_state=0, init_size=500
+            ).fit(rows)
+            bayesian = BayesianGaussianMixture(
+                n_components=3, random_state=0, init_size=500
+            ).fit(rows)
+            best = search.best_estimator_
+            found.append(
+                [
+                    *(search.results_[name] for name in ("bic", "icl", "held_out")),
+                    best.covariances_,
+                    bayesian.covariance_prior_,
+                    bayesian.covariances_,
+                    bayesian.lower_bounds_,
+                    best.score_quantile(rows, [0.01, 0.5]),
+                    np.array(best.compare(bayesian, rows)),
+                ]
+            )
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, expected)

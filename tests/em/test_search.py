@@ -12,7 +12,7 @@ from conftest import COVARIANCE_TYPES, blobs, create_zarr
 from oracle import log_joint, log_sum_exp, responsibilities
 from scipy.stats import kstest
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 from stored import Reader
 
@@ -20,7 +20,12 @@ from daskgmm import GaussianMixture, MixtureSearch, load
 from daskgmm.em.held_out import Split
 from daskgmm.em.search import CRITERIA
 from daskgmm.em.state import Status
-from daskgmm.errors import CheckpointError, DataError, IllDefinedCovarianceError
+from daskgmm.errors import (
+    CheckpointError,
+    DataError,
+    IllDefinedCovarianceError,
+    SkippedRowsWarning,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -449,6 +454,18 @@ def test_a_seed_that_is_none_is_drawn_once(seed):
     x = blobs(0, 400, 2, 3, spread=1.0)
     search = MixtureSearch((2, 3), random_state=seed).fit(x)
     assert_as_alone(search, x)
+
+
+@pytest.mark.filterwarnings("ignore::daskgmm.errors.SkippedRowsWarning")
+def test_it_warns_of_what_the_best_did_not_do():
+    x = blobs(0, 500, 2, 4, spread=1.0)
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        MixtureSearch((3, 4), max_iter=2, tol=1e-9, random_state=0).fit(x)
+    x[7, 1] = np.nan
+    with pytest.warns(SkippedRowsWarning, match="1 rows with NaN"):
+        search = MixtureSearch((1, 2), nan="skip", random_state=0).fit(x)
+    assert search.best_estimator_.n_rows_skipped_ == 1
+    assert_as_alone(search, x, nan="skip")
 
 
 def test_names_of_columns_are_known():
