@@ -330,7 +330,9 @@ def test_what_does_not_fit_trains_in_batches_with_the_same_bits():
     assert_same(apart.best_estimator_, together.best_estimator_)
 
 
-@pytest.mark.parametrize("memory", ["256 MB", "3 kB"])
+@pytest.mark.parametrize(
+    "memory", ["256 MB", pytest.param("3 kB", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("criterion", ["bic", "held_out"])
 @pytest.mark.parametrize("accelerate", [False, True])
 def test_a_search_that_broke_off_goes_on_with_the_same_bits(
