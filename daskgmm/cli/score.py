@@ -17,6 +17,7 @@ from daskgmm.cli.options import (
     nan_option,
 )
 from daskgmm.cli.report import Report
+from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.models import load
 from daskgmm.storage.urls import absolute as place
 
@@ -61,11 +62,14 @@ def score(
     facts = {
         "rows": int(found.weight),
         "mean_log_density": float(dtype.type(found.mean)),
-        "aic": found.aic(mixture._n_parameters()),
-        "bic": found.bic(mixture._n_parameters()),
     }
+    # Of a Bayesian mixture there are none: its parameters are distributions.
+    if isinstance(mixture, GaussianMixture):
+        facts["aic"] = found.aic(mixture._n_parameters())
+        facts["bic"] = found.bic(mixture._n_parameters())
     report.say(f"Rows               : {facts['rows']:,}")
     report.say(f"Mean log density   : {facts['mean_log_density']:.6f}")
-    report.say(f"AIC                : {facts['aic']:.3f}")
-    report.say(f"BIC                : {facts['bic']:.3f}")
+    if "bic" in facts:
+        report.say(f"AIC                : {facts['aic']:.3f}")
+        report.say(f"BIC                : {facts['bic']:.3f}")
     report.end(**facts)

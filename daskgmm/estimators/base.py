@@ -291,37 +291,6 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(_NO_ROWS)
         return found, dtype
 
-    def aic(self, X: Any, sample_weight: Any = None) -> float:
-        """Akaike's information criterion: the lower, the better.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-        sample_weight : array-like of shape (n,), default=None
-
-        Returns
-        -------
-        float
-        """
-        found, _ = self._score(X, sample_weight)
-        return found.aic(self._n_parameters())
-
-    def bic(self, X: Any, sample_weight: Any = None) -> float:
-        """Bayesian information criterion: the lower, the better.
-
-        Parameters
-        ----------
-        X : rows of shape (n, d)
-        sample_weight : array-like of shape (n,), default=None
-            The number of rows is their sum.
-
-        Returns
-        -------
-        float
-        """
-        found, _ = self._score(X, sample_weight)
-        return found.bic(self._n_parameters())
-
     def score_quantile(
         self, X: Any, q: Any, sample_weight: Any = None, *, exact: bool = True
     ) -> Any:
@@ -412,10 +381,6 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if not found.n_rows > 0:
             raise DataError(_NO_ROWS)
         return found
-
-    def _n_parameters(self) -> int:
-        """Free parameters of the model."""
-        return self._mixture().n_parameters
 
     def sample(
         self, n_samples: int = 1

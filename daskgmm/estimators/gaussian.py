@@ -256,6 +256,41 @@ default='kmeans'
             self.arithmetic,
         )
 
+    def aic(self, X: Any, sample_weight: Any = None) -> float:
+        """Akaike's information criterion: the lower, the better.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        float
+        """
+        found, _ = self._score(X, sample_weight)
+        return found.aic(self._n_parameters())
+
+    def bic(self, X: Any, sample_weight: Any = None) -> float:
+        """Bayesian information criterion: the lower, the better.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+            The number of rows is their sum.
+
+        Returns
+        -------
+        float
+        """
+        found, _ = self._score(X, sample_weight)
+        return found.bic(self._n_parameters())
+
+    def _n_parameters(self) -> int:
+        """Free parameters of the model."""
+        return self._mixture().n_parameters
+
     def _estimated(self) -> Mixture:
         return self._mixture()
 

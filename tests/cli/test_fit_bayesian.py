@@ -46,6 +46,9 @@ def test_it_fits_and_saves_what_python_does(tmp_path, store, kind):
     assert last["bound"] == expected.lower_bound_
     labels = str(tmp_path / "labels.zarr")
     assert run("predict", place, store, labels).exit_code == 0
+    scored = json.loads(run("score", place, store, "--json").stdout)
+    assert scored["mean_log_density"] == pytest.approx(expected.score(store))
+    assert "bic" not in scored
     info = run("info", place)
     assert info.exit_code == 0, info.output
 

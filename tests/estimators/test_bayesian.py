@@ -437,6 +437,13 @@ def test_bad_parameters_are_named(parameters, message):
         BayesianGaussianMixture(**parameters).fit(rows())
 
 
+def test_it_has_what_scikit_learns_has_and_no_criteria():
+    public = {name for name in dir(Theirs) if not name.startswith("_")}
+    assert public <= set(dir(BayesianGaussianMixture))
+    assert not hasattr(BayesianGaussianMixture, "bic")
+    assert not hasattr(BayesianGaussianMixture, "aic")
+
+
 def test_a_fit_that_does_not_converge_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
