@@ -364,7 +364,7 @@ def test_rows_whose_number_changes_from_pass_to_pass(x):
         model(tol=0).fit(some)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     covariance_type=st.sampled_from(["full", "tied", "diag", "spherical"]),
     d=st.integers(1, 5),

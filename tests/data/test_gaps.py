@@ -341,7 +341,7 @@ def test_arrays_of_other_dtypes_are_worked_on_as_float64(dtype, order):
     assert fitted.score(rows) == expected.score(rows.astype(kind))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 60),
     d=st.integers(1, 4),

@@ -72,7 +72,7 @@ def _data(n, d=3, seed=0):
 chunk_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=chunk_sizes,
     columns=st.sampled_from([(3,), (1, 2), (1, 1, 1)]),

@@ -30,7 +30,7 @@ def fitted():
     return x, GaussianMixture(3, random_state=0).fit(x)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(numbers=arrays(np.float64, 7, elements=st.floats(allow_nan=False)))
 def test_keys_are_in_the_order_of_numbers(numbers):
     keys = _keys(numbers)

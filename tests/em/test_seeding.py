@@ -39,7 +39,7 @@ def test_all_rows_are_taken_if_there_are_no_more():
     assert sample.weights is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     chunks=st.lists(st.integers(0, 30), min_size=1, max_size=8),
     size=st.integers(1, 40),
@@ -57,7 +57,7 @@ def test_the_draw_depends_on_the_number_of_rows_alone(chunks, size, seed):
     assert len(np.unique(plain.x)) == len(plain.x)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     chunks=st.lists(st.integers(0, 30), min_size=1, max_size=8),
     size=st.integers(1, 40),

@@ -97,7 +97,7 @@ def test_attributes_that_were_set_by_hand(tmp_path, x, covariance_type, question
             answers(alone, question, rows)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     covariance_type=st.sampled_from(SHAPES),
     name=st.sampled_from(

@@ -71,7 +71,7 @@ def test_same_fit_for_every_start(covariance_type, init_params, n_init):
     assert lazy_fit.n_iter_ == numpy_fit.n_iter_
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.lists(st.integers(0, 60), min_size=1, max_size=6),
     columns=st.sampled_from([(3,), (1, 2), (1, 1, 1)]),

@@ -59,7 +59,7 @@ def test_same_fit(covariance_type, init_params, n, d, k, n_init):
     assert_same_model(ours, theirs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     covariance_type=st.sampled_from(COVARIANCE_TYPES),
     init_params=st.sampled_from(INIT_PARAMS),

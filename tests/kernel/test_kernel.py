@@ -45,7 +45,7 @@ def _scatter_matrices(covariance_type, scatter, d):
     }[covariance_type]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     covariance_type=st.sampled_from(COVARIANCE_TYPES),
     d=st.integers(1, 6),
@@ -107,7 +107,7 @@ def _check_moments(mixtures, x):
     return sent.e_steps[0].plan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kinds=st.lists(
         st.tuples(
@@ -240,7 +240,7 @@ def layouts(x):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(0, 20),
     d=st.integers(1, 5),
@@ -276,7 +276,7 @@ def columns_apart(x, rng):
     return layout.Columns(tuple(apart[j] for j in range(x.shape[1])))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 1500),
     d=st.sampled_from([1, 2, 5, 17, 300]),

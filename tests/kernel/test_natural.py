@@ -101,7 +101,7 @@ def check(mixtures, x, weights, *, within):
     return sent
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.sampled_from(["spherical", "diag"]),
     d=st.one_of(st.integers(4, 20), st.sampled_from([32, 39, 66])),

@@ -106,7 +106,7 @@ def calls(tasks=("accumulate", "collect", "evaluate"), least_rows=1):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(call=calls(least_rows=0))
 def test_a_call_that_is_in_order_is_run(call):
     assert run(*call) == -1
@@ -191,7 +191,7 @@ def is_harmless(name, task, call, other):
     return False
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(call=calls(), data=st.data())
 def test_what_does_not_fit_is_refused_before_anything_is_read(call, data):
     task, call = call
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(call, data):
     assert all((array == 77).all() for array in written)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(call=calls(tasks=("find",)), data=st.data())
 def test_rows_beyond_their_memory_are_not_looked_at(call, data):
     _, call = call

@@ -37,7 +37,7 @@ def _covariances(covariance_type, kind, rng, k, d, condition):
     return np.geomspace(1.0, 1.0 / condition, k)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     covariance_type=st.sampled_from(COVARIANCE_TYPES),
     kind=st.sampled_from(["rotated", "equal", "autoregressive"]),

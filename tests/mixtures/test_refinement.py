@@ -91,7 +91,7 @@ def test_what_is_large_along_a_direction_is_rounded_in_it(seed):
     assert model.lower_bound_ == pytest.approx(bound_of_one(x, 4e-3), abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     covariance_type=st.sampled_from(DENSE),
     n=st.integers(5, 200),

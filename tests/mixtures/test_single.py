@@ -75,7 +75,7 @@ def answers(its, x):
     return out + sum(its.bases)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     covariance_type=st.sampled_from(COVARIANCE_TYPES),
     k=st.sampled_from([1, 2, 5, 9]),
