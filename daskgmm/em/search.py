@@ -613,8 +613,18 @@ class _Search:
             waits = its[0].status is Status.WAITING
             status = Status.WAITING if waits else Status.TRAINING
         return Scored(
-            run, status, fit, held_out, self._batch_of(candidate), _passes_of(its)
+            run,
+            status,
+            fit,
+            held_out,
+            self._batch_of(candidate),
+            self._passes_of(candidate),
         )
+
+    def _passes_of(self, candidate: int) -> int:
+        """Passes in which the runs of a candidate trained."""
+        of_runs = self._state.history[:, 1]
+        return max(int((of_runs == i).sum()) for i in self._slots(candidate))
 
     def _batch_of(self, candidate: int) -> int:
         return next(i for i, its in enumerate(self._batches) if candidate in its)
@@ -670,11 +680,6 @@ def _is_failed(run: Run[Any]) -> bool:
 def _leader(runs: Sequence[Run[Mixture]]) -> int:
     """Number of the best run, or of the first if all failed."""
     return 0 if all(map(_is_failed, runs)) else best(runs)
-
-
-def _passes_of(runs: Sequence[Run[Mixture]]) -> int:
-    """Passes in which runs trained: of one that fails, the last gives no bound."""
-    return max(run.n_iter + _is_failed(run) for run in runs)
 
 
 def _still_to_gain(run: Run[Mixture]) -> float:

@@ -18,8 +18,8 @@ from stored import Reader
 
 from daskgmm import GaussianMixture, MixtureSearch, load
 from daskgmm.em.held_out import Split
-from daskgmm.em.search import CRITERIA
-from daskgmm.em.state import Status
+from daskgmm.em.search import CRITERIA, _still_to_gain
+from daskgmm.em.state import Run, Status
 from daskgmm.errors import (
     CheckpointError,
     DataError,
@@ -267,6 +267,16 @@ def test_a_share_that_leaves_no_rows_is_refused(share, what):
 # --- candidates that end --------------------------------------------------------------
 
 
+def test_what_is_still_to_gain_is_the_limit_of_a_geometric_series():
+    bounds = tuple(5.0 - 0.3 * 0.6**i for i in range(4))
+    run = Run(None, bounds=bounds)
+    assert run.bound + _still_to_gain(run) == pytest.approx(5.0)
+    for other in (bounds[:2], (1.0, 2.0, 4.0), (1.0, 2.0, 2.0)):
+        assert _still_to_gain(Run(None, bounds=other)) == np.inf
+    accelerated = Run(None, bounds=bounds, memory={"anchor": np.zeros(1)})
+    assert _still_to_gain(accelerated) == np.inf
+
+
 def test_a_candidate_that_can_win_no_more_ends_early():
     x = blobs(2, 3000, 2, 3, spread=8.0)
     parameters = {"tol": 1e-7, "random_state": 0, "accelerate": False}
@@ -290,9 +300,13 @@ def test_a_candidate_that_can_win_no_more_ends_early():
 def test_a_candidate_that_fails_leaves_the_others():
     rng = np.random.default_rng(0)
     x = rng.choice(5, size=(400, 1)) * 1.0  # five places, and no more
+    seen = []
     search = MixtureSearch(
         (1, 2, 8), covariance_type="full", reg_covar=0.0, random_state=0
-    ).fit(x)
+    ).fit(x, callback=seen.append)
+    n_trained = sum(p.scored[2].status is Status.TRAINING for p in seen)
+    failed_at_start = search.results_["n_passes"][2] == 0
+    assert search.results_["n_passes"][2] == (0 if failed_at_start else n_trained + 1)
     assert [*search.results_["status"][:2]] == ["converged", "converged"]
     assert search.results_["status"][2] == "failed"
     assert "Ill-defined" in search.results_["error"][2]
@@ -316,10 +330,15 @@ def test_what_has_no_more_iterations_is_exhausted():
 
 def test_what_does_not_fit_trains_in_batches_with_the_same_bits():
     x = blobs(0, 800, 2, 3, spread=2.0)
-    together = MixtureSearch(range(1, 5), random_state=0).fit(x)
+    # The best one comes last.
+    order = ("spherical", "diag", "tied", "full")
+    parameters = {"n_components": (1, 2, 3), "covariance_type": order}
+    parameters["random_state"] = 0
+    together = MixtureSearch(**parameters).fit(x)
     seen = []
     with dask.config.set({"daskgmm.search-memory": "2 kB"}):
-        apart = MixtureSearch(range(1, 5), random_state=0).fit(x, callback=seen.append)
+        apart = MixtureSearch(**parameters).fit(x, callback=seen.append)
+    assert apart.results_["batch"][apart.best_index_] > 0
     assert together.n_batches_ == 1
     assert apart.n_batches_ > 2
     assert apart.results_["batch"].max() == apart.n_batches_ - 1
