@@ -280,7 +280,7 @@ def test_workers_keep_what_their_limit_leaves():
         )
     # A worker that had to compile the kernel has less left than one that found it.
     assert max(held for held, _, _ in seen) > 20_000_000
-    assert max(peak for _, peak, _ in seen) < 0.75 * limit
+    assert max(peak for _, peak, _ in seen) < 0.8 * limit  # where Dask pauses
     assert all(on_disk == 0 for _, _, on_disk in seen)
 
 
