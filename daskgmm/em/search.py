@@ -355,6 +355,7 @@ class _Search:
         self._n_each = [its.n_init + 1 for its in read.candidates]
         self._firsts = [0, *np.cumsum(self._n_each).tolist()]
         self._batches = list(_batches(read.candidates, source.n_features))
+        self._batch_of = [i for i, batch in enumerate(self._batches) for _ in batch]
         recalled = keeper.recall(read.found, read.sampled[0]) if keeper else None
         if recalled is not None and recalled.seed not in (None, seed):
             assert recalled.seed is not None
@@ -408,9 +409,6 @@ class _Search:
     def _measured(self, candidate: int) -> int:
         """Number of the run by which it is measured."""
         return int(self._firsts[candidate + 1]) - 1
-
-    def _runs(self, candidate: int) -> list[Run[Mixture]]:
-        return [self._state.runs[i] for i in self._slots(candidate)]
 
     def _live(self, batch: Sequence[int]) -> bool:
         return any(
@@ -617,7 +615,7 @@ class _Search:
             status,
             fit,
             held_out,
-            self._batch_of(candidate),
+            self._batch_of[candidate],
             self._passes_of(candidate),
         )
 
@@ -625,9 +623,6 @@ class _Search:
         """Passes in which the runs of a candidate trained."""
         of_runs = self._state.history[:, 1]
         return max(int((of_runs == i).sum()) for i in self._slots(candidate))
-
-    def _batch_of(self, candidate: int) -> int:
-        return next(i for i, its in enumerate(self._batches) if candidate in its)
 
     def _fitted(self, candidate: int, scored: Scored) -> Outcome:
         """What a fit of one candidate alone would have found."""
