@@ -23,11 +23,14 @@ from daskgmm.cli.options import (
 from daskgmm.cli.report import Report, seconds
 from daskgmm.cli.training import (
     Training,
+    bayesian_option,
     check_places,
     overwrite_option,
+    priors_of,
     tell_trained,
     told_at_the_end,
     training_options,
+    weights_from_option,
 )
 from daskgmm.data.gaps import Nan
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
@@ -57,24 +60,14 @@ from daskgmm.storage.zarr_store import Missing
     help="A matrix for each component, one matrix for all, a diagonal for each, or "
     "one variance for each.",
 )
-@click.option(
-    "--bayesian",
-    is_flag=True,
-    help="Fit by variational Bayes: components that the data do not ask for lose their "
-    "weight. The bound is of all rows then.",
-)
+@bayesian_option
 @click.option(
     "--weight-concentration",
     type=click.FloatRange(min=0, min_open=True),
     help="With --bayesian, the prior of the weights: the lower, the fewer components "
     "have weight.  [default: 1 / components]",
 )
-@click.option(
-    "--weights-from",
-    type=click.Choice(["process", "distribution"]),
-    help="With --bayesian, whether weights come from a Dirichlet process or "
-    "distribution.  [default: process]",
-)
+@weights_from_option
 @training_options
 @data_options
 @missing_option
@@ -125,15 +118,12 @@ def fit(
         "nan": nan,
     }
     mixture: TrainedMixture
+    priors = priors_of(weight_concentration, weights_from, training, bayesian=bayesian)
+    parameters = training.parameters(bayesian=bayesian)
     if bayesian:
-        priors = _priors(weight_concentration, weights_from)
-        mixture = BayesianGaussianMixture(**of_all, **_of_bayesian(training), **priors)
-    elif weight_concentration is not None or weights_from is not None:
-        raise click.UsageError(
-            "--weight-concentration and --weights-from go with --bayesian."
-        )
+        mixture = BayesianGaussianMixture(**of_all, **parameters, **priors)
     else:
-        mixture = GaussianMixture(**of_all, **training.parameters())
+        mixture = GaussianMixture(**of_all, **parameters)
     report = Report(as_json=as_json)
     rows = data.open(store)
     if dry_run:
@@ -148,29 +138,6 @@ def fit(
         mixture.fit(rows, callback=observe, **training.of_fit())
     mixture.save(model, overwrite=overwrite)
     _tell_fitted(mixture, model, training, perf_counter() - began, report)
-
-
-def _of_bayesian(training: Training) -> dict[str, Any]:
-    """What a Bayesian mixture is made with; it has no other precision or method."""
-    parameters = training.parameters()
-    if training.accelerate:
-        raise click.UsageError("--accelerate does not go with --bayesian.")
-    return {
-        name: value
-        for name, value in parameters.items()
-        if name not in ("accelerate", "arithmetic")
-    }
-
-
-def _priors(concentration: float | None, weights_from: str | None) -> dict[str, Any]:
-    kinds = {
-        "process": "dirichlet_process",
-        "distribution": "dirichlet_distribution",
-    }
-    return {
-        "weight_concentration_prior": concentration,
-        "weight_concentration_prior_type": kinds[weights_from or "process"],
-    }
 
 
 def _tell_fitted(

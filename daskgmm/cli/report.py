@@ -207,10 +207,13 @@ def _has_ended(scored: Scored) -> bool:
     return scored.fit is not None or scored.status in (Status.FAILED, Status.OUTDONE)
 
 
-def candidate(n_components: int, covariance_type: str) -> str:
+def candidate(
+    n_components: int, covariance_type: str, concentration: float | None = None
+) -> str:
     """What a mixture is among others, for people."""
     s = "" if n_components == 1 else "s"
-    return f"{n_components} component{s} and {covariance_type} covariance{s}"
+    prior = "" if concentration is None else f", weight concentration {concentration:g}"
+    return f"{n_components} component{s} and {covariance_type} covariance{s}{prior}"
 
 
 def number(criterion: str, value: float) -> str:

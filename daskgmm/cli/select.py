@@ -22,11 +22,14 @@ from daskgmm.cli.options import (
 from daskgmm.cli.report import Report, candidate, number, seconds
 from daskgmm.cli.training import (
     Training,
+    bayesian_option,
     check_places,
     overwrite_option,
+    priors_of,
     tell_trained,
     told_at_the_end,
     training_options,
+    weights_from_option,
 )
 from daskgmm.data.gaps import Nan
 from daskgmm.em.search import CRITERIA, Criterion
@@ -43,6 +46,7 @@ _TOLD: Final[dict[str, str]] = {
     "rank": "rank",
     "components": "param_n_components",
     "covariance_type": "param_covariance_type",
+    "weight_concentration": "param_weight_concentration_prior",
     **{name: name for name in CRITERIA},
     "bound": "lower_bound",
     "iterations": "n_iter",
@@ -51,6 +55,7 @@ _TOLD: Final[dict[str, str]] = {
     "error": "error",
 }
 """What programs are told of each candidate, by the names in a search's results."""
+_GRID: Final = ("components", "covariance_type", "weight_concentration")
 
 
 def _numbers(
@@ -96,6 +101,23 @@ def _shapes(
     return tuple(name for name in SHAPES if name in names)
 
 
+def _concentrations(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Numbers above 0: in order, each once."""
+    if value is None:
+        return None
+    try:
+        numbers = [float(text) for text in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0.0 < number < math.inf for number in numbers):
+        raise click.BadParameter(
+            f"{value!r} is not one or more numbers above 0 with commas between."
+        )
+    return tuple(sorted(set(numbers)))
+
+
 @click.command()
 @click.argument("store", type=place)
 @click.argument("model", type=place)
@@ -122,11 +144,10 @@ def _shapes(
 @click.option(
     "--criterion",
     type=click.Choice(list(CRITERIA)),
-    default="bic",
-    show_default=True,
     help="What the best is chosen by: an information criterion, the lower the better, "
     "of which icl asks for components apart from each other; or the mean log density "
-    "of rows held out, the higher the better.",
+    "of rows held out, the higher the better.  [default: bic; with --bayesian "
+    "held_out, the only one]",
 )
 @click.option(
     "--held-out",
@@ -141,6 +162,15 @@ def _shapes(
     help="End candidates early that, as it is predicted, can win no more. Those that "
     "are accelerated, and with --criterion held_out all, go on to the end.",
 )
+@bayesian_option
+@click.option(
+    "--weight-concentration",
+    metavar="A,B,...",
+    callback=_concentrations,
+    help="With --bayesian, priors of the weights to choose from: the lower, the fewer "
+    "components have weight.  [default: 1 / components]",
+)
+@weights_from_option
 @training_options
 @data_options
 @missing_option
@@ -153,9 +183,12 @@ def select(
     model: str,
     n_components: tuple[int, ...],
     covariance_types: tuple[str, ...],
-    criterion: Criterion,
+    criterion: Criterion | None,
     held_out: float,
     stop_losers: bool,
+    bayesian: bool,
+    weight_concentration: tuple[float, ...] | None,
+    weights_from: str | None,
     missing_chunks: Missing,
     nan: Nan,
     overwrite: bool,
@@ -166,20 +199,31 @@ def select(
 ) -> None:
     """Choose among mixtures of the rows in STORE, and save the best as MODEL.
 
-    There is a candidate for each number of components and type of covariance. All of
-    them train in the same passes over STORE, which is as for "daskgmm fit". Each pass
-    prints a line: its number, how many candidates have ended, the speed, and the best
-    of them so far. At the end there is a table of all, the best first.
+    There is a candidate for each number of components and type of covariance, and with
+    --bayesian for each prior of the weights. All of them train in the same passes over
+    STORE, which is as for "daskgmm fit". Each pass prints a line: its number, how many
+    candidates have ended, the speed, and the best of them so far. At the end there is a
+    table of all, the best first.
 
     \b
       daskgmm select rows.zarr model.zarr -k 1:10 --seed 0
       daskgmm select rows.zarr model.zarr -k 2:20:2,30 --covariance-type full,diag
       daskgmm select rows.zarr model.zarr -k 1:10 --criterion held_out --held-out 0.2
+      daskgmm select rows.zarr model.zarr -k 30 --bayesian \
+        --weight-concentration 0.001,0.1,10
 
     With --checkpoint, a search that was broken off goes on when the same command is
     given again, and ends with the same model to the last bit.
     """  # noqa: D301
     check_places(store, model, training, overwrite=overwrite)
+    if criterion is None:
+        criterion = "held_out" if bayesian else "bic"
+    elif bayesian and criterion != "held_out":
+        raise click.UsageError(
+            f"--criterion {criterion} does not go with --bayesian: the parameters of "
+            "such mixtures are not to be counted. Use held_out."
+        )
+    priors = priors_of(weight_concentration, weights_from, training, bayesian=bayesian)
     search = MixtureSearch(
         n_components,
         covariance_type=covariance_types,
@@ -188,7 +232,9 @@ def select(
         stop_losers=stop_losers,
         missing_chunks=missing_chunks,
         nan=nan,
-        **training.parameters(),
+        bayesian=bayesian,
+        **training.parameters(bayesian=bayesian),
+        **priors,
     )
     report = Report(as_json=as_json)
     rows = data.open(store)
@@ -206,7 +252,9 @@ def _tell_chosen(
     _tell_candidates(candidates, search.criterion, report)
     best, mixture = candidates[0], search.best_estimator_
     report.say(f"The search took {search.n_passes_} passes, {seconds(time)}.")
-    said = candidate(best["components"], best["covariance_type"])
+    said = candidate(
+        best["components"], best["covariance_type"], best.get("weight_concentration")
+    )
     value = number(search.criterion, search.best_score_)
     report.say(f"The best has {said} ({search.criterion} {value}).")
     if not mixture.converged_:
@@ -215,7 +263,7 @@ def _tell_chosen(
     report.say(f"The model is in {model}.")
     report.end(
         model=model,
-        best={name: best[name] for name in ("components", "covariance_type")},
+        best={name: best[name] for name in _GRID if name in best},
         criterion=search.criterion,
         value=search.best_score_,
         converged=mixture.converged_,
@@ -230,18 +278,27 @@ def _tell_chosen(
 
 def _by_rank(search: MixtureSearch) -> list[dict[str, Any]]:
     """What there is to tell of each candidate, of the best first."""
-    columns = [search.results_[name].tolist() for name in _TOLD.values()]
-    told = [dict(zip(_TOLD, its, strict=True)) for its in zip(*columns, strict=True)]
+    columns = {
+        name: search.results_[its].tolist()
+        for name, its in _TOLD.items()
+        if its in search.results_
+    }
+    told = [
+        dict(zip(columns, its, strict=True))
+        for its in zip(*columns.values(), strict=True)
+    ]
     return sorted(told, key=lambda its: its["rank"])
 
 
 def _tell_candidates(
     candidates: list[dict[str, Any]], criterion: Criterion, report: Report
 ) -> None:
-    shown = [*dict.fromkeys([criterion, "bic"])]  # one column, if they are the same
+    are_bayesian = "weight_concentration" in candidates[0]
+    shown = [criterion] if criterion == "bic" or are_bayesian else [criterion, "bic"]
     columns = [
         Column("components", justify="right"),
         Column("covariance type"),
+        *([Column("concentration", justify="right")] if are_bayesian else []),
         *(Column(name, justify="right") for name in shown),
         Column("iterations", justify="right"),
         Column("status"),
@@ -250,6 +307,7 @@ def _tell_candidates(
         [
             str(its["components"]),
             its["covariance_type"],
+            *([_concentration(its)] if are_bayesian else []),
             *(number(name, its[name]) for name in shown),
             str(its["iterations"]),
             its["status"],
@@ -260,6 +318,11 @@ def _tell_candidates(
     errors = [its["error"] for its in candidates if its["status"] == "failed"]
     if errors:
         report.say(f"{len(errors)} failed. The first of them: {errors[0]}")
+
+
+def _concentration(candidate: dict[str, Any]) -> str:
+    value = candidate["weight_concentration"]
+    return f"1 / {candidate['components']}" if value is None else f"{value:g}"
 
 
 def _plain(value: Any) -> Any:

@@ -43,12 +43,17 @@ class Training:
     checkpoint: str | None
     checkpoint_interval: int | str
 
-    def parameters(self) -> dict[str, Any]:
-        """What an estimator is made with."""
+    def parameters(self, *, bayesian: bool = False) -> dict[str, Any]:
+        """What an estimator is made with.
+
+        A Bayesian one has no other precision or method.
+        """
         given = asdict(self)
         for name in ("weights", "checkpoint", "checkpoint_interval"):
             del given[name]
-        if self.accelerate is None:
+        if bayesian:
+            del given["accelerate"], given["arithmetic"]
+        elif self.accelerate is None:
             given["accelerate"] = "auto"
         return given
 
@@ -104,6 +109,24 @@ def tell_trained(
             report.say(f"With a larger --max-iter, it goes on from {goes_on_from}.")
     if mixture.n_rows_skipped_:
         report.say(f"{mixture.n_rows_skipped_:,} rows with NaN were left out.")
+
+
+def priors_of(
+    concentration: Any, weights_from: str | None, training: Training, *, bayesian: bool
+) -> dict[str, Any]:
+    """What Bayesian mixtures are made with besides; nothing if none are asked for."""
+    if not bayesian:
+        if concentration is not None or weights_from is not None:
+            raise click.UsageError(
+                "--weight-concentration and --weights-from go with --bayesian."
+            )
+        return {}
+    if training.accelerate:
+        raise click.UsageError("--accelerate does not go with --bayesian.")
+    return {
+        "weight_concentration_prior": concentration,
+        "weight_concentration_prior_type": f"dirichlet_{weights_from or 'process'}",
+    }
 
 
 def _interval(
@@ -218,6 +241,18 @@ _TRAINING_OPTIONS: Final = (
 )
 
 training_options: Final = gathered(Training, "training", _TRAINING_OPTIONS)
+bayesian_option: Final = click.option(
+    "--bayesian",
+    is_flag=True,
+    help="Fit by variational Bayes: components that the data do not ask for lose their "
+    "weight. The bound is of all rows then.",
+)
+weights_from_option: Final = click.option(
+    "--weights-from",
+    type=click.Choice(["process", "distribution"]),
+    help="With --bayesian, whether weights come from a Dirichlet process or "
+    "distribution.  [default: process]",
+)
 overwrite_option: Final = click.option(
     "--overwrite", is_flag=True, help="Replace a model that is there."
 )

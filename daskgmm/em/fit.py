@@ -250,9 +250,8 @@ class _FirstRead:
             mean, covariance = recalled.of_priors
             priors = replace(settings.priors, mean=mean, covariance=covariance)
             return replace(settings, priors=priors)
-        priors = completed(
-            settings.priors,
-            settings.start.shape,
+        [priors] = completed(
+            [(settings.priors, settings.start.shape)],
             self.shards,
             self.rows,
             self.found.n_weighted,

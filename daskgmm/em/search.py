@@ -33,6 +33,7 @@ from daskgmm.em.fit import (
 )
 from daskgmm.em.held_out import HeldOut, Split
 from daskgmm.em.loop import Passes, Training
+from daskgmm.em.priors import completed
 from daskgmm.em.progress import Progress, told
 from daskgmm.em.scan import Survey, survey
 from daskgmm.em.state import Run, State, Status, best
@@ -44,6 +45,7 @@ from daskgmm.mixtures.criteria import Fit, fit_of
 from daskgmm.mixtures.e_step import message, moments, sums_bytes
 from daskgmm.mixtures.gaussian import Mixture, n_parameters
 from daskgmm.mixtures.refinement import Refined
+from daskgmm.mixtures.rule import Rule
 from daskgmm.mixtures.sufficient_statistics import Moments
 
 Criterion = Literal["bic", "aic", "icl", "held_out"]
@@ -185,10 +187,7 @@ def sampled_alike(
     sampled = [sampled_of(its, n_features, n_rows) for its in candidates]
     if len({(its.size, its.accelerated) for its in sampled}) == 1:
         return list(candidates)
-    numbers = [
-        n_parameters(its.start.shape, its.start.n_components, n_features)
-        for its in candidates
-    ]
+    numbers = [_n_parameters(its, n_features) for its in candidates]
     largest = sampled[int(np.argmax(numbers))]
     return [
         replace(its, init_size=largest.size, accelerate=largest.accelerated)
@@ -251,6 +250,20 @@ class _FirstRead:
         rows = subsample(self.shards, self.found, size, random_state)
         return replace(self, rows=rows, random_state=random_state)
 
+    def with_priors(self) -> _FirstRead:
+        """The same with all priors of Bayesian candidates, in another read."""
+        wanted = [
+            (its.priors, its.start.shape)
+            for its in self.candidates
+            if its.priors is not None
+        ]
+        found = iter(completed(wanted, self.shards, self.rows, self.found.n_weighted))
+        candidates = [
+            its if its.priors is None else replace(its, priors=next(found))
+            for its in self.candidates
+        ]
+        return replace(self, candidates=candidates)
+
 
 def _first_read(
     source: Source, settings: SearchSettings, seed: int, *, digest: bool
@@ -292,8 +305,12 @@ def _check_split(n_rows: int, n_trained_on: int, share: float) -> None:
         )
 
 
+@final
+@dataclass(frozen=True, slots=True)
 class _Measuring:
     """A `loop.Method`: one pass that finds how well the last parameters fit."""
+
+    rule: Rule[Mixture]
 
     def reopened(self, run: Run[Mixture]) -> Run[Mixture]:
         return run
@@ -303,7 +320,7 @@ class _Measuring:
 
     def propose(self, run: Run[Mixture]) -> Sequence[Mixture]:
         assert run.parameters is not None
-        return [run.parameters]
+        return [self.rule.message(run.parameters)]
 
     def after(
         self,
@@ -329,9 +346,6 @@ class _Measuring:
         at_last: bool,
     ) -> Run[Mixture]:
         return run
-
-
-_MEASURE: Final[Training[Mixture]] = Training(_Measuring())
 
 
 @final
@@ -360,7 +374,7 @@ class _Search:
         if recalled is not None and recalled.seed not in (None, seed):
             assert recalled.seed is not None
             read = read.drawn_anew(recalled.seed)
-        self._read = read
+        self._read = read = read.with_priors()
         waiting: list[Run[Mixture]] = [Run(None, Status.WAITING)] * self._firsts[-1]
         self._state = recalled or State(
             tuple(waiting),
@@ -371,6 +385,10 @@ class _Search:
         )
         assert self._state.seed is not None
         self._seed = self._state.seed
+        # Of each run, the passes that it trained in.
+        self._n_passes = np.bincount(
+            self._state.history[:, 1].astype(int), minlength=self._firsts[-1]
+        )
         self._passes = Passes(read.shards)
         self._trainings: dict[int, Training[Mixture]] = {}
 
@@ -443,6 +461,7 @@ class _Search:
 
     def _prepare(self, batch: Sequence[int]) -> None:
         """How its runs are trained."""
+        row_weight = self._read.found.weight / self._read.found.n_weighted
         for candidate in batch:
             its = training(
                 self._read.candidates[candidate],
@@ -452,7 +471,9 @@ class _Search:
                 self._source,
             )
             self._trainings |= dict.fromkeys(self._slots(candidate), its)
-            self._trainings[self._measured(candidate)] = _MEASURE
+            self._trainings[self._measured(candidate)] = Training(
+                _Measuring(self._read.candidates[candidate].rule(row_weight))
+            )
 
     # --- passes -----------------------------------------------------------------------
 
@@ -461,7 +482,13 @@ class _Search:
         began, n_read = perf_counter(), shards.n_read
         its = [*self._trainings]
         measured = [i for i in map(self._measured, batch) if before[i].is_live]
-        held_out = self._ask_rest([before[i] for i in measured])
+        held_out = self._ask_rest(
+            [
+                mixture
+                for i in measured
+                for mixture in self._trainings[i].method.propose(before[i])
+            ]
+        )
         after = self._passes.one(
             [before[i] for i in its], [self._trainings[i] for i in its]
         )
@@ -480,7 +507,9 @@ class _Search:
             perf_counter() - began,
             shards.n_read - n_read,
         )
-        history = np.concatenate([self._state.history, told(progress, before)])
+        found = told(progress, before)
+        history = np.concatenate([self._state.history, found])
+        np.add.at(self._n_passes, found[:, 1].astype(int), 1)
         self._state = replace(self._state, n_passes=progress.n_pass, history=history)
         self._follow(self._of_best_alone(runs), at_once=not self._is_live(runs))
         self._callback(
@@ -504,10 +533,9 @@ class _Search:
         if self._keeper is not None:
             self._keeper.keep(self._state, at_once=at_once)
 
-    def _ask_rest(self, measured: Sequence[Run[Mixture]]) -> Callable[[], list[float]]:
+    def _ask_rest(self, mixtures: Sequence[Mixture]) -> Callable[[], list[float]]:
         """Have the next pass score rows that are held out; what they have, after it."""
         shards = self._read.shards
-        mixtures = [run.parameters for run in measured if run.parameters is not None]
         if not isinstance(shards, HeldOut) or not mixtures:
             return lambda: [math.nan] * len(mixtures)
         sent = message(mixtures)
@@ -599,10 +627,8 @@ class _Search:
         settings = self._read.candidates[candidate]
         numbers, fit, held_out = last.memory.get(_MEASURED), None, math.nan
         if numbers is not None:
-            shape, d = settings.start.shape, self._source.n_features
-            k = settings.start.n_components
             log_prob, weight, entropy = map(float, numbers[:3])
-            fit = Fit(log_prob, weight, entropy, n_parameters(shape, k, d))
+            fit = Fit(log_prob, weight, entropy, self._free_parameters(settings))
             held_out = float(numbers[3])
         status = run.status
         if last.status in (Status.FAILED, Status.OUTDONE):
@@ -616,13 +642,14 @@ class _Search:
             fit,
             held_out,
             self._batch_of[candidate],
-            self._passes_of(candidate),
+            max(int(self._n_passes[i]) for i in self._slots(candidate)),
         )
 
-    def _passes_of(self, candidate: int) -> int:
-        """Passes in which the runs of a candidate trained."""
-        of_runs = self._state.history[:, 1]
-        return max(int((of_runs == i).sum()) for i in self._slots(candidate))
+    def _free_parameters(self, settings: Settings) -> float:
+        """Nobody counts those of a posterior: it has no information criterion."""
+        if settings.priors is not None:
+            return math.nan
+        return _n_parameters(settings, self._source.n_features)
 
     def _fitted(self, candidate: int, scored: Scored) -> Outcome:
         """What a fit of one candidate alone would have found."""
@@ -643,6 +670,7 @@ class _Search:
             rows,
             its.method.remaining_gain(run),
             "double" if precision is None else precision.of_last(run),
+            self._read.candidates[candidate].priors,
         )
 
     def _trainings_of(self, candidate: int) -> Training[Mixture]:
@@ -692,13 +720,18 @@ def _still_to_gain(run: Run[Mixture]) -> float:
     return float(last**2 / (before - last))
 
 
+def _n_parameters(settings: Settings, n_features: int) -> int:
+    """Numbers that a candidate estimates."""
+    start = settings.start
+    return n_parameters(start.shape, start.n_components, n_features)
+
+
 def _batches(candidates: Sequence[Settings], n_features: int) -> Iterator[list[int]]:
     """Numbers of candidates, in batches that fit `daskgmm.search-memory`."""
     most, batch, held = config.size("search-memory"), list[int](), 0
     for i, its in enumerate(candidates):
-        shape, k = its.start.shape, its.start.n_components
-        n_numbers = n_parameters(shape, k, n_features)
-        its_bytes = sums_bytes(shape, k, n_features) + 8 * _NUMBERS_KEPT * n_numbers
+        its_bytes = sums_bytes(its.start.shape, its.start.n_components, n_features)
+        its_bytes += 8 * _NUMBERS_KEPT * _n_parameters(its, n_features)
         n_bytes = (its.n_init + 1) * its_bytes
         if batch and held + n_bytes > most:
             yield batch

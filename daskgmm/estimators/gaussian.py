@@ -23,13 +23,6 @@ from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.storage.zarr_store import Missing
 
-_OURS = (
-    "n_passes_",
-    "n_rows_skipped_",
-    "remaining_gain_",
-    "history_",
-    "arithmetic_",
-)
 _OURS = ("accelerate", "init_size", "missing_chunks", "nan", "arithmetic")
 
 

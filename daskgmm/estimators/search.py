@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 from itertools import product
 from numbers import Integral, Real
+from types import NoneType
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from daskgmm.data.gaps import Nan
@@ -31,8 +33,9 @@ from daskgmm.em.search import (
     SearchSettings,
     search,
 )
+from daskgmm.estimators.bayesian import BayesianGaussianMixture
 from daskgmm.estimators.gaussian import GaussianMixture
-from daskgmm.estimators.trained import warn_of
+from daskgmm.estimators.trained import TrainedMixture, warn_of
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.urls import check_apart
@@ -45,12 +48,26 @@ _SHARED = (
     "n_init",
     "init_params",
     "init_size",
-    "accelerate",
     "missing_chunks",
     "nan",
-    "arithmetic",
 )
-"""Parameters that all candidates have as they are given."""
+"""Parameters that all candidates have as they are given,"""
+_OF_GAUSSIAN = ("accelerate", "arithmetic")
+"""those of them that no Bayesian mixture has,"""
+_OF_BAYESIAN = (
+    "weight_concentration_prior_type",
+    "mean_precision_prior",
+    "mean_prior",
+    "degrees_of_freedom_prior",
+    "covariance_prior",
+)
+"""and those that only one has."""
+_CONCENTRATION = "weight_concentration_prior"
+
+
+def _has_criteria(search: MixtureSearch) -> bool:
+    """As scikit-learn has it, a Bayesian mixture has none."""
+    return not search.bayesian
 
 
 class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -61,7 +78,7 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
     and the search's seed. The data are read as often as the slowest candidate takes,
     and twice more: to count, check and draw rows before, and to find the criteria of
     what ended last. Where lengths are not known, or rows have weights, rows are drawn
-    in a read of their own.
+    in a read of their own; priors of Bayesian mixtures take another one.
 
     Parameters
     ----------
@@ -77,7 +94,8 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
     held_out : float, default=0.1
         Share of the rows that are held out, if that is the criterion: chosen by a hash
         of their numbers, and the same in each pass. All other criteria are of the rows
-        that are left then.
+        that are left then. Bayesian mixtures have but this one: nobody counts their
+        parameters, and bounds with different priors are not to be compared.
     stop_losers : bool, default=False
         Whether a candidate ends once it can win no more: if its criterion would be
         worse than that of one which has ended, with all that its bound may still gain.
@@ -94,17 +112,27 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         As of `GaussianMixture`, for each candidate. Where 'auto' would come to
         something else for some of them, all have what suits the one with most
         parameters: see `init_size_` and `accelerated_`.
+    bayesian : bool, default=False
+        Whether candidates are `BayesianGaussianMixture`: those are not accelerated, and
+        always double.
+    weight_concentration_prior : float, None, or sequence of them, default=None
+        Of Bayesian mixtures: there is a candidate for each, and for each pair of the
+        other two. None is 1 / K.
+    weight_concentration_prior_type, mean_precision_prior, mean_prior, \
+degrees_of_freedom_prior, covariance_prior : optional
+        As of `BayesianGaussianMixture`, for each candidate.
 
     Attributes
     ----------
     results_ : dict of ndarrays, each of shape (n_candidates,)
-        `params`, `param_n_components` and `param_covariance_type`; `bic`, `aic`, `icl`
+        `params`, `param_n_components` and `param_covariance_type`, of Bayesian mixtures
+        also `param_weight_concentration_prior`; `bic`, `aic`, `icl`
         and `held_out` at the last parameters: what `best_estimator_.bic(X)` gives, of
         the rows trained on; `rank`, by the criterion, from 1; `lower_bound`, `n_iter`
         and `n_passes` of the best run, `converged`; `status`, why it ended, which is
         'converged', 'exhausted' after `max_iter`, 'outdone' or 'failed', and `error`;
         and the `batch` that it trained in: see `daskgmm.search-memory`.
-    best_estimator_ : GaussianMixture
+    best_estimator_ : GaussianMixture or BayesianGaussianMixture
         Fitted with the best parameters.
     best_params_ : dict
     best_index_ : int
@@ -140,7 +168,14 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         **{
             name: constraint
             for name, constraint in GaussianMixture._parameter_constraints.items()
-            if name in (*_SHARED, "random_state")
+            if name in (*_SHARED, *_OF_GAUSSIAN, "random_state")
+        },
+        **{
+            name: constraint
+            for name, constraint in (
+                BayesianGaussianMixture._parameter_constraints.items()
+            )
+            if name in _OF_BAYESIAN
         },
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "n_components": [Interval(Integral, 1, None, closed="left"), "array-like"],
@@ -148,6 +183,12 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         "criterion": [StrOptions(set(CRITERIA))],
         "held_out": [Interval(Real, 0, 1, closed="neither")],
         "stop_losers": ["boolean"],
+        "bayesian": ["boolean"],
+        _CONCENTRATION: [
+            None,
+            Interval(Real, 0.0, None, closed="neither"),
+            "array-like",
+        ],
         "verbose": ["verbose"],
     }
 
@@ -171,6 +212,13 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         missing_chunks: Missing = "error",
         nan: Nan = "error",
         arithmetic: Arithmetic = "auto",
+        bayesian: bool = False,
+        weight_concentration_prior: float | Sequence[float | None] | None = None,
+        weight_concentration_prior_type: str = "dirichlet_process",
+        mean_precision_prior: float | None = None,
+        mean_prior: ArrayLike | None = None,
+        degrees_of_freedom_prior: float | None = None,
+        covariance_prior: ArrayLike | None = None,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -189,6 +237,13 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.missing_chunks = missing_chunks
         self.nan = nan
         self.arithmetic = arithmetic
+        self.bayesian = bayesian
+        self.weight_concentration_prior = weight_concentration_prior
+        self.weight_concentration_prior_type = weight_concentration_prior_type
+        self.mean_precision_prior = mean_precision_prior
+        self.mean_prior = mean_prior
+        self.degrees_of_freedom_prior = degrees_of_freedom_prior
+        self.covariance_prior = covariance_prior
 
     def fit(
         self,
@@ -268,18 +323,52 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         warn_of(self.best_estimator_, None)
         return self
 
-    def _candidates(self, seed: int) -> list[GaussianMixture]:
+    def _candidates(self, seed: int) -> list[TrainedMixture]:
+        self._check_kind()
         numbers = _values("n_components", self.n_components, Integral)
         shapes = _values("covariance_type", self.covariance_type, str)
-        shared = {name: getattr(self, name) for name in _SHARED}
+        grid: dict[str, list[Any]] = {
+            "covariance_type": shapes,
+            "n_components": numbers,
+        }
+        kind: type[TrainedMixture] = GaussianMixture
+        names = [*_SHARED, *_OF_GAUSSIAN]
+        if self.bayesian:
+            kind, names = BayesianGaussianMixture, [*_SHARED, *_OF_BAYESIAN]
+            grid[_CONCENTRATION] = _values(
+                _CONCENTRATION, getattr(self, _CONCENTRATION), (Real, NoneType)
+            )
+        shared = {name: getattr(self, name) for name in names}
         candidates = [
-            GaussianMixture(k, covariance_type=shape, random_state=seed, **shared)
-            for shape, k in product(shapes, numbers)
+            kind(**dict(zip(grid, its, strict=True)), random_state=seed, **shared)
+            for its in product(*grid.values())
         ]
         for candidate in candidates:
             candidate._validate_params()
             candidate._check_array_api()
         return candidates
+
+    def _check_kind(self) -> None:
+        """Refuse parameters of mixtures of the other kind."""
+        if not self.bayesian:
+            defaults = type(self)().get_params(deep=False)
+            for name in (_CONCENTRATION, *_OF_BAYESIAN):
+                given = getattr(self, name)
+                is_default = isinstance(given, str) and given == defaults[name]
+                if given is not None and not is_default:
+                    raise ValueError(
+                        f"{name} is of Bayesian mixtures: set bayesian=True."
+                    )
+            return
+        if self.accelerate is True:
+            raise ValueError(
+                "Bayesian mixtures are not accelerated: leave accelerate at 'auto'."
+            )
+        if self.criterion != "held_out":
+            raise ValueError(
+                f"Bayesian mixtures have no {self.criterion}, as nobody counts their "
+                "parameters: set criterion='held_out'."
+            )
 
     def _seed(self) -> int:
         if isinstance(self.random_state, Integral):
@@ -302,7 +391,7 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _set(
         self,
         outcome: SearchOutcome,
-        candidates: Sequence[GaussianMixture],
+        candidates: Sequence[TrainedMixture],
         dtype: np.dtype[Any],
     ) -> None:
         taken, best = vars(candidates[0]), candidates[outcome.best]
@@ -344,13 +433,15 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Mean log density of a row: see `GaussianMixture.score`."""
         return self._best().score(X, sample_weight=sample_weight)
 
+    @available_if(_has_criteria)  # type: ignore[untyped-decorator]
     def aic(self, X: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: see `GaussianMixture.aic`."""
-        return self._best().aic(X, sample_weight)
+        return float(self._best().aic(X, sample_weight))
 
+    @available_if(_has_criteria)  # type: ignore[untyped-decorator]
     def bic(self, X: Any, sample_weight: Any = None) -> float:
         """Bayesian information criterion: see `GaussianMixture.bic`."""
-        return self._best().bic(X, sample_weight)
+        return float(self._best().bic(X, sample_weight))
 
     def sample(
         self, n_samples: int = 1
@@ -362,32 +453,41 @@ class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Write the best candidate: see `GaussianMixture.save`."""
         self._best().save(url, overwrite=overwrite)
 
-    def _best(self) -> GaussianMixture:
+    def _best(self) -> TrainedMixture:
         check_is_fitted(self)
         return self.best_estimator_
 
 
-def _values(name: str, given: Any, kind: type) -> list[Any]:
+_KINDS = {
+    Integral: "whole numbers",
+    str: "names of shapes",
+    (Real, NoneType): "numbers, or None",
+}
+
+
+def _values(name: str, given: Any, kind: Any) -> list[Any]:
     """Values of a parameter, in their order, each once."""
     if isinstance(given, kind):
         return [given]
     values = list(given) if np.iterable(given) else []
     plain = [v.item() if isinstance(v, np.generic) else v for v in values]
     if not plain or not all(isinstance(value, kind) for value in plain):
-        what = "names of shapes" if kind is str else "whole numbers"
         raise ValueError(
-            f"{name} must be one or more {what}: a sequence of them, got {given!r}."
+            f"{name} must be one or more {_KINDS[kind]}: a sequence of them, got "
+            f"{given!r}."
         )
     return [*dict.fromkeys(plain)]
 
 
 def _results(
     scored: Sequence[Scored],
-    candidates: Sequence[GaussianMixture],
+    candidates: Sequence[TrainedMixture],
     criterion: Criterion,
 ) -> dict[str, NDArray[Any]]:
     """What is known of each candidate, by name."""
-    names = ("n_components", "covariance_type")
+    names = ["n_components", "covariance_type"]
+    if isinstance(candidates[0], BayesianGaussianMixture):
+        names.append(_CONCENTRATION)
     params = [{name: getattr(its, name) for name in names} for its in candidates]
     order = np.argsort([its.loss(criterion) for its in scored], kind="stable")
     rank = np.empty(len(scored), dtype=np.int64)
@@ -396,9 +496,10 @@ def _results(
     return {
         "params": np.array(params, dtype=object),
         "param_n_components": np.array([its["n_components"] for its in params]),
-        "param_covariance_type": np.array(
-            [its["covariance_type"] for its in params], dtype=object
-        ),
+        **{
+            f"param_{name}": np.array([its[name] for its in params], dtype=object)
+            for name in names[1:]
+        },
         **{name: np.array([its.value(name) for its in scored]) for name in CRITERIA},
         "rank": rank,
         "lower_bound": np.array([its.run.bound for its in scored]),

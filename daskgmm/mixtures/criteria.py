@@ -26,14 +26,15 @@ class Fit:
     entropy : float
         -Σ Σ r log r of the responsibilities, by row weight: zero where each row
         belongs to one component.
-    n_parameters : int
-        Free parameters of the mixture.
+    n_parameters : float
+        Free parameters of the mixture; NaN if nobody counts them, and so are all
+        criteria.
     """
 
     log_prob: float
     weight: float
     entropy: float
-    n_parameters: int
+    n_parameters: float
 
     @property
     def mean(self) -> float:

@@ -1,0 +1,96 @@
+"""`daskgmm select --bayesian`: what Python finds, what it says, and refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import blobs, create_zarr
+
+from daskgmm import BayesianGaussianMixture, MixtureSearch, load
+from daskgmm.cli.main import main
+
+
+@pytest.fixture
+def store(tmp_path):
+    place = tmp_path / "rows.zarr"
+    create_zarr(place, blobs(0, 600, 2, 3, spread=8.0), chunks=(200, 2))
+    return str(place)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["select", *arguments])
+
+
+@pytest.mark.parametrize("kind", ["process", "distribution"])
+def test_it_chooses_and_saves_what_python_does(tmp_path, store, kind):
+    place = str(tmp_path / "model.zarr")
+    done = run(
+        *(store, place, "-k", "3,6", "--seed", "0", "--covariance-type", "diag,full"),
+        *("--bayesian", "--weight-concentration", "10,0.01", "--weights-from", kind),
+        *("--held-out", "0.2", "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    expected = MixtureSearch(
+        (3, 6),
+        covariance_type=("full", "diag"),
+        bayesian=True,
+        criterion="held_out",
+        held_out=0.2,
+        weight_concentration_prior=(0.01, 10.0),
+        weight_concentration_prior_type=f"dirichlet_{kind}",
+        random_state=0,
+    ).fit(store)
+    found = load(place)
+    assert type(found) is BayesianGaussianMixture
+    for name in ("weights_", "means_", "mean_precision_", "lower_bounds_"):
+        np.testing.assert_array_equal(
+            getattr(found, name), getattr(expected.best_estimator_, name)
+        )
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["criterion"] == "held_out"
+    assert last["value"] == expected.best_score_
+    assert last["best"] == {
+        "components": expected.best_params_["n_components"],
+        "covariance_type": expected.best_params_["covariance_type"],
+        "weight_concentration": expected.best_params_["weight_concentration_prior"],
+    }
+    assert len(last["candidates"]) == 8
+    assert all(its["bic"] is None for its in last["candidates"])
+
+
+def test_the_table_has_the_priors(tmp_path, store):
+    place = str(tmp_path / "model.zarr")
+    priors = ("--weight-concentration", "0.25,4")
+    done = run(store, place, "-k", "2", "--bayesian", "--seed", "0", *priors)
+    assert done.exit_code == 0, done.output
+    head = next(li for li in done.output.splitlines() if li.startswith("components"))
+    assert "concentration" in head
+    assert "bic" not in head
+    assert "0.25" in done.output
+    best = load(place).weight_concentration_prior
+    assert f"weight concentration {best:g} (held_out " in done.output
+    done = run(store, str(tmp_path / "m"), "-k", "2", "--bayesian", "--seed", "0")
+    assert "1 / 2" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--weight-concentration", "1"), "go with --bayesian"),
+        (("--weights-from", "process"), "go with --bayesian"),
+        (("--bayesian", "--accelerate"), "does not go with --bayesian"),
+        (("--bayesian", "--criterion", "bic"), "Use held_out"),
+        (("--bayesian", "--weight-concentration", "0,1"), "numbers above 0"),
+        (("--bayesian", "--weight-concentration", "1,a"), "numbers above 0"),
+        (("--bayesian", "--weight-concentration", "inf"), "numbers above 0"),
+        (("--bayesian", "--weight-concentration", ""), "numbers above 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, store, options, message):
+    done = run(store, str(tmp_path / "m"), "-k", "2", *options)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    assert not (tmp_path / "m").exists()
