@@ -15,6 +15,7 @@ from daskgmm.em.state import Run, Status
 from daskgmm.errors import IllDefinedCovarianceError
 from daskgmm.mixtures.coordinates import Coordinates
 from daskgmm.mixtures.correction import Correction
+from daskgmm.mixtures.criteria import fit_of
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.refinement import Refined
 from daskgmm.mixtures.sufficient_statistics import Moments
@@ -147,6 +148,18 @@ class AnchoredEM:
         moments: Sequence[Moments],
     ) -> Run[Mixture]:
         """The run, anchored at the best of all that passes have evaluated."""
+        after = self._anchored(run, proposed, moments)
+        anchor = None if after.is_live else _anchor(after)
+        if anchor is None:
+            return after
+        return replace(after, fit=fit_of(*anchor))
+
+    def _anchored(
+        self,
+        run: Run[Mixture],
+        proposed: Sequence[Mixture],
+        moments: Sequence[Moments],
+    ) -> Run[Mixture]:
         if self._is_heavy(run):
             return self.plain.after(replace(run, memory={}), proposed, moments)
         points, error = self._points(run, proposed, moments)

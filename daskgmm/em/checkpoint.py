@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from time import monotonic
@@ -28,15 +28,17 @@ from daskgmm.em.scan import Survey, digest_of
 from daskgmm.em.state import Run, State, Status
 from daskgmm.errors import CheckpointError, ModelFileError, NewerFormatError
 from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.criteria import Fit
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.storage import models
 from daskgmm.storage.retry import check_free
 from daskgmm.storage.urls import absolute, check_writable
 
 _KIND: Final = "checkpoint"
-FORMAT: Final = 5
+FORMAT: Final = 6
 """Version of what is written; a fit goes on from no other one."""
 _MEMORY: Final = "memory"
+_NO_FIT: Final = (np.nan,) * 4
 _ARRAYS: Final = ("weights", "means", "covariances", "factors")
 
 
@@ -255,6 +257,9 @@ def _encode(state: State) -> dict[str, Any]:
         "statuses": np.array([run.status.value for run in runs], dtype=object),
         "errors": np.array([run.error for run in runs], dtype=object),
         "previous": np.array([run.previous for run in runs]),
+        "fits": np.array(
+            [_NO_FIT if run.fit is None else astuple(run.fit) for run in runs]
+        ),
         "n_bounds": np.array([len(run.bounds) for run in runs], dtype=np.int64),
         "bounds": np.array([b for run in runs for b in run.bounds], dtype=float),
         **_encode_memories(runs),
@@ -271,6 +276,7 @@ def _encode(state: State) -> dict[str, Any]:
 def _decode(fitted: Mapping[str, Any]) -> State:
     mixtures = _mixtures(fitted)
     bounds = np.split(fitted["bounds"], np.cumsum(fitted["n_bounds"])[:-1])
+    fits = fitted["fits"]
     memories = _decode_memories(fitted, len(mixtures))
     runs = [
         Run(
@@ -280,6 +286,7 @@ def _decode(fitted: Mapping[str, Any]) -> State:
             float(fitted["previous"][run]),
             str(fitted["errors"][run]),
             memories[run],
+            None if np.isnan(fits[run]).all() else Fit(*fits[run].tolist()),
         )
         for run, mixture in enumerate(mixtures)
     ]

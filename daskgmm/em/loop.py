@@ -239,10 +239,19 @@ def _found(
     return by_run, [i for i in shifts if singles[i]]
 
 
-def evaluated(shards: Shards, mixtures: Sequence[Mixture]) -> Sequence[Moments]:
-    """The E-step: moments of the rows at each mixture, in one pass."""
+def evaluated(
+    shards: Shards, mixtures: Sequence[Mixture], *, check: bool = False
+) -> Sequence[Moments]:
+    """The E-step: moments of the rows at each mixture, in one pass.
+
+    Raises
+    ------
+    DataError
+        If rows are to be checked, and hold what is no finite number.
+    """
     sent = message(mixtures)
-    return moments(sent, shards.reduce(e_step, sent), mixtures)
+    leaf = checked_e_step if check else e_step
+    return moments(sent, shards.reduce(leaf, sent), mixtures)
 
 
 def checked_e_step(sent: Message, blocks: Iterator[Block]) -> FlatSums:

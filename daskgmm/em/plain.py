@@ -9,6 +9,7 @@ from typing import Generic, final
 
 from daskgmm.em.state import Run, Status
 from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.mixtures.criteria import fit_of
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.refinement import Refined
 from daskgmm.mixtures.rule import Parameters, Rule
@@ -52,7 +53,10 @@ class PlainEM(Generic[Parameters]):
             return failed(run, error)
         bound = self.rule.bound(parameters, its_moments, found)
         after = replace(run, parameters=found, bounds=(*run.bounds, bound), error=doubt)
-        return self.judged(run, after)
+        after = self.judged(run, after)
+        if after.is_live:
+            return after
+        return replace(after, fit=fit_of(proposed[0], its_moments))
 
     def m_step(
         self, run: Run[Parameters], parameters: Parameters, its_moments: Moments

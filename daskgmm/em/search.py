@@ -41,7 +41,7 @@ from daskgmm.em.subsample import Subsample, subsample, survey_and_draw
 from daskgmm.errors import DataError, IllDefinedCovarianceError
 from daskgmm.execution.runners import Shards
 from daskgmm.execution.threads import n_threads
-from daskgmm.mixtures.criteria import Fit, fit_of
+from daskgmm.mixtures.criteria import Fit, fit_of, look_at
 from daskgmm.mixtures.e_step import message, moments, sums_bytes
 from daskgmm.mixtures.gaussian import Mixture, n_parameters
 from daskgmm.mixtures.refinement import Refined
@@ -51,7 +51,7 @@ from daskgmm.mixtures.sufficient_statistics import Moments
 Criterion = Literal["bic", "aic", "icl", "held_out"]
 CRITERIA: Final[tuple[Criterion, ...]] = ("bic", "aic", "icl", "held_out")
 
-_MEASURED: Final = "measured"
+_HELD_OUT: Final = "held_out"
 _NUMBERS_KEPT: Final = 4
 """Mixtures of a run that are in memory: its own, and what its method remembers."""
 
@@ -329,23 +329,28 @@ class _Measuring:
         moments: Sequence[Moments],
     ) -> Run[Mixture]:
         fit = fit_of(proposed[0], moments[0])
-        numbers = np.array([fit.log_prob, fit.weight, fit.entropy, math.nan])
-        return replace(run, status=Status.CONVERGED, memory={_MEASURED: numbers})
+        return replace(run, status=Status.CONVERGED, fit=fit)
 
     def look_again(
-        self, _before: Run[Mixture], _run: Run[Mixture]
+        self, before: Run[Mixture], run: Run[Mixture]
     ) -> tuple[Mixture, Mixture] | None:
-        return None
+        if run is before or run.fit is None:
+            return None
+        return look_at(self.propose(run)[0], run.fit)
 
     def refined(
         self,
         _before: Run[Mixture],
         run: Run[Mixture],
-        _refined: Refined,
+        refined: Refined,
         *,
         at_last: bool,
     ) -> Run[Mixture]:
-        return run
+        assert run.fit is not None
+        moments = replace(
+            refined.moments, log_prob=run.fit.log_prob, weight=run.fit.weight
+        )
+        return replace(run, fit=fit_of(self.propose(run)[0], moments, refined))
 
 
 @final
@@ -496,9 +501,7 @@ class _Search:
         for i, run in zip(its, after, strict=True):
             runs[i] = run
         for i, value in zip(measured, held_out(), strict=True):
-            numbers = runs[i].memory[_MEASURED].copy()
-            numbers[3] = value
-            runs[i] = replace(runs[i], memory={_MEASURED: numbers})
+            runs[i] = replace(runs[i], memory={_HELD_OUT: np.array(value)})
         runs = self._without_losers(self._with_measured(runs, batch), batch)
         progress = Progress(
             self._state.n_passes + 1,
@@ -560,7 +563,7 @@ class _Search:
             if runs[last].status is not Status.WAITING or not ended:
                 continue
             if all(run.parameters is None or _is_failed(run) for run in its):
-                runs[last] = replace(its[0], status=Status.FAILED)
+                runs[last] = replace(its[0], status=Status.FAILED, fit=None)
             elif any(run.status in (Status.CONVERGED, Status.EXHAUSTED) for run in its):
                 runs[last] = Run(its[best(its)].parameters)
             else:
@@ -608,7 +611,7 @@ class _Search:
             if candidate == leader and its.fit is not None:
                 continue
             for i in (*self._slots(candidate), self._measured(candidate)):
-                kept = {n: m for n, m in runs[i].memory.items() if n == _MEASURED}
+                kept = {n: m for n, m in runs[i].memory.items() if n == _HELD_OUT}
                 runs[i] = replace(runs[i], parameters=None, memory=kept)
         return runs
 
@@ -625,11 +628,10 @@ class _Search:
         last = runs[self._measured(candidate)]
         run = its[_leader(its)]
         settings = self._read.candidates[candidate]
-        numbers, fit, held_out = last.memory.get(_MEASURED), None, math.nan
-        if numbers is not None:
-            log_prob, weight, entropy = map(float, numbers[:3])
-            fit = Fit(log_prob, weight, entropy, self._free_parameters(settings))
-            held_out = float(numbers[3])
+        fit, held_out = last.fit, float(last.memory.get(_HELD_OUT, math.nan))
+        if fit is not None and settings.priors is not None:
+            # Nobody counts the parameters of a posterior: it has no such criterion.
+            fit = replace(fit, n_parameters=math.nan)
         status = run.status
         if last.status in (Status.FAILED, Status.OUTDONE):
             status = last.status
@@ -644,12 +646,6 @@ class _Search:
             self._batch_of[candidate],
             max(int(self._n_passes[i]) for i in self._slots(candidate)),
         )
-
-    def _free_parameters(self, settings: Settings) -> float:
-        """Nobody counts those of a posterior: it has no information criterion."""
-        if settings.priors is not None:
-            return math.nan
-        return _n_parameters(settings, self._source.n_features)
 
     def _fitted(self, candidate: int, scored: Scored) -> Outcome:
         """What a fit of one candidate alone would have found."""

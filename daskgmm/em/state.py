@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskgmm.errors import IllDefinedCovarianceError
+from daskgmm.mixtures.criteria import Fit
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.rule import Parameters
 
@@ -48,6 +49,8 @@ class Run(Generic[Parameters]):
         Why the run failed; of one that is exhausted, why it would have failed next.
     memory : mapping of str to ndarray
         What else its method goes on from.
+    fit : Fit or None
+        Once it has ended, how well the parameters fitted that its bound is of.
     """
 
     parameters: Parameters | None
@@ -56,6 +59,7 @@ class Run(Generic[Parameters]):
     previous: float = -np.inf
     error: str = ""
     memory: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    fit: Fit | None = None
 
     @property
     def n_iter(self) -> int:

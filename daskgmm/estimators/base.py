@@ -24,12 +24,15 @@ from daskgmm.data.gaps import Gaps
 from daskgmm.data.inputs import Rows, is_plain_frame, open_input
 from daskgmm.data.source import Source
 from daskgmm.em.comparison import Comparison, compare
+from daskgmm.em.loop import evaluated
 from daskgmm.em.precision import may_be_single
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.em.quantiles import Quantiles
 from daskgmm.errors import DataError
 from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.mixtures.criteria import Fit, fit_of, look_at
 from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.refinement import look_again, refine
 
 _FLOATS = [np.float64, np.float32]
 _NO_ROWS = (
@@ -290,6 +293,37 @@ class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if not found.weight > 0:
             raise DataError(_NO_ROWS)
         return found, dtype
+
+    def entropy(self, X: Any, sample_weight: Any = None) -> float:
+        """Entropy of the responsibilities: zero where components are apart.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        float
+            In nats, of all rows together: -Σ Σ r log r.
+        """
+        return self._fit_to(X, sample_weight).entropy
+
+    def _fit_to(self, X: Any, sample_weight: Any) -> Fit:
+        """How well the mixture fits rows, in one pass over them."""
+        check_is_fitted(self)
+        source = self._taken(X, sample_weight, reset=False).source()
+        mixture = self._mixture()
+        shards = source.shards()
+        [moments] = evaluated(shards, [mixture], check=True)
+        if not moments.weight > 0.0:
+            raise DataError(_NO_ROWS)
+        fit = fit_of(mixture, moments)
+        if (look := look_at(mixture, fit)) is not None:
+            [refined] = shards.reduce(refine, look_again([look])).runs
+            fit = fit_of(mixture, moments, refined)
+        source.check_unchanged()
+        return fit
 
     def score_quantile(
         self, X: Any, q: Any, sample_weight: Any = None, *, exact: bool = True

@@ -108,7 +108,8 @@ default='kmeans'
     weight_concentration_prior_, mean_precision_prior_, mean_prior_, \
 degrees_of_freedom_prior_, covariance_prior_
         The priors, those that were not given included.
-    converged_, n_iter_, n_passes_, n_rows_skipped_, history_ : optional
+    converged_, n_iter_, n_passes_, n_rows_skipped_, history_, cluster_sizes_, \
+entropy_ : optional
         As of `GaussianMixture`.
     lower_bound_ : float
         scikit-learn's lower bound of the evidence, less constants: of all rows.
@@ -254,6 +255,10 @@ degrees_of_freedom_prior_, covariance_prior_
         self.degrees_of_freedom_prior_ = priors.degrees_of_freedom
         self.covariance_prior_ = _plain(priors.covariance, dtype)
         return replace(mixture, weights=rule.weights(counts))
+
+    def _sizes(self, outcome: Outcome) -> NDArray[np.float64]:
+        """What is estimated has them as its weights."""
+        return outcome.mixture.weights
 
     @staticmethod
     def _as_fitted(name: str, saved: Any) -> Any:

@@ -13,12 +13,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskgmm.data.gaps import Nan
 from daskgmm.em.acceleration import Accelerate, InitSize
-from daskgmm.em.fit import Settings
+from daskgmm.em.fit import Outcome, Settings
 from daskgmm.em.initialization import Start
 from daskgmm.em.plain import Stopping
 from daskgmm.em.precision import Arithmetic
 from daskgmm.estimators.start_parameters import given, given_weights
-from daskgmm.estimators.trained import TrainedMixture
+from daskgmm.estimators.trained import FITTED, FITTED_OURS, TrainedMixture
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.storage.zarr_store import Missing
@@ -124,6 +124,16 @@ default='kmeans'
         of a run that a pass left where it was is repeated. See `daskgmm.history`.
     arithmetic_ : {'single', 'double'}
         The precision of the best run's last pass.
+    cluster_sizes_ : ndarray of shape (K,)
+        Rows of each component, by weight: sums of responsibilities. As `lower_bound_`,
+        this and the next two are of the last pass: under the parameters before the last
+        M-step.
+    entropy_ : float
+        Entropy of the responsibilities of all rows, in nats: see `entropy`. NaN, and
+        the next one too, where covariances are so close to singular that the sums of a
+        pass do not tell.
+    icl_ : float
+        Integrated completed likelihood: see `icl`.
     n_features_in_ : int
         Number of features, d.
     feature_names_in_ : ndarray of shape (d,)
@@ -166,6 +176,7 @@ default='kmeans'
            [ 0.,  0.]])
     """
 
+    _fitted: ClassVar[tuple[str, ...]] = (*FITTED, *FITTED_OURS, "icl_")
     _of_sklearn: ClassVar[type[BaseEstimator]] = sklearn_mixture.GaussianMixture
     _ours: ClassVar[tuple[str, ...]] = _OURS
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -279,6 +290,29 @@ default='kmeans'
         """
         found, _ = self._score(X, sample_weight)
         return found.bic(self._n_parameters())
+
+    def icl(self, X: Any, sample_weight: Any = None) -> float:
+        """Integrated completed likelihood: the lower, the better.
+
+        BIC and twice the entropy of the responsibilities (McLachlan and Peel, Finite
+        Mixture Models, 6.10.4): it asks for components apart from each other.
+
+        Parameters
+        ----------
+        X : rows of shape (n, d)
+        sample_weight : array-like of shape (n,), default=None
+            The number of rows is their sum.
+
+        Returns
+        -------
+        float
+        """
+        return self._fit_to(X, sample_weight).icl
+
+    def _set_estimated(self, outcome: Outcome, dtype: np.dtype[Any]) -> Mixture:
+        fit = outcome.run.fit
+        self.icl_ = np.nan if fit is None else fit.icl
+        return outcome.mixture
 
     def _n_parameters(self) -> int:
         """Free parameters of the model."""

@@ -12,6 +12,7 @@ from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
@@ -49,6 +50,8 @@ FITTED_OURS = (
     "remaining_gain_",
     "history_",
     "arithmetic_",
+    "cluster_sizes_",
+    "entropy_",
 )
 """and those that they have not."""
 
@@ -215,6 +218,11 @@ class TrainedMixture(DerivedMixtures):
         """Set what is more than a mixture; returns that, with its weights."""
         return outcome.mixture
 
+    def _sizes(self, outcome: Outcome) -> NDArray[np.float64]:
+        """Rows of each component by weight, in the last E-step; NaN without one."""
+        fit = outcome.run.fit
+        return outcome.mixture.weights * (np.nan if fit is None else fit.weight)
+
     def _warm_run(self, n_features: int) -> Run[Mixture] | None:
         if not (self.warm_start and hasattr(self, "converged_")):
             return None
@@ -263,6 +271,9 @@ class TrainedMixture(DerivedMixtures):
         self.remaining_gain_ = outcome.remaining_gain
         self.history_ = as_columns(outcome.history)
         self.arithmetic_ = outcome.arithmetic
+        fit = outcome.run.fit
+        self.entropy_ = np.nan if fit is None else fit.entropy
+        self.cluster_sizes_ = self._sizes(outcome)
 
     def to_sklearn(self) -> Any:
         """The same model as scikit-learn's estimator, fitted if this one is."""

@@ -340,6 +340,10 @@ class CovarianceShape(ABC):
         """Sum of the squared Mahalanobis distances of which a scatter is."""
 
     @abstractmethod
+    def distances_off(self, scatter: Array, factors: Array) -> float:
+        """What rounding may have made of that sum."""
+
+    @abstractmethod
     def logs(self, factors: Array, basis: Array, n_features: int) -> Array:
         """Covariances as unbounded numbers, (n, P), all zero at that of the basis.
 
@@ -557,6 +561,11 @@ class _MatrixShape(CovarianceShape):
         matrices = _unpack(scatter, precisions.shape[-1])
         return float(np.einsum("kij,kij->", precisions, matrices))
 
+    def distances_off(self, scatter: Array, factors: Array) -> float:
+        squares = self._matrices(factors) ** 2
+        sizes = np.einsum("kii->ki", _unpack(scatter, squares.shape[-1]))
+        return _EPS * float(np.einsum("ki,kij->", sizes, squares))
+
     def logs(self, factors: Array, basis: Array, n_features: int) -> Array:
         # Lower triangular, as both are: Cholesky's factor of the whitened covariance.
         roots = np.stack([_inverse_transposed(f) for f in self._matrices(factors)])
@@ -649,6 +658,9 @@ class _DiagonalShape(CovarianceShape):
 
     def distances(self, scatter: Array, factors: Array) -> float:
         return float((scatter * self._variances(factors) ** 2).sum())
+
+    def distances_off(self, scatter: Array, factors: Array) -> float:
+        return _EPS * self.distances(scatter, factors)
 
     def logs(self, factors: Array, basis: Array, n_features: int) -> Array:
         table = self._variances(basis)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import numpy as np
 
 from daskgmm.mixtures.gaussian import Mixture
+from daskgmm.mixtures.refinement import Refined
 from daskgmm.mixtures.sufficient_statistics import Moments
+
+_KNOWN: Final = 1e-7
+"""Nats of a row's entropy that rounding may take from it."""
 
 
 @final
@@ -25,7 +29,7 @@ class Fit:
         Sum of the row weights.
     entropy : float
         -Σ Σ r log r of the responsibilities, by row weight: zero where each row
-        belongs to one component.
+        belongs to one component; NaN if it is not known.
     n_parameters : float
         Free parameters of the mixture; NaN if nobody counts them, and so are all
         criteria.
@@ -61,24 +65,38 @@ class Fit:
         return self.bic + 2.0 * self.entropy
 
 
-def fit_of(mixture: Mixture, moments: Moments) -> Fit:
+def fit_of(mixture: Mixture, moments: Moments, refined: Refined | None = None) -> Fit:
     """How well a mixture fits the rows of these moments.
+
+    Where a covariance is close to singular, sums of squares do not tell the entropy;
+    those of a second look do, for which `look_at` asks.
 
     Parameters
     ----------
     mixture : Mixture
     moments : Moments
         Of an E-step by it, and so about its means.
+    refined : Refined or None
+        Of the second look.
     """
-    return Fit(
-        moments.log_prob,
-        moments.weight,
-        entropy(mixture, moments),
-        mixture.n_parameters,
-    )
+    shape, distances = mixture.shape, None
+    if refined is not None and shape.dense:
+        distances = float(np.einsum("kii->", refined.white_scatter))
+    found = entropy(mixture, moments, distances)
+    if distances is None:
+        off = 0.5 * shape.distances_off(moments.scatter, mixture.factors)
+        found = found if off <= _KNOWN * moments.weight else math.nan
+    return Fit(moments.log_prob, moments.weight, found, mixture.n_parameters)
 
 
-def entropy(mixture: Mixture, moments: Moments) -> float:
+def look_at(mixture: Mixture, fit: Fit) -> tuple[Mixture, Mixture] | None:
+    """What to look at again for the entropy: see `refinement.look_again`."""
+    return (mixture, mixture) if math.isnan(fit.entropy) else None
+
+
+def entropy(
+    mixture: Mixture, moments: Moments, distances: float | None = None
+) -> float:
     """Entropy of the responsibilities of an E-step by a mixture, from its moments.
 
     With log joints l, log r = l - log p(x), and l is linear in what was added up:
@@ -91,6 +109,7 @@ def entropy(mixture: Mixture, moments: Moments) -> float:
     shape = mixture.shape
     # A component without weight has no mass, and the logarithm of zero.
     constants = np.where(moments.mass > 0.0, mixture.log_normalisers(), 0.0)
-    distances = shape.distances(moments.scatter, mixture.factors)
+    if distances is None:
+        distances = shape.distances(moments.scatter, mixture.factors)
     joint = float(moments.mass @ constants) - 0.5 * distances
     return max(moments.log_prob - joint, 0.0)
