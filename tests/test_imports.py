@@ -214,7 +214,9 @@ OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"} | {
         "set_attributes",
         "set_mixture",
         "settings",
+        "question",
         "taken",
+        "validated",
     )
 }
 """Private names of this package that another of its modules uses."""

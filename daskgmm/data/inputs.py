@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, NamedTuple, Protocol, final
 
 import dask.array as da
 import numpy as np
@@ -61,8 +61,22 @@ _NOT_TAKEN: Final = (
     ("pyspark.sql", ("DataFrame",), f"call toPandas() on it, {_WRITE}"),
 )
 """Tables that are computed elsewhere, and what to do with them."""
-_COMPONENT: Final = "component"
-"""The dimension that responsibilities have on top of the rows' own."""
+
+
+class Axis(NamedTuple):
+    """What numbers for a row are along.
+
+    Attributes
+    ----------
+    name : str
+        The dimension that labelled arrays have on top of the rows' own.
+    length : int
+    labels : tuple of str, or None
+    """
+
+    name: str
+    length: int
+    labels: tuple[str, ...] | None = None
 
 
 class RowFunction(Protocol):
@@ -71,11 +85,15 @@ class RowFunction(Protocol):
     It travels to workers. What it is a function of, nobody here knows.
     """
 
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """What its values for a row are along: none, one or two."""
+
     def dtype(self, of_rows: np.dtype[Any]) -> np.dtype[Any]:
         """Dtype of its values for rows of a dtype."""
 
     def shape(self, n_rows: int) -> tuple[int, ...]:
-        """Shape of its values: (n,) or (n, m)."""
+        """Shape of its values: (n, ...), with the lengths of the axes."""
 
     def __call__(self, x: Any, index: int = 0) -> NDArray[Any]:
         """Its values for the block of a number."""
@@ -350,6 +368,7 @@ class _PartitionedRows(Rows):
         meta = _labelled(
             np.empty(function.shape(0), function.dtype(rows.dtype)),
             self.frame._meta.index,
+            function.axes,
         )
         # Of the data frame's own partitions, so that Dask knows them for aligned.
         return self.frame.map_partitions(
@@ -372,14 +391,23 @@ def _map_partition(
 ) -> Any:
     number = 0 if partition_info is None else partition_info["number"]
     rows = _partition_numbers(frame, columns, partition_info)
-    return _labelled(function(rows, number), frame.index)
+    return _labelled(function(rows, number), frame.index, function.axes)
 
 
-def _labelled(values: NDArray[Any], index: Any) -> Any:
-    """Answers as pandas has them: a Series, or a DataFrame with columns 0, 1, …."""
+def _labelled(values: NDArray[Any], index: Any, axes: Sequence[Axis]) -> Any:
+    """Answers as pandas has them: a Series, or a DataFrame with columns 0, 1, ….
+
+    Or named by the labels, or of two axes by both: "a,b".
+    """
     pandas = sys.modules["pandas"]
-    kind = pandas.Series if values.ndim == 1 else pandas.DataFrame
-    return kind(values, index=index, copy=False)
+    if not axes:
+        return pandas.Series(values, index=index, copy=False)
+    columns: Any = axes[0].labels
+    if len(axes) > 1:
+        names = [axis.labels or tuple(map(str, range(axis.length))) for axis in axes]
+        columns = list(map(",".join, product(*names)))
+    table = values.reshape(len(values), math.prod(axis.length for axis in axes))
+    return pandas.DataFrame(table, index=index, columns=columns, copy=False)
 
 
 def from_xarray(data: Any, feature_dim: Hashable | None = None) -> XarrayRows:
@@ -563,11 +591,12 @@ class XarrayRows(Rows):
 
     def map(self, function: RowFunction, rows: Any) -> Any:
         samples = self.array.dims[:-1]
-        wide = len(function.shape(1)) > 1
-        if wide and _COMPONENT in (*samples, *self.array.coords):
+        features = self.array.dims[-1]
+        taken = {*samples, *self.array.coords} - {features}
+        for name in taken.intersection(axis.name for axis in function.axes):
             raise DataError(
-                f"X has a dimension or coordinate {_COMPONENT!r}, which predict_proba "
-                "would add: rename it."
+                f"X has a dimension or coordinate {name!r}, which the answer would "
+                "add: rename it."
             )
         if self.is_lazy:
             blocks = with_care(self._blocks(), self.gaps)
@@ -575,15 +604,19 @@ class XarrayRows(Rows):
         else:
             flat = function.in_memory(rows)
             values = flat.reshape(self.array.shape[:-1] + flat.shape[1:])
-        return self._labelled(values, (*samples, _COMPONENT) if wide else samples)
+        return self._labelled(values, function.axes)
 
-    def _labelled(self, values: Any, dims: tuple[Hashable, ...]) -> Any:
-        """Values with the coordinates that the samples have."""
+    def _labelled(self, values: Any, axes: Sequence[Axis]) -> Any:
+        """Values with the coordinates that the samples have, and their own."""
         features = self.array.dims[-1:]
         left = self.array.coords.to_dataset().drop_dims(features, errors="ignore")
         # Not of the rows' own class, which may want more, nor with a Dask array's name.
         xarray = sys.modules["xarray"]
-        return xarray.DataArray(values, left.coords, dims).rename(None)
+        dims = (*self.array.dims[:-1], *(axis.name for axis in axes))
+        named = xarray.DataArray(values, left.coords, dims).rename(None)
+        return named.assign_coords(
+            {axis.name: list(axis.labels) for axis in axes if axis.labels is not None}
+        )
 
 
 def _pandas_frame(*args: Any, **kwargs: Any) -> Any:
@@ -624,14 +657,16 @@ def _map_blocks(function: RowFunction, blocks: da.Array) -> da.Array:
     _, *wide = function.shape(1)
     is_masked = isinstance(meta_from_array(blocks), np.ma.MaskedArray)
     empty = np.ma.empty if is_masked else np.empty
+    chunks = (*blocks.chunks[:-1], *((n,) for n in wide or [1]))
     values: da.Array = da.map_blocks(
         _values_of_block,
         blocks,
         function,
         blocks.numblocks,
         dtype=dtype,
-        chunks=(*blocks.chunks[:-1], (*wide,) or (1,)),
-        meta=empty((0,) * blocks.ndim, dtype=dtype),
+        chunks=chunks,
+        new_axis=list(range(blocks.ndim, len(chunks))) or None,
+        meta=empty((0,) * len(chunks), dtype=dtype),
     )
     return values if wide else values[..., 0]
 
@@ -647,8 +682,8 @@ def _values_of_block(
     To drop an axis, Dask puts blocks together first, and fails where they are none.
     """
     place = (0,) * len(grid) if block_id is None else block_id
-    number = int(np.ravel_multi_index(place[:-1], grid[:-1]))
+    number = int(np.ravel_multi_index(place[: len(grid) - 1], grid[:-1]))
     is_table = len(grid) == 2
     values = function(x if is_table else x.reshape(-1, x.shape[-1]), number)
-    table = values if values.ndim == 2 else values[:, np.newaxis]
-    return table if is_table else table.reshape(*x.shape[:-1], table.shape[1])
+    table = values[:, np.newaxis] if values.ndim == 1 else values
+    return table if is_table else table.reshape(*x.shape[:-1], *table.shape[1:])

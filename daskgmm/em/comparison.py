@@ -10,7 +10,7 @@ from typing import NamedTuple, Self, final
 import numpy as np
 
 from daskgmm.data.block import Block
-from daskgmm.em.predict import Question, answer_into
+from daskgmm.em.predict import Question
 from daskgmm.em.scan import check_finite
 from daskgmm.execution.runners import Shards
 
@@ -92,7 +92,7 @@ def _compare_leaf(
         check_finite(block)
         one, two = (np.empty(len(block.x)) for _ in questions)
         for question, log_prob in zip(questions, (one, two), strict=True):
-            answer_into(question, block.x, log_prob)
+            question.into(block.x, log_prob)
         weights = np.ones(len(one)) if block.weights is None else block.weights
         counted = weights > 0.0  # a row without weight is absent, whatever its density
         total += _of_rows(one[counted], two[counted], weights[counted])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from daskgmm.data.block import Block, as_block, block_rows
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
+from daskgmm.data.inputs import Axis
 from daskgmm.em.scan import check_finite
 from daskgmm.execution.runners import Shards
 from daskgmm.execution.threads import n_threads
@@ -27,33 +29,49 @@ from daskgmm.mixtures.gaussian import Mixture
 Kind = Literal["labels", "responsibilities", "log_prob"]
 
 
-@final
-@dataclass(frozen=True)
-class Question:
-    """One kind of question to one mixture of K components.
+class RowQuestion(ABC):
+    """A `RowFunction`: rows are checked, and asked about on as many threads as may be.
 
     Rows with NaN are an error, or have no answer if they are to be skipped.
+
+    Attributes
+    ----------
+    nan : {'error', 'skip'}
     """
 
-    message: EStep
-    kind: Kind
-    n_components: int
-    nan: Nan = "error"
+    nan: Nan
+
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """Features that rows have."""
+
+    @property
+    @abstractmethod
+    def n_products(self) -> int:
+        """Products that an answer for a row takes, about."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """What an answer for a row has."""
+        return ()
 
     def dtype(self, of_rows: np.dtype[Any]) -> np.dtype[Any]:
         """The answer's dtype for rows of a dtype."""
-        return np.dtype(np.int64) if self.kind == "labels" else float_dtype(of_rows)
+        return float_dtype(of_rows)
 
     def shape(self, n_rows: int) -> tuple[int, ...]:
         """The answer's shape."""
-        if self.kind == "responsibilities":
-            return n_rows, self.n_components
-        return (n_rows,)
+        return n_rows, *(axis.length for axis in self.axes)
 
     @property
     def nothing(self) -> float:
         """The answer for a row that has none."""
-        return -1 if self.kind == "labels" else np.nan
+        return np.nan
+
+    @abstractmethod
+    def into(self, x: NDArray[Any], out: NDArray[Any]) -> None:
+        """Answer for a block of finite rows, (n, d), float32 or float64, into `out`."""
 
     def __call__(self, x: Any, index: int = 0) -> NDArray[Any]:
         """Answer for one block inside a task.
@@ -64,7 +82,7 @@ class Question:
             Naming the block, row and column of a NaN or infinity.
         """
         if not (isinstance(x, np.ndarray) and x.ndim == 2):
-            as_block(index, x, self.message.n_features)  # says what is wrong
+            as_block(index, x, self.n_features)  # says what is wrong
         out = np.empty(self.shape(len(x)), dtype=self.dtype(x.dtype))
         _answer_rows(self, x, out, index)
         return _masked_like(x, out)
@@ -72,6 +90,53 @@ class Question:
     def in_memory(self, x: NDArray[Any]) -> NDArray[Any]:
         """Answer for rows in memory, on this process's threads."""
         return answer(self, x)
+
+
+@final
+@dataclass(frozen=True)
+class Question(RowQuestion):
+    """One kind of question to one mixture of K components."""
+
+    message: EStep
+    kind: Kind
+    n_components: int
+    nan: Nan = "error"
+
+    @property
+    def n_features(self) -> int:
+        """Features that rows have."""
+        return self.message.n_features
+
+    @property
+    def n_products(self) -> int:
+        """Products that an answer for a row takes, about."""
+        return self.message.n_factors
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Of responsibilities, the components."""
+        if self.kind == "responsibilities":
+            return (Axis("component", self.n_components),)
+        return ()
+
+    def dtype(self, of_rows: np.dtype[Any]) -> np.dtype[Any]:
+        """Labels are int64."""
+        return np.dtype(np.int64) if self.kind == "labels" else float_dtype(of_rows)
+
+    @property
+    def nothing(self) -> float:
+        """NaN, or of labels -1."""
+        return -1 if self.kind == "labels" else np.nan
+
+    def into(self, x: NDArray[Any], out: NDArray[Any]) -> None:
+        """Answer for a block of finite rows, by the compiled kernel."""
+        wanted = out if out.dtype in (np.float64, np.int64) else np.empty(out.shape)
+        message, outputs = self.message, {str(self.kind): wanted}
+        passes.evaluate(*message.given(x), message.scratch(), outputs)
+        if self.kind == "log_prob" and message.bases:
+            wanted += message.bases[0]
+        if wanted is not out:
+            out[:] = wanted
 
 
 _FEW: Final = 32
@@ -178,19 +243,8 @@ def _kept_or_new(mixture: Mixture, owner: Any, *, single: bool) -> EStep:
     return message
 
 
-def answer_into(question: Question, x: NDArray[Any], out: NDArray[Any]) -> None:
-    """Answer for a block of rows, (n, d), float32 or float64, into `out`."""
-    wanted = out if out.dtype in (np.float64, np.int64) else np.empty(out.shape)
-    message, outputs = question.message, {str(question.kind): wanted}
-    passes.evaluate(*message.given(x), message.scratch(), outputs)
-    if question.kind == "log_prob" and message.bases:
-        wanted += message.bases[0]
-    if wanted is not out:
-        out[:] = wanted
-
-
 def _answer_rows(
-    question: Question,
+    question: RowQuestion,
     x: NDArray[Any],
     out: NDArray[Any],
     index: int = 0,
@@ -203,26 +257,25 @@ def _answer_rows(
     DataError
         Naming the place of a NaN, if such rows are not skipped, or infinity.
     """
-    n_features, nan = question.message.n_features, question.nan
-    block = as_block(index, x, n_features, nan=nan, cut=cut)
+    block = as_block(index, x, question.n_features, nan=question.nan, cut=cut)
     check_finite(block)
     if block.numbers is None:
-        answer_into(question, block.x, out)
+        question.into(block.x, out)
         return
     some = np.empty(question.shape(len(block.x)), dtype=out.dtype)
-    answer_into(question, block.x, some)
+    question.into(block.x, some)
     out[:] = question.nothing
     out[block.numbers] = some
 
 
-def answer(question: Question, x: NDArray[Any]) -> NDArray[Any]:
+def answer(question: RowQuestion, x: NDArray[Any]) -> NDArray[Any]:
     """Answer for rows in memory, on this process's threads.
 
     Errors as of a question that is called.
     """
     out = np.empty(question.shape(len(x)), dtype=question.dtype(x.dtype))
     size = block_rows(*x.shape)
-    is_much = len(x) * question.message.n_factors > _FOR_THREADS
+    is_much = len(x) * question.n_products > _FOR_THREADS
     most = n_threads() if is_much or len(x) > size else 1
     if is_much:
         size = min(size, -(-len(x) // most))
@@ -304,7 +357,7 @@ def _score_leaf(question: Question, blocks: Iterator[Block]) -> Score:
     for block in blocks:
         check_finite(block)
         log_prob = np.empty(len(block.x), dtype=question.dtype(block.x.dtype))
-        answer_into(question, block.x, log_prob)
+        question.into(block.x, log_prob)
         total += _score_of(log_prob, block.weights)
         del block  # before another one is read
     return total

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskgmm.data.block import Block
-from daskgmm.em.predict import Question, answer_into
+from daskgmm.em.predict import Question
 from daskgmm.em.scan import check_finite
 from daskgmm.execution.runners import Shards
 
@@ -99,7 +99,7 @@ def _count_leaf(sent: _Sent, blocks: Iterator[Block]) -> _Counts:
     for block in blocks:
         check_finite(block)
         log_prob = np.empty(len(block.x))
-        answer_into(sent.question, block.x, log_prob)
+        sent.question.into(block.x, log_prob)
         weights = np.ones(len(log_prob)) if block.weights is None else block.weights
         counted = weights > 0.0
         keys, weights = _keys(log_prob[counted]), weights[counted]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.data.inputs import Rows, open_input
+from daskgmm.em.predict import ask
+from daskgmm.em.regression import Regression, RegressionQuestion
 from daskgmm.estimators.base import MixtureBase
 from daskgmm.mixtures import parts
 from daskgmm.mixtures.gaussian import Mixture
@@ -79,12 +82,7 @@ class DerivedMixtures(MixtureBase):
         """
         check_is_fitted(self)
         places = self._places(features)
-        mixture = self._plain_mixture()
-        if len(places) == mixture.n_features:
-            raise ValueError(
-                f"features={features!r} are all features: none is left to be asked "
-                "about."
-            )
+        mixture, others = self._plain_mixture(), self._others(places, features)
         given: NDArray[np.float64] = check_array(
             np.atleast_1d(np.asarray(values)),
             dtype=np.float64,
@@ -97,8 +95,84 @@ class DerivedMixtures(MixtureBase):
                 f"have the shape {given.shape}."
             )
         found = parts.Conditional.of(mixture, places).at(given)
-        others = np.setdiff1d(np.arange(mixture.n_features), places)
         return self._made_of(found, self._names(others))
+
+    def predict_conditional(
+        self, X: Any, features: Features | None = None
+    ) -> Regression:
+        """What the other features of rows are, given some: mixture regression.
+
+        Parameters
+        ----------
+        X : rows of shape (n, m)
+            Of any kind that `fit` takes, with the features that are given alone, in
+            their order.
+        features : int, str, or sequence of them, default=None
+            Numbers of these features, from 0, or their names; by default the names of
+            X's columns.
+
+        Returns
+        -------
+        Regression
+            `mean`, (n, u), and `covariance`, (n, u, u), of the other features in their
+            order, and `log_density`, (n,), of what is given. Of X's kind, and lazy if
+            it is.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from daskgmm import GaussianMixture
+        >>> x = np.linspace(0, 6, 1000)
+        >>> rows = np.column_stack([x, np.sin(x)])
+        >>> gm = GaussianMixture(8, random_state=0).fit(rows)
+        >>> found = gm.predict_conditional([[1.0], [4.0]], features=0)
+        >>> found.mean.round(1)
+        array([[ 0.8],
+               [-0.7]])
+        """
+        check_is_fitted(self)
+        given = open_input(X, self._gaps)
+        places = self._places(self._names_of(given) if features is None else features)
+        mixture = self._plain_mixture()
+        others = self._others(places, features)
+        of_given = self._made_of(parts.marginal(mixture, places), self._names(places))
+        rows = of_given._validated(given, reset=False)
+        names = self._names(others)
+
+        def asked(wanted: Literal["mean", "covariance"]) -> Any:
+            question = RegressionQuestion(
+                ask(of_given._mixture(), "responsibilities", nan=self.nan),
+                parts.Conditional.of(mixture, places),
+                wanted,
+                None if names is None else tuple(map(str, names)),
+                self.nan,
+            )
+            return given.map(question, rows)
+
+        log_density = of_given._question("log_prob", rows, is_lazy=given.is_lazy)
+        return Regression(
+            asked("mean"), asked("covariance"), given.map(log_density, rows)
+        )
+
+    def _names_of(self, given: Rows) -> list[str]:
+        """Names of the features that rows have."""
+        names = getattr(given.names, "columns", None)
+        if names is None or not hasattr(self, "feature_names_in_"):
+            raise ValueError(
+                "features must be given, as X has no names of features, or the mixture "
+                "knows none: numbers of the features that X has, such as features=[0]."
+            )
+        return list(names)
+
+    def _others(self, places: NDArray[np.intp], features: Any) -> NDArray[np.intp]:
+        """Numbers of the other features."""
+        n_features = self._plain_mixture().n_features
+        if len(places) == n_features:
+            raise ValueError(
+                f"features={features!r} are all features: none is left to be asked "
+                "about."
+            )
+        return np.setdiff1d(np.arange(n_features), places)
 
     def kl_divergence(self) -> NDArray[np.float64]:
         """Kullback and Leibler's divergence of each component from each other.

@@ -107,6 +107,43 @@ class Conditional:
             left.factors,
         )
 
+    def means_at(self, x: Array, shares: Array) -> Array:
+        """Expected other features, (n, u), at rows (n, m) of those given.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n, m)
+        shares : ndarray of shape (n, K)
+            Responsibilities of the components for what is given.
+        """
+        found = np.zeros((len(x), self.means.shape[1]))
+        for k, its in enumerate(shares.T):
+            found += its[:, np.newaxis] * self._means_of(k, x)
+        return found
+
+    def covariances_at(self, x: Array, shares: Array) -> Array:
+        """Covariances of the other features there, (n, u, u).
+
+        By the law of total covariance: those of the components, and of their means.
+        """
+        u, left = self.means.shape[1], _separate(self.mixture)
+        within = (
+            left if self.mixture.shape.dense else left[:, :, np.newaxis] * np.eye(u)
+        )
+        found = (shares @ within.reshape(len(left), -1)).reshape(len(x), u, u)
+        centre = self.means_at(x, shares)
+        for k, its in enumerate(shares.T):
+            off = self._means_of(k, x) - centre
+            found += its[:, np.newaxis, np.newaxis] * (
+                off[:, :, np.newaxis] * off[:, np.newaxis, :]
+            )
+        return found
+
+    def _means_of(self, k: int, x: Array) -> Array:
+        """What component k expects of the other features, (n, u)."""
+        means: Array = self.means[k] + (x - self.given.means[k]) @ self.slopes[k].T
+        return means
+
 
 def kl_divergences(mixture: Mixture) -> Array:
     """Kullback and Leibler's divergence of each component from each other, (K, K).

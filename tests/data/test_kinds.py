@@ -777,7 +777,7 @@ def test_where_the_features_are_must_be_clear(x):
     assert model.predict(from_xarray(taken, "band")).dims == ("component", "x")
     labelled = image.assign_coords(component=image.latitude)
     for data in (taken, labelled, taken.chunk(x=7)):
-        with pytest.raises(DataError, match="'component', which predict_proba would"):
+        with pytest.raises(DataError, match="'component', which the answer would"):
             model.predict_proba(from_xarray(data, "band"))
 
 
