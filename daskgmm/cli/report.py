@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import Any, Final, TypeVar, final
@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, final
 import click
 from dask.utils import format_bytes
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from daskgmm.demo import run as demo
 from daskgmm.em.progress import Progress as Pass
@@ -98,11 +99,12 @@ class Report:
     def search(
         self, criterion: Criterion
     ) -> AbstractContextManager[Callable[[SearchProgress], None]]:
-        """Show the passes of a search, and the best candidate so far."""
+        """Show the passes of a search, and what is known of each candidate."""
         return self._passes(
             "candidates that have ended",
             lambda progress: _search_line(progress, criterion),
             lambda progress: (_n_ended(progress), len(progress.scored)),
+            lambda progress: candidates_table(progress.scored, criterion),
         )
 
     @contextmanager
@@ -111,8 +113,12 @@ class Report:
         what: str,
         line: Callable[[_AnyPass], str],
         done: Callable[[_AnyPass], tuple[int, int]],
+        table: Callable[[_AnyPass], Table] | None = None,
     ) -> Iterator[Callable[[_AnyPass], None]]:
-        """Print a line for each pass, above a bar of how many things are done."""
+        """Print a line for each pass, above a bar of how many things are done.
+
+        And above that, in a terminal, a table that changes with each pass.
+        """
         resumed = _Resumed(self)
         with self._bar("finding starts") as bar:
             task = None if bar is None else bar.add_task("finding starts", total=None)
@@ -123,15 +129,16 @@ class Report:
                 if bar is not None and task is not None:
                     n, of = done(progress)
                     bar.update(task, completed=n, total=of, description=what)
+                    bar.show(None if table is None else table(progress))
 
             yield observe
 
     @contextmanager
-    def _bar(self, what: str) -> Iterator[Progress | None]:
+    def _bar(self, what: str) -> Iterator[_Bar | None]:
         if not self.console.is_terminal:
             yield None
             return
-        with Progress(
+        with _Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -142,6 +149,24 @@ class Report:
             transient=True,
         ) as bar:
             yield bar
+
+
+@final
+class _Bar(Progress):
+    """A bar, and above it what else is to be seen."""
+
+    _above: Table | None = None
+
+    def show(self, above: Table | None) -> None:
+        """Show something above the bar, instead of what was there."""
+        self._above = above
+        self.refresh()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What rich draws, from top to bottom."""
+        if self._above is not None:
+            yield self._above
+        yield from super().get_renderables()
 
 
 def _finite(value: Any) -> Any:
@@ -190,12 +215,40 @@ def _search_line(progress: SearchProgress, criterion: Criterion) -> str:
         f"{format_bytes(progress.n_bytes)} read  {seconds(progress.seconds)}"
     )
     best = min(progress.scored, key=lambda its: its.loss(criterion))
-    mixture = best.run.parameters
-    if best.fit is None or mixture is None:
+    if best.fit is None:
         return line
-    said = candidate(mixture.n_components, mixture.shape.name)
+    said = candidate(best.n_components, best.covariance_type, best.weight_concentration)
     value = number(criterion, best.value(criterion))
     return f"{line}, best so far: {said} ({criterion} {value})"
+
+
+def candidates_table(scored: Sequence[Scored], criterion: Criterion) -> Table:
+    """A row for each number of components, and a column for each other choice.
+
+    The cells have the criterion, or what is going on; the best one stands out.
+    """
+    rows: dict[int, dict[str, Text]] = {}
+    best = min(scored, key=lambda its: its.loss(criterion))
+    for its in scored:
+        column = its.covariance_type
+        prior = its.weight_concentration
+        if prior is not None:
+            is_default = prior * its.n_components == 1.0
+            column = f"{column}, {'1 / K' if is_default else format(prior, 'g')}"
+        said = number(criterion, its.value(criterion)) or its.status.value
+        style = "dim" if its.fit is None else "bold green" if its is best else ""
+        rows.setdefault(its.n_components, {})[column] = Text(said, style)
+    columns = [*dict.fromkeys(name for cells in rows.values() for name in cells)]
+    table = Table(
+        Column("components", justify="right"),
+        *(Column(name, justify="right") for name in columns),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for n_components, cells in rows.items():
+        there = (cells.get(name, Text()) for name in columns)
+        table.add_row(str(n_components), *there)
+    return table
 
 
 def _n_ended(progress: SearchProgress) -> int:

@@ -63,6 +63,10 @@ class Scored:
 
     Attributes
     ----------
+    n_components : int
+    covariance_type : str
+    weight_concentration : float or None
+        Prior of a Bayesian mixture.
     run : Run
         The best of its runs: without parameters, unless it is the best candidate.
     status : Status
@@ -76,6 +80,9 @@ class Scored:
         Passes in which its runs trained.
     """
 
+    n_components: int
+    covariance_type: str
+    weight_concentration: float | None
     run: Run[Mixture]
     status: Status
     fit: Fit | None
@@ -638,7 +645,11 @@ class _Search:
         elif fit is None:
             waits = its[0].status is Status.WAITING
             status = Status.WAITING if waits else Status.TRAINING
+        priors = settings.priors
         return Scored(
+            settings.start.n_components,
+            settings.start.shape.name,
+            None if priors is None else priors.weight_concentration,
             run,
             status,
             fit,

@@ -11,6 +11,7 @@ from conftest import blobs, create_zarr
 
 from daskgmm import BayesianGaussianMixture, MixtureSearch, load
 from daskgmm.cli.main import main
+from daskgmm.cli.report import candidates_table
 
 
 @pytest.fixture
@@ -72,8 +73,27 @@ def test_the_table_has_the_priors(tmp_path, store):
     assert "0.25" in done.output
     best = load(place).weight_concentration_prior
     assert f"weight concentration {best:g} (held_out " in done.output
+    assert "best so far: 2 components and " in done.output
     done = run(store, str(tmp_path / "m"), "-k", "2", "--bayesian", "--seed", "0")
     assert "1 / 2" in done.output
+
+
+def test_a_candidate_has_its_place_in_the_table_that_is_seen_meanwhile():
+    x = blobs(0, 400, 2, 3, spread=8.0)
+    seen = []
+    search = MixtureSearch(
+        (2, 3), covariance_type="full", bayesian=True, criterion="held_out",
+        weight_concentration_prior=(None, 0.01), random_state=0,
+    ).fit(x, callback=seen.append)  # fmt: skip
+    table = candidates_table(seen[-1].scored, "held_out")
+    heads = [column.header for column in table.columns]
+    assert heads == ["components", "full, 1 / K", "full, 0.01"]
+    told = np.array([[str(cell) for cell in column.cells] for column in table.columns])
+    values = search.results_["held_out"].reshape(2, 2)
+    np.testing.assert_array_equal(told[0], ["2", "3"])
+    np.testing.assert_allclose(told[1:].T.astype(float), values, atol=1e-6)
+    styles = [[cell.style for cell in column.cells] for column in table.columns[1:]]
+    assert sum("bold" in str(style) for its in styles for style in its) == 1
 
 
 @pytest.mark.parametrize(
