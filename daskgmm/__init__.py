@@ -21,6 +21,7 @@ from daskgmm.errors import (
 if TYPE_CHECKING:
     from daskgmm.data.inputs import from_xarray
     from daskgmm.data.opening import open_rows
+    from daskgmm.display.show import progress
     from daskgmm.em.progress import Progress
     from daskgmm.em.search import SearchProgress
     from daskgmm.estimators.bayesian import BayesianGaussianMixture
@@ -53,6 +54,7 @@ __all__ = [
     "history",
     "load",
     "open_rows",
+    "progress",
 ]
 
 
@@ -68,6 +70,10 @@ def __getattr__(name: str) -> Any:
         from daskgmm.data.opening import open_rows
 
         return open_rows
+    if name == "progress":
+        from daskgmm.display.show import progress
+
+        return progress
     if name == "Progress":
         from daskgmm.em.progress import Progress
 

@@ -15,11 +15,12 @@ import daskgmm
 PACKAGE = Path(daskgmm.__file__).parent
 
 LEVELS = [
-    {"errors", "config", "loaded"},
+    {"errors", "config", "loaded", "steps"},
     {"kernel"},
     {"storage", "execution", "mixtures"},
     {"data"},
     {"em", "outputs"},
+    {"display"},
     {"estimators"},
     {"plotting"},
     {"demo"},
@@ -34,6 +35,7 @@ OWNERS = {
     "dask": set(LEVEL) - {"errors", "kernel", "mixtures", "plotting"},
     "deltalake": {"data"},
     "distributed": {"data", "execution", "demo", "cli"},
+    "IPython": {"display"},
     "fsspec": {"storage", "data", "outputs"},
     "llvmlite": {"kernel"},
     "matplotlib": {"plotting", "demo"},
@@ -41,7 +43,7 @@ OWNERS = {
     "pandas": {"data"},
     "psutil": {"data", "demo"},
     "pyarrow": {"data", "outputs"},
-    "rich": {"demo", "cli"},
+    "rich": {"display", "demo", "cli"},
     "scipy": {"execution", "mixtures", "demo"},
     "sklearn": {"em", "estimators", "plotting", "cli"},
     "threadpoolctl": {"execution"},
@@ -52,6 +54,7 @@ OWNERS = {
 """The folders that may import a library; numpy is for all."""
 
 LATE = {
+    "IPython",
     "deltalake",
     "distributed",
     "matplotlib",

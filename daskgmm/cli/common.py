@@ -10,7 +10,8 @@ import click
 import numpy as np
 
 from daskgmm.cli.estimate import Forecast
-from daskgmm.cli.report import Report, seconds
+from daskgmm.cli.report import Report
+from daskgmm.display.words import seconds
 from daskgmm.em.checkpoint import describe
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs.base import Written

@@ -20,7 +20,7 @@ from daskgmm.cli.options import (
     missing_option,
     nan_option,
 )
-from daskgmm.cli.report import Report, seconds
+from daskgmm.cli.report import Report
 from daskgmm.cli.training import (
     Training,
     bayesian_option,
@@ -33,6 +33,7 @@ from daskgmm.cli.training import (
     weights_from_option,
 )
 from daskgmm.data.gaps import Nan
+from daskgmm.display.words import seconds
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.trained import TrainedMixture
@@ -130,12 +131,8 @@ def fit(
         tell_forecast(forecast_fit(mixture, rows, *cluster.threads()), report)
         return
     began = perf_counter()
-    with (
-        cluster.connect(),
-        report.passes(mixture.max_iter, mixture.tol) as observe,
-        told_at_the_end(),
-    ):
-        mixture.fit(rows, callback=observe, **training.of_fit())
+    with report.passes(), cluster.connect(), told_at_the_end():
+        mixture.fit(rows, **training.of_fit())
     mixture.save(model, overwrite=overwrite)
     _tell_fitted(mixture, model, training, perf_counter() - began, report)
 

@@ -23,6 +23,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 from distributed.deploy.utils import nprocesses_nthreads
 
+from daskgmm import steps
 from daskgmm.data.opening import Opened, open_for
 from daskgmm.execution import deploy
 
@@ -87,6 +88,7 @@ class Cluster:
 
         Where there cannot be one, the work is done by this process's threads.
         """
+        steps.begin("starting workers" if self.scheduler is None else "joining workers")
         if self.scheduler is not None:
             return deploy.join(self.scheduler, self._credentials())
         if self.file is not None:

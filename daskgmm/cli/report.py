@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import Any, Final, TypeVar, final
+from typing import Any, final
 
 import click
-from dask.utils import format_bytes
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,15 +23,12 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from daskgmm.demo import run as demo
+from daskgmm.display.log import PAUSE, Log
+from daskgmm.display.terminal import Bar
+from daskgmm.display.words import number, seconds
 from daskgmm.em.progress import Progress as Pass
 from daskgmm.em.search import Criterion, Scored, SearchProgress
-from daskgmm.em.state import Status
-
-_AnyPass = TypeVar("_AnyPass", Pass, SearchProgress)
-
-_PAUSE: Final = 10.0
-"""Seconds between two lines of progress where no bar can be drawn."""
+from daskgmm.steps import told_to
 
 
 @final
@@ -86,59 +82,44 @@ class Report:
             task = bar.add_task(what, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
-    def passes(
-        self, most: int, tol: float
-    ) -> AbstractContextManager[Callable[[Pass], None]]:
-        """Show the passes of a fit, of which there are so many at most."""
-        return self._passes(
-            "passes, at most",
-            lambda progress: _pass_line(progress, most, tol),
-            lambda progress: (progress.n_pass, most),
-        )
+    def passes(self) -> AbstractContextManager[None]:
+        """Show the passes of a fit, from the start of workers on."""
+        return self._told(lambda _last: None)
 
-    def search(
-        self, criterion: Criterion
-    ) -> AbstractContextManager[Callable[[SearchProgress], None]]:
+    def search(self, criterion: Criterion) -> AbstractContextManager[None]:
         """Show the passes of a search, and what is known of each candidate."""
-        return self._passes(
-            "candidates that have ended",
-            lambda progress: _search_line(progress, criterion),
-            lambda progress: (_n_ended(progress), len(progress.scored)),
-            lambda progress: candidates_table(progress.scored, criterion),
-        )
+
+        def table(last: object) -> Table | None:
+            if not isinstance(last, SearchProgress):
+                return None
+            return candidates_table(last.scored, criterion)
+
+        return self._told(table, criterion)
 
     @contextmanager
-    def _passes(
-        self,
-        what: str,
-        line: Callable[[_AnyPass], str],
-        done: Callable[[_AnyPass], tuple[int, int]],
-        table: Callable[[_AnyPass], Table] | None = None,
-    ) -> Iterator[Callable[[_AnyPass], None]]:
-        """Print a line for each pass, above a bar of how many things are done.
-
-        And above that, in a terminal, a table that changes with each pass.
-        """
+    def _told(
+        self, above: Callable[[object], Table | None], criterion: Criterion = "bic"
+    ) -> Iterator[None]:
+        """Print a line for each pass, and in a terminal draw a bar below them."""
         resumed = _Resumed(self)
-        with self._bar("finding starts") as bar:
-            task = None if bar is None else bar.add_task("finding starts", total=None)
-
-            def observe(progress: _AnyPass) -> None:
-                resumed.observe(progress.n_pass)
-                self.say(line(progress))
-                if bar is not None and task is not None:
-                    n, of = done(progress)
-                    bar.update(task, completed=n, total=of, description=what)
-                    bar.show(None if table is None else table(progress))
-
-            yield observe
+        if not self.console.is_terminal:
+            log = Log(self.say, criterion)
+            with told_to(resumed, log):
+                yield
+            return
+        lines = Log(self.say, criterion, pause=math.inf)
+        with (
+            Bar(self.console, above) as bar,
+            told_to(resumed, lines, bar),
+        ):
+            yield
 
     @contextmanager
-    def _bar(self, what: str) -> Iterator[_Bar | None]:
+    def _bar(self, what: str) -> Iterator[Progress | None]:
         if not self.console.is_terminal:
             yield None
             return
-        with _Bar(
+        with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -149,24 +130,6 @@ class Report:
             transient=True,
         ) as bar:
             yield bar
-
-
-@final
-class _Bar(Progress):
-    """A bar, and above it what else is to be seen."""
-
-    _above: Table | None = None
-
-    def show(self, above: Table | None) -> None:
-        """Show something above the bar, instead of what was there."""
-        self._above = above
-        self.refresh()
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """What rich draws, from top to bottom."""
-        if self._above is not None:
-            yield self._above
-        yield from super().get_renderables()
 
 
 def _finite(value: Any) -> Any:
@@ -184,42 +147,13 @@ class _Resumed:
         self._report = report
         self._first = True
 
-    def observe(self, n_pass: int) -> None:
+    def __call__(self, event: object) -> None:
         """Take note of a pass."""
-        if self._first and n_pass > 1:
-            self._report.say(f"Going on from the checkpoint after pass {n_pass - 1}.")
-        self._first = False
-
-
-def _pass_line(progress: Pass, most: int, tol: float) -> str:
-    read = f"{format_bytes(progress.n_bytes)} read"
-    line = f"{demo.progress_line(progress)}  {read}  {seconds(progress.seconds)}"
-    if not progress.n_live:
-        return line
-    left, likely = most - progress.n_pass, progress.likely_passes(tol)
-    if likely is not None and likely < left:
-        return f"{line}, about {seconds(likely * progress.seconds)} to go"
-    return f"{line}, at most {seconds(left * progress.seconds)} to go"
-
-
-def _search_line(progress: SearchProgress, criterion: Criterion) -> str:
-    batches = (
-        f"  batch {progress.batch + 1} of {progress.n_batches}"
-        if progress.n_batches > 1
-        else ""
-    )
-    line = (
-        f"pass {progress.n_pass:>3}{batches}  "
-        f"{_n_ended(progress)} of {len(progress.scored)} candidates have ended  "
-        f"{progress.n_rows / progress.seconds:,.0f} rows/s  "
-        f"{format_bytes(progress.n_bytes)} read  {seconds(progress.seconds)}"
-    )
-    best = min(progress.scored, key=lambda its: its.loss(criterion))
-    if best.fit is None:
-        return line
-    said = candidate(best.n_components, best.covariance_type, best.weight_concentration)
-    value = number(criterion, best.value(criterion))
-    return f"{line}, best so far: {said} ({criterion} {value})"
+        if isinstance(event, Pass | SearchProgress):
+            before = event.n_pass - 1
+            if self._first and before:
+                self._report.say(f"Going on from the checkpoint after pass {before}.")
+            self._first = False
 
 
 def candidates_table(scored: Sequence[Scored], criterion: Criterion) -> Table:
@@ -251,41 +185,6 @@ def candidates_table(scored: Sequence[Scored], criterion: Criterion) -> Table:
     return table
 
 
-def _n_ended(progress: SearchProgress) -> int:
-    return sum(map(_has_ended, progress.scored))
-
-
-def _has_ended(scored: Scored) -> bool:
-    """Whether nothing of a candidate goes on; its best run may end before others."""
-    return scored.fit is not None or scored.status in (Status.FAILED, Status.OUTDONE)
-
-
-def candidate(
-    n_components: int, covariance_type: str, concentration: float | None = None
-) -> str:
-    """What a mixture is among others, for people."""
-    s = "" if n_components == 1 else "s"
-    prior = "" if concentration is None else f", weight concentration {concentration:g}"
-    return f"{n_components} component{s} and {covariance_type} covariance{s}{prior}"
-
-
-def number(criterion: str, value: float) -> str:
-    """A criterion's value as ``daskgmm score`` prints it; nothing if it is NaN."""
-    if math.isnan(value):
-        return ""
-    # Of all rows together, or of one.
-    return f"{value:.6f}" if criterion == "held_out" else f"{value:.3f}"
-
-
-def seconds(time: float) -> str:
-    """A time for people."""
-    if time < 100:
-        return f"{time:.1f} s" if time >= 0.1 else f"{1000 * time:.0f} ms"
-    minutes, rest = divmod(round(time), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
 @final
 class _Lines:
     """A line now and then on how much is done."""
@@ -300,7 +199,7 @@ class _Lines:
         if self._before is None:
             self._before = done - 1  # what a run that broke off had done
         now = perf_counter()
-        if now - self._said < _PAUSE and done < of:
+        if now - self._said < PAUSE and done < of:
             return
         self._said = now
         left = (now - self._began) / (done - self._before) * (of - done)

@@ -19,7 +19,7 @@ from daskgmm.cli.options import (
     missing_option,
     nan_option,
 )
-from daskgmm.cli.report import Report, candidate, number, seconds
+from daskgmm.cli.report import Report
 from daskgmm.cli.training import (
     Training,
     bayesian_option,
@@ -32,6 +32,7 @@ from daskgmm.cli.training import (
     weights_from_option,
 )
 from daskgmm.data.gaps import Nan
+from daskgmm.display.words import candidate, number, seconds
 from daskgmm.em.search import CRITERIA, Criterion
 from daskgmm.estimators.search import MixtureSearch
 from daskgmm.mixtures.covariance import SHAPES
@@ -239,8 +240,8 @@ def select(
     report = Report(as_json=as_json)
     rows = data.open(store)
     began = perf_counter()
-    with cluster.connect(), report.search(criterion) as observe, told_at_the_end():
-        search.fit(rows, callback=observe, **training.of_fit())
+    with report.search(criterion), cluster.connect(), told_at_the_end():
+        search.fit(rows, **training.of_fit())
     search.save(model, overwrite=overwrite)
     _tell_chosen(search, model, perf_counter() - began, report)
 

@@ -34,7 +34,7 @@ from daskgmm.demo.data import (
     write,
 )
 from daskgmm.demo.memory import HeldWorker, held, is_refused, peak_memory
-from daskgmm.em.progress import Progress
+from daskgmm.display.words import pass_line
 from daskgmm.errors import MissingLibraryError, PlaceError, StoreError
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.plotting import plot_mixture
@@ -270,7 +270,7 @@ def _fit_aloud(
         N_COMPONENTS, tol=_TOL, max_iter=_MAX_ITER, n_init=_N_INIT, random_state=seed
     )
     began = perf_counter()
-    model.fit(store, callback=lambda progress: _say(console, progress_line(progress)))
+    model.fit(store, callback=lambda progress: _say(console, pass_line(progress)))
     _say(
         console,
         f"Fitted in {model.n_passes_} passes, {perf_counter() - began:.1f} s in all",
@@ -286,18 +286,6 @@ def _fit_aloud(
 
 def _peaks(client: Client) -> list[float]:
     return list(client.run(peak_memory).values())
-
-
-def progress_line(progress: Progress) -> str:
-    """A pass in one line."""
-    line = (
-        f"pass {progress.n_pass:>3}  bound {progress.bound:.6f}  "
-        f"change {progress.change:.2e}  "
-        f"{progress.n_rows / progress.seconds:,.0f} rows/s"
-    )
-    if progress.n_runs > 1:
-        line += f"  {progress.n_live} of {progress.n_runs} starts go on"
-    return line
 
 
 def _say(console: Console, line: str) -> None:

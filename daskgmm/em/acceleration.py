@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
-from daskgmm import config
+from daskgmm import config, steps
 from daskgmm.data.in_memory import ArraySource
 from daskgmm.data.on_cluster import held_by_cluster
 from daskgmm.em.anchored import ascend, is_heavy
@@ -154,6 +154,10 @@ class OnSample:
 
     def __call__(self, mixture: Mixture) -> Moments:
         """The rows' moments."""
+        with steps.silently():
+            return self._moments(mixture)
+
+    def _moments(self, mixture: Mixture) -> Moments:
         if not self._asked:
             self._asked = True
             self._there = self._on_cluster(mixture)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
+from daskgmm import steps
 from daskgmm.data.source import Source
 from daskgmm.em.acceleration import (
     Accelerate,
@@ -163,16 +164,29 @@ def train(
 
     at_first = enough if read.unread else None
     began, before = perf_counter(), shards.n_read
+    steps.begin(f"pass {state.n_passes + 1}")
     passes = em(shards, state.runs, method, at_first=at_first, precision=precision)
     for runs in passes:
         seconds, began = perf_counter() - began, perf_counter()
         n_bytes, before = shards.n_read - before, shards.n_read
         n_passes = state.n_passes + 1
-        progress = Progress(n_passes, runs, found.n_rows, seconds, n_bytes)
+        limits = settings.stopping
+        progress = Progress(
+            n_passes,
+            runs,
+            found.n_rows,
+            seconds,
+            n_bytes,
+            limits.max_iter,
+            limits.tol,
+        )
         history = np.concatenate([state.history, told(progress, state.runs)])
         state = replace(state, runs=tuple(runs), n_passes=n_passes, history=history)
         _keep(keeper, state, at_once=not any(run.is_live for run in runs))
+        steps.tell(progress)
         callback(progress)
+        if progress.n_live:
+            steps.begin(f"pass {n_passes + 1}")
     source.check_unchanged()
     run = state.runs[best(state.runs)]
     outcome = _outcome(run, state, found)
@@ -375,6 +389,19 @@ def starts(
     weight: float,
 ) -> list[Run[Mixture]]:
     """Runs that begin from so many starts; failed where there is none."""
+    steps.begin("initialising")
+    with steps.silently():
+        return _starts(rows, n_starts, settings, sampled, random_state, weight)
+
+
+def _starts(
+    rows: Subsample | None,
+    n_starts: int,
+    settings: Settings,
+    sampled: Sampling,
+    random_state: np.random.RandomState,
+    weight: float,
+) -> list[Run[Mixture]]:
     start = settings.start
     of_start = None if rows is None else rows.thinned(sampled.start_size)
     runs: list[Run[Mixture]] = []

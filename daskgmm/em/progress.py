@@ -31,6 +31,8 @@ class Progress:
     n_bytes : int
         Bytes that were read in the pass, as they are in memory: of what stays in memory
         from pass to pass, none.
+    max_iter, tol : optional
+        As the estimator has them, by which a run ends.
 
     Examples
     --------
@@ -47,6 +49,8 @@ class Progress:
     n_rows: int
     seconds: float
     n_bytes: int = 0
+    max_iter: int = 0
+    tol: float = 0.0
 
     @property
     def n_runs(self) -> int:
@@ -72,12 +76,22 @@ class Progress:
         """The last change of that run's bound."""
         return self._leader.change
 
-    def likely_passes(self, tol: float) -> int | None:
+    @property
+    def passes_to_go(self) -> tuple[int, bool]:
+        """How many there are at most, and whether as many are likely: see the next."""
+        most, likely = max(self.max_iter - self.n_pass, 0), self.likely_passes
+        if not self.n_live:
+            return 0, True
+        return (most, False) if likely is None or likely > most else (likely, True)
+
+    @property
+    def likely_passes(self) -> int | None:
         """Passes to go, if the gains of all runs go on to shrink as they did last.
 
         None where that says nothing: of two passes, or where gains grow, or without a
         `tol` to end it.
         """
+        tol = self.tol
         to_go = [_passes_to_go(run.bounds, tol) for run in self.runs if run.is_live]
         known = [n for n in to_go if n is not None]
         return max(known, default=0) if len(known) == len(to_go) else None
@@ -139,6 +153,9 @@ def from_columns(history: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     return np.column_stack([history[name] for name in _TOLD]).astype(np.float64)
 
 
+_LONG: Final = 1.0
+"""Seconds that a pass may take without being printed."""
+
 Callback = Callable[[Progress], object]
 """Called after each pass; what it returns is not looked at."""
 
@@ -170,7 +187,7 @@ class Reporter:
             for i in range(progress.n_runs):
                 print(f"Initialization {i}")
         self._seconds += progress.seconds
-        if progress.n_pass % self._interval == 0:
+        if progress.n_pass % self._interval == 0 or progress.seconds > _LONG:
             self._report_iteration(progress)
         for i, run in enumerate(progress.runs):
             if not run.is_live and i not in self._ended:
@@ -185,6 +202,8 @@ class Reporter:
             lapse = self._seconds - self._since
             line += f"\t time lapse {lapse:.5f}s\t ll change {progress.change:.5f}"
             self._since = self._seconds
+        if progress.seconds > _LONG:
+            line += f"\t lower bound {progress.bound:.5f}"
         print(line)
 
     def _report_end(self, progress: Progress, i: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+from daskgmm import steps
 from daskgmm.data.block import Block
 from daskgmm.errors import DataError
 from daskgmm.execution.runners import Shards
@@ -100,6 +101,7 @@ def survey(shards: Shards, *, digest: bool = False) -> Survey:
     DataError
         Naming the block, row and column of a NaN or infinity, or a negative weight.
     """
+    steps.begin("counting rows")
     result: Survey = shards.reduce(survey_leaf, digest)
     return result
 

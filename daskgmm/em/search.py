@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, final
 
 import numpy as np
 
-from daskgmm import config
+from daskgmm import config, steps
 from daskgmm.data.source import Source
 from daskgmm.em.acceleration import Sampling
 from daskgmm.em.fit import (
@@ -491,6 +491,7 @@ class _Search:
 
     def _pass(self, number: int, batch: Sequence[int]) -> None:
         before, shards = list(self._state.runs), self._read.shards
+        steps.begin(f"pass {self._state.n_passes + 1}")
         began, n_read = perf_counter(), shards.n_read
         its = [*self._trainings]
         measured = [i for i in map(self._measured, batch) if before[i].is_live]
@@ -522,17 +523,17 @@ class _Search:
         np.add.at(self._n_passes, found[:, 1].astype(int), 1)
         self._state = replace(self._state, n_passes=progress.n_pass, history=history)
         self._follow(self._of_best_alone(runs), at_once=not self._is_live(runs))
-        self._callback(
-            SearchProgress(
-                progress.n_pass,
-                progress.n_rows,
-                progress.seconds,
-                progress.n_bytes,
-                number,
-                len(self._batches),
-                self._scored(),
-            )
+        found_so_far = SearchProgress(
+            progress.n_pass,
+            progress.n_rows,
+            progress.seconds,
+            progress.n_bytes,
+            number,
+            len(self._batches),
+            self._scored(),
         )
+        steps.tell(found_so_far)
+        self._callback(found_so_far)
 
     @staticmethod
     def _is_live(runs: Sequence[Run[Mixture]]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+from daskgmm import steps
 from daskgmm.data.block import Block
 from daskgmm.em.scan import Survey, survey_leaf
 from daskgmm.execution.runners import Shards
@@ -68,6 +69,7 @@ def subsample(
         message: _Targets | None = _Targets(_starts(weights), targets, False)
     else:
         message = _by_number([b.n_weighted for b in of.blocks], size, random_state)
+    steps.begin("drawing the subsample")
     return _as_subsample(shards.reduce(_take, message), of.equal_weights)
 
 
@@ -100,6 +102,7 @@ def survey_and_draw(
     """
     before = random_state.get_state(legacy=False) if sum(lengths) > size else None
     message = _ToDraw(digest, _by_number(lengths, size, random_state))
+    steps.begin("counting rows, drawing the subsample")
     both: _Surveyed = shards.reduce(_survey_and_take, message)
     found = both.survey
     if not both.drawn.x or [block.n_rows for block in found.blocks] != [*lengths]:

@@ -26,9 +26,11 @@ import dask
 from dask.base import compute as compute_here
 from dask.base import get_scheduler
 from dask.base import persist as persist_here
+from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
+from daskgmm import steps
 from daskgmm.errors import ClusterError
 from daskgmm.execution.forking import after_fork
 from daskgmm.execution.watch import NO_ANSWER, Watch, address_of, ask, lost
@@ -153,8 +155,14 @@ def _waiting() -> Iterator[None]:
             rejoin()
 
 
-def compute(work: Delayed) -> Any:
+def compute(work: Delayed, parts: Sequence[Delayed] = ()) -> Any:
     """The result of some work, wherever Dask runs it.
+
+    Parameters
+    ----------
+    work : Delayed
+    parts : sequence of Delayed
+        What it is made of, where it is told how many of them are done.
 
     Raises
     ------
@@ -165,12 +173,13 @@ def compute(work: Delayed) -> Any:
     """
     client = active_client()
     if client is None:
-        return work.compute(scheduler=chosen_scheduler())
+        with _counted(parts):
+            return work.compute(scheduler=chosen_scheduler())
     with _large_graphs:
         future: Any = client.compute(work)
     try:
         with _waiting():
-            return _wait(client, future)
+            return _wait(client, future, parts)
     finally:
         # Also after an interrupt: what has not begun need not.
         if not future.done() and client.status == "running":
@@ -261,7 +270,24 @@ _large_graphs: Final = _LargeGraphs()
 after_fork(_large_graphs.__init__)
 
 
-def _wait(client: Client, future: Any) -> Any:
+@contextmanager
+def _counted(parts: Sequence[Delayed]) -> Iterator[None]:
+    """Tell how many parts of some work are done, by a scheduler in this process."""
+    if not (parts and steps.is_told()):
+        yield
+        return
+    keys, done = {part.key for part in parts}, set[Any]()
+
+    def note(key: Any, *_more: object) -> None:
+        if key in keys:
+            done.add(key)
+            steps.advance(len(done), len(keys))
+
+    with Callback(posttask=note):
+        yield
+
+
+def _wait(client: Client, future: Any, parts: Sequence[Delayed]) -> Any:
     from distributed.comm.core import CommClosedError
 
     # Not `future.result(timeout=...)`: it breaks off what is being sent, so that what
@@ -273,6 +299,8 @@ def _wait(client: Client, future: Any) -> Any:
     )
     while not wait_for([coming], timeout=_POLL).done:
         watch.look()
+        if parts and steps.is_told():
+            steps.advance(sum(map(is_finished, parts)), len(parts))
     try:
         return coming.result()
     except (CancelledError, CommClosedError) as error:

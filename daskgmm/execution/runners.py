@@ -6,11 +6,12 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import Any, Final, final
 
 from dask.delayed import Delayed, delayed
 
-from daskgmm import config
+from daskgmm import config, steps
 from daskgmm.execution.cluster import (
     by_scheduler,
     compute,
@@ -114,16 +115,24 @@ class ThreadShards(Shards):
     def _reduce(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
         with single_threaded_blas():
             if self._n_threads == 1:
-                return total(map_leaves(function, message, s) for s in self._shards)
+                here = (map_leaves(function, message, s) for s in self._shards)
+                return total(self._told(here))
             with ThreadPoolExecutor(self._n_threads) as pool:
                 tasks = {
-                    pool.submit(map_shard, function, message, s) for s in self._shards
+                    pool.submit(copy_context().run, map_shard, function, message, s)
+                    for s in self._shards
                 }
                 try:
-                    return total(_as_they_end(tasks))
+                    return total(self._told(_as_they_end(tasks)))
                 finally:
                     # After an error or an interrupt, what has not begun need not.
                     pool.shutdown(wait=True, cancel_futures=True)
+
+    def _told(self, partials: Iterator[Partial]) -> Iterator[Partial]:
+        """The same, told of one by one."""
+        for done, partial in enumerate(partials, start=1):
+            steps.advance(done, len(self._shards))
+            yield partial
 
 
 def _as_they_end(tasks: set[Future[Partial]]) -> Iterator[Partial]:
@@ -206,7 +215,7 @@ class DaskShards(Shards):
                 ]
             )
             try:
-                value, n_read = compute(_merged(held, fan_in))
+                value, n_read = compute(_merged(held, fan_in), held)
                 return value, n_read
             except Exception as error:
                 if (killed := killed_worker(error)) is None:

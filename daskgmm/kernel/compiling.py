@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.resources import files
 from time import perf_counter
 from typing import Any, Final, TypeVar, final
@@ -24,11 +24,14 @@ import numba
 from numba import njit, typeof
 from numba.extending import register_jitable
 
+from daskgmm import steps
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 ASK: Final = -1
 """First argument of a call that asks for the stamp."""
 
+_COMPILING: Final = "compiling the kernel"
 _STAMP_BYTES: Final = 7
 """A stamp is an int64 above zero."""
 
@@ -113,7 +116,8 @@ class Compiled:
                 entry, is_kept = self._through_cache()
                 if entry is None:
                     entry = njit(**self._options)(self._function)
-                    self._compile(entry)
+                    with steps.within(_COMPILING):
+                        self._compile(entry)
                 if not is_kept:
                     message = _not_kept(perf_counter() - began)
                 # Arguments of other kinds are refused from now on.
@@ -132,7 +136,9 @@ class Compiled:
         if self._stamp and _may_keep(self._function):
             with suppress(Exception):
                 entry = njit(cache=True, **self._options)(self._function)
-                self._compile(entry)
+                known = self._is_known(entry)
+                with nullcontext() if known else steps.within(_COMPILING):
+                    self._compile(entry)
                 is_kept = True
         if entry is not None and not self._is_whole(entry):
             # What is there is damaged, or was written by two processes at once.
@@ -144,6 +150,11 @@ class Compiled:
                 is_kept = True
         # What could not be written is compiled nevertheless.
         return (entry if self._is_whole(entry) else None), is_kept
+
+    def _is_known(self, entry: Any) -> bool:
+        """Whether it was kept before, by the names of the files."""
+        kept = os.listdir(entry.stats.cache_path)
+        return any(f"_{self._stamp:x}" in name for name in kept)
 
     def _is_whole(self, entry: Any) -> bool:
         """Whether there is compiled code, and of this stamp."""

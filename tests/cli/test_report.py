@@ -2,27 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from daskgmm.cli import report
-from daskgmm.cli.report import Report, seconds
-
-
-@pytest.mark.parametrize(
-    ("time", "said"),
-    [
-        (0.0, "0 ms"),
-        (0.0994, "99 ms"),
-        (0.1, "0.1 s"),
-        (99.94, "99.9 s"),
-        (100, "1 min 40 s"),
-        (3599, "59 min 59 s"),
-        (3599.7, "1 h 0 min"),
-        (7260, "2 h 1 min"),
-    ],
-)
-def test_times_for_people(time, said):
-    assert seconds(time) == said
+from daskgmm.cli.report import Report
 
 
 def test_a_line_now_and_then_where_no_bar_can_be_drawn(capsys, monkeypatch):

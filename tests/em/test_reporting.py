@@ -10,6 +10,7 @@ from conftest import blobs
 from sklearn.mixture import GaussianMixture as Reference
 
 from daskgmm import GaussianMixture, Progress
+from daskgmm.em.progress import Reporter
 from daskgmm.em.state import Run, Status
 
 
@@ -63,20 +64,33 @@ def test_a_callback_that_cannot_be_called_is_refused(tmp_path):
         GaussianMixture(2).fit(tmp_path / "nothing is there", callback="print")
 
 
-def progress_of(*bounds):
+def progress_of(*bounds, tol=0.2, max_iter=10):
     runs = [Run(None, bounds=tuple(its)) for its in bounds]
-    return Progress(1, runs, 10, 1.0)
+    return Progress(1, runs, 10, 1.0, max_iter=max_iter, tol=tol)
 
 
 def test_passes_to_go_are_told_by_how_gains_shrink():
     # Gains of 4, 2, and then 1, 1/2, ..., until less than 1/5.
     shrinking = (0.0, 4.0, 6.0)
-    assert progress_of(shrinking).likely_passes(0.2) == 4
-    assert progress_of(shrinking, (0.0, 1.0, 1.25)).likely_passes(0.2) == 4
-    assert progress_of(shrinking).likely_passes(1.9) == 1
+    assert progress_of(shrinking).likely_passes == 4
+    assert progress_of(shrinking, (0.0, 1.0, 1.25)).likely_passes == 4
+    assert progress_of(shrinking, tol=1.9).likely_passes == 1
     for unknown in ((0.0, 4.0), (0.0, 2.0, 6.0), (0.0, 4.0, 4.0)):
-        assert progress_of(unknown).likely_passes(0.2) is None
-        assert progress_of(shrinking, unknown).likely_passes(0.2) is None
-    assert progress_of(shrinking).likely_passes(0.0) is None
+        assert progress_of(unknown).likely_passes is None
+        assert progress_of(shrinking, unknown).likely_passes is None
+        assert progress_of(unknown).passes_to_go == (9, False)
+    assert progress_of(shrinking, tol=0.0).likely_passes is None
+    assert progress_of(shrinking).passes_to_go == (4, True)
+    assert progress_of(shrinking, max_iter=3).passes_to_go == (2, False)
     ended = Run(None, Status.CONVERGED, (0.0, 1.0, 1.1))
-    assert Progress(1, [ended], 10, 1.0).likely_passes(0.2) == 0
+    last = Progress(1, [ended], 10, 1.0, max_iter=10, tol=0.2)
+    assert (last.likely_passes, last.passes_to_go) == (0, (0, True))
+
+
+def test_long_passes_are_printed_each_with_the_bound(capsys):
+    reporter = Reporter(1, 10)
+    run = Run(None, bounds=(-3.0, -2.5))
+    reporter.report(Progress(2, [run], 10, 0.5))
+    assert capsys.readouterr().out == ""
+    reporter.report(Progress(3, [run], 10, 1.5))
+    assert capsys.readouterr().out == "  Iteration 3\t lower bound -2.50000\n"

@@ -1,0 +1,57 @@
+"""Curves of bounds as pictures in a page: a few lines of SVG, no library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Final
+
+import numpy as np
+
+_WIDTH, _HEIGHT, _LEFT, _BELOW = 320, 120, 66, 18
+_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Of Okabe and Ito (2008), told apart by colour-blind people, too."""
+
+
+def bounds_svg(bounds: Sequence[Sequence[float]]) -> str:
+    """The bounds of some runs by iteration, as SVG; nothing if there is no curve.
+
+    The axis begins where the last quarter of the longest run's gains can be seen.
+    """
+    curves = [np.asarray(its, dtype=float) for its in bounds]
+    curves = [its[np.isfinite(its)] for its in curves]
+    curves = [its for its in curves if len(its)]
+    if not curves or max(map(len, curves)) < 2:
+        return ""
+    top = max(its.max() for its in curves)
+    low = min(its.min() for its in curves)
+    span = (top - low) or 1.0
+    steps = max(map(len, curves)) - 1
+
+    def points(its: np.ndarray) -> str:
+        across = _LEFT + 4 + np.arange(len(its)) / steps * (_WIDTH - _LEFT - 12)
+        down = 8 + (top - its) / span * (_HEIGHT - _BELOW - 16)
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
+
+    lines = "".join(
+        f'<polyline points="{points(its)}" fill="none" stroke-width="1.6" '
+        f'stroke="{_COLOURS[i % len(_COLOURS)]}"/>'
+        for i, its in enumerate(curves)
+    )
+    bottom = _HEIGHT - _BELOW
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
+        f'role="img" font-size="10" fill="currentColor">'
+        f"<title>Lower bound by iteration</title>"
+        f'<path d="M{_LEFT},4V{bottom}H{_WIDTH - 4}" fill="none" '
+        f'stroke="currentColor" stroke-opacity="0.4"/>{lines}'
+        f'<text x="{_LEFT - 4}" y="14" text-anchor="end">{_plain(top)}</text>'
+        f'<text x="{_LEFT - 4}" y="{bottom - 2}" text-anchor="end">{_plain(low)}</text>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 4}">1</text>'
+        f'<text x="{_WIDTH - 6}" y="{_HEIGHT - 4}" text-anchor="end">iteration '
+        f"{steps + 1}</text></svg>"
+    )
+
+
+def _plain(value: float) -> str:
+    return escape(f"{value:.5g}")

@@ -1,0 +1,89 @@
+"""What is known of work under way, from all that was told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import final
+
+from daskgmm.display import words
+from daskgmm.em.progress import Progress
+from daskgmm.em.search import SearchProgress
+from daskgmm.steps import Step
+
+
+@final
+class Seen:
+    """Listens, and says how things stand.
+
+    Parameters
+    ----------
+    clock : callable
+        Seconds since some time.
+
+    Attributes
+    ----------
+    step : Step
+        The newest.
+    last : Progress, SearchProgress or None
+        After the newest pass.
+    """
+
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
+        self.began = self._began = clock()
+        self.step = Step("")
+        self.last: Progress | SearchProgress | None = None
+
+    def hear(self, event: object) -> None:
+        """Take note of a `Step`, or of a pass."""
+        if isinstance(event, Step):
+            if event.name != self.step.name:
+                self._began = self._clock()
+            self.step = event
+        elif isinstance(event, Progress | SearchProgress):
+            self.last = event
+
+    @property
+    def part(self) -> float | None:
+        """How much of the step is done, from 0 to 1; None if that is not known."""
+        step = self.step
+        return step.done / step.of if step.of and step.done else None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the step takes so far."""
+        return self._clock() - self._began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the step likely takes still; None if that is not known."""
+        part = self.part
+        return None if part is None else self.elapsed * (1.0 - part) / part
+
+    def said(self) -> str:
+        """How things stand, beside the step's name: as of the last pass and this one.
+
+        How long all goes on is said of the passes that follow this one, too.
+        """
+        last = self.last
+        if last is None:
+            return "" if self.left is None else f"{words.seconds(self.left)} to go"
+        parts = [words.speed(last.n_rows, last.n_bytes, last.seconds)]
+        if isinstance(last, SearchProgress):
+            ended = words.n_ended(last)
+            parts.append(f"{ended} of {len(last.scored)} candidates have ended")
+        else:
+            parts = [words.of_bound(last), words.of_runs(last), *parts, self._to_go()]
+        return "  ".join(filter(None, parts))
+
+    def _to_go(self) -> str:
+        """How long it goes on after the part of this pass that is done."""
+        assert isinstance(self.last, Progress)
+        n_passes, is_likely = self.last.passes_to_go
+        if not n_passes:
+            return ""
+        time = n_passes * self.last.seconds
+        if self.part is not None:
+            time -= self.part * self.last.seconds
+        return f"{'about' if is_likely else 'at most'} {words.seconds(time)} to go"

@@ -1,0 +1,113 @@
+"""What is said of passes, times and speeds: the same words wherever they are seen."""
+
+from __future__ import annotations
+
+import math
+
+from dask.utils import format_bytes
+
+from daskgmm.em.progress import Progress
+from daskgmm.em.search import Criterion, Scored, SearchProgress
+from daskgmm.em.state import Status
+
+
+def seconds(time: float) -> str:
+    """A time for people."""
+    if time < 100:
+        return f"{time:.1f} s" if time >= 0.1 else f"{1000 * time:.0f} ms"
+    minutes, rest = divmod(round(time), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def number(criterion: str, value: float) -> str:
+    """A criterion's value as ``daskgmm score`` prints it; nothing if it is NaN."""
+    if math.isnan(value):
+        return ""
+    # Of all rows together, or of one.
+    return f"{value:.6f}" if criterion == "held_out" else f"{value:.3f}"
+
+
+def candidate(
+    n_components: int, covariance_type: str, concentration: float | None = None
+) -> str:
+    """What a mixture is among others, for people."""
+    s = "" if n_components == 1 else "s"
+    prior = "" if concentration is None else f", weight concentration {concentration:g}"
+    return f"{n_components} component{s} and {covariance_type} covariance{s}{prior}"
+
+
+def of_bound(progress: Progress) -> str:
+    """The bound after a pass, and its change."""
+    return f"bound {progress.bound:.6f}  change {progress.change:.2e}"
+
+
+def of_runs(progress: Progress) -> str:
+    """How many runs go on, if there are several; else nothing."""
+    if progress.n_runs == 1:
+        return ""
+    return f"{progress.n_live} of {progress.n_runs} starts go on"
+
+
+def speed(n_rows: float, n_bytes: float, time: float) -> str:
+    """Rows, and bytes that were read, in a second."""
+    if time <= 0:
+        return ""
+    rows = f"{n_rows / time:,.0f} rows/s"
+    # Of what stays in memory, nothing is read.
+    return f"{rows}  {format_bytes(int(n_bytes / time))}/s" if n_bytes else rows
+
+
+def to_go(progress: Progress, time: float) -> str:
+    """How long a fit goes on, of whose passes one takes such a time; or nothing."""
+    n_passes, is_likely = progress.passes_to_go
+    if not n_passes:
+        return ""
+    return f"{'about' if is_likely else 'at most'} {seconds(n_passes * time)} to go"
+
+
+def pass_line(progress: Progress) -> str:
+    """A pass in one line."""
+    read = f"{format_bytes(progress.n_bytes)} read"
+    rows = f"{progress.n_rows / progress.seconds:,.0f} rows/s"
+    left = to_go(progress, progress.seconds)
+    parts = [
+        f"pass {progress.n_pass:>3}",
+        of_bound(progress),
+        rows,
+        of_runs(progress),
+        read,
+        seconds(progress.seconds) + (f", {left}" if left else ""),
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def search_line(progress: SearchProgress, criterion: Criterion) -> str:
+    """A pass of a search in one line."""
+    batches = (
+        f"  batch {progress.batch + 1} of {progress.n_batches}"
+        if progress.n_batches > 1
+        else ""
+    )
+    line = (
+        f"pass {progress.n_pass:>3}{batches}  "
+        f"{n_ended(progress)} of {len(progress.scored)} candidates have ended  "
+        f"{progress.n_rows / progress.seconds:,.0f} rows/s  "
+        f"{format_bytes(progress.n_bytes)} read  {seconds(progress.seconds)}"
+    )
+    best = min(progress.scored, key=lambda its: its.loss(criterion))
+    if best.fit is None:
+        return line
+    said = candidate(best.n_components, best.covariance_type, best.weight_concentration)
+    value = number(criterion, best.value(criterion))
+    return f"{line}, best so far: {said} ({criterion} {value})"
+
+
+def n_ended(progress: SearchProgress) -> int:
+    """Candidates of which nothing goes on."""
+    return sum(map(_has_ended, progress.scored))
+
+
+def _has_ended(scored: Scored) -> bool:
+    """Whether nothing of a candidate goes on; its best run may end before others."""
+    return scored.fit is not None or scored.status in (Status.FAILED, Status.OUTDONE)

@@ -1,0 +1,342 @@
+"""What is told of work under way, and how it is seen in each place."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import threading
+
+import dask
+import dask.array as da
+import nbformat
+import numpy as np
+import pytest
+from conftest import blobs, create_zarr
+from distributed import Client, LocalCluster
+from nbclient import NotebookClient
+from rich.console import Console
+
+import daskgmm
+from daskgmm import GaussianMixture, MixtureSearch, steps
+from daskgmm.display import words
+from daskgmm.display.curves import bounds_svg
+from daskgmm.display.log import Log
+from daskgmm.display.notebook import Notebook
+from daskgmm.display.seen import Seen
+from daskgmm.display.terminal import Bar
+from daskgmm.em.progress import Progress
+from daskgmm.em.state import Run, Status
+from daskgmm.steps import Step
+
+
+def heard_of(fit):
+    """All events, and the names of steps in the order in which they began."""
+    events = []
+    with steps.told_to(events.append):
+        fit()
+    names = [event.name for event in events if isinstance(event, Step)]
+    return events, [*dict.fromkeys(names)]
+
+
+def parts_of(events, name):
+    """How many parts were done, of how many, of a step."""
+    its = [event for event in events if isinstance(event, Step) and event.name == name]
+    return [(step.done, step.of) for step in its if step.of]
+
+
+@pytest.fixture(scope="module")
+def x():
+    return blobs(0, 4000, 2, 3, spread=1.5)
+
+
+@pytest.mark.parametrize("how", ["memory", "one thread", "threads", "cluster"])
+def test_steps_have_names_and_parts(x, how):
+    rows = np.tile(x, (1000, 1))
+    if how not in ("memory", "one thread"):
+        rows = da.from_array(rows, chunks=(1_000_000, 2))
+    model = GaussianMixture(3, n_init=2, random_state=0, init_size=1000)
+
+    def fit():
+        if how == "cluster":
+            with (
+                LocalCluster(
+                    n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+                ) as cluster,
+                Client(cluster),
+            ):
+                model.fit(rows)
+            return
+        n_threads = 1 if how == "one thread" else 2
+        with dask.config.set(scheduler="threads", num_workers=n_threads):
+            model.fit(rows)
+
+    events, names = heard_of(fit)
+    assert names[:2] == ["counting rows, drawing the subsample", "initialising"]
+    assert names[2:] == [f"pass {i}" for i in range(1, model.n_passes_ + 1)]
+    passes = [event for event in events if isinstance(event, Progress)]
+    assert [its.n_pass for its in passes] == [*range(1, model.n_passes_ + 1)]
+    if how == "cluster":
+        return  # a pass may end before anybody looks
+    for name in (names[0], *names[2:]):
+        parts = parts_of(events, name)
+        n_parts = parts[0][1]
+        assert n_parts > 1
+        assert sorted(set(parts)) == [(i, n_parts) for i in range(1, n_parts + 1)]
+
+
+def _slowly(block):
+    threading.Event().wait(0.3)
+    return block
+
+
+def test_a_cluster_is_asked_how_far_it_is(x):
+    rows = da.from_array(x[:2000], chunks=(100, 2)).map_blocks(_slowly, dtype=float)
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster),
+    ):
+        model = GaussianMixture(2, max_iter=1, random_state=0)
+        with pytest.warns(UserWarning, match="did not converge"):
+            events, names = heard_of(lambda: model.fit(rows))
+    parts = parts_of(events, names[0])
+    assert len({done for done, _ in parts}) > 2
+    assert all(0 <= done <= of for done, of in parts)
+
+
+def test_rows_of_unknown_number_are_counted_and_drawn_apart(x):
+    rows = da.from_array(x, chunks=(500, 2))
+    rows = rows[rows[:, 0] > -np.inf]
+    model = GaussianMixture(2, random_state=0, init_size=100)
+    _, names = heard_of(lambda: model.fit(rows))
+    assert names[:3] == ["counting rows", "drawing the subsample", "initialising"]
+
+
+def test_a_search_tells_of_its_passes(x):
+    search = MixtureSearch((1, 2), covariance_type="full", random_state=0)
+    _, names = heard_of(lambda: search.fit(x))
+    assert names[-search.n_passes_ :] == [
+        f"pass {i}" for i in range(1, search.n_passes_ + 1)
+    ]
+
+
+def test_nobody_is_told_of_what_other_threads_do(x):
+    events = []
+    with steps.told_to(events.append):
+        other = threading.Thread(target=GaussianMixture(1).fit, args=(x,))
+        other.start()
+        other.join()
+        assert events == []
+    GaussianMixture(1).fit(x)
+    assert events == []
+
+
+@pytest.mark.slow
+def test_compiling_is_a_step_once(tmp_path):
+    code = (
+        "import numpy as np\n"
+        "from daskgmm import GaussianMixture, steps\n"
+        "said = []\n"
+        "with steps.told_to(said.append):\n"
+        "    GaussianMixture(1).fit(np.eye(3))\n"
+        "print([s.name for s in said if isinstance(s, steps.Step)])\n"
+    )
+
+    def run():
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert "compiling the kernel" in run()
+    assert "compiling the kernel" not in run()
+
+
+# --- what is known --------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that is told the time."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def progress_of(n_pass, *bounds, seconds=2.0, tol=0.2, max_iter=50, live=True):
+    status = Status.TRAINING if live else Status.CONVERGED
+    runs = [Run(None, status, bounds=tuple(its)) for its in bounds]
+    return Progress(n_pass, runs, 1000, seconds, 16_000, max_iter, tol)
+
+
+def test_time_to_go_is_that_of_this_pass_and_of_those_that_are_likely():
+    clock = Clock()
+    seen = Seen(clock)
+    seen.hear(Step("pass 1"))
+    assert (seen.part, seen.left, seen.said()) == (None, None, "")
+    clock.now = 4.0
+    seen.hear(Step("pass 1", 2, 5))
+    assert seen.part == 0.4
+    assert seen.left == pytest.approx(6.0)
+    assert seen.said() == "6.0 s to go"
+    # Gains of 4, 2, and then 1, 1/2, ..., until less than 1/5: four more.
+    seen.hear(progress_of(3, (0.0, 4.0, 6.0)))
+    seen.hear(Step("pass 4"))
+    assert "about 8.0 s to go" in seen.said()
+    seen.hear(Step("pass 4", 1, 2))
+    said = seen.said()
+    assert "about 7.0 s to go" in said
+    assert "bound 6.000000  change 2.00e+00" in said
+    assert "500 rows/s  7.81 kiB/s" in said
+    # Nothing tells: then it is what there may be at most.
+    seen.hear(progress_of(10, (0.0, 4.0, 9.0), (0.0, 1.0, 2.0)))
+    assert "at most 79.0 s to go" in seen.said()
+    assert "2 of 2 starts go on" in seen.said()
+    seen.hear(progress_of(11, (0.0, 4.0, 9.0), live=False))
+    assert "to go" not in seen.said()
+
+
+def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
+    clock, lines = Clock(), []
+    log = Log(lines.append, clock=clock)
+    log(Step("counting rows"))
+    for second in range(1, 25):
+        clock.now = second
+        log(Step("counting rows", second, 25))
+    assert lines == [
+        "counting rows: 40% read, 10.0 s so far, about 15.0 s to go",
+        "counting rows: 80% read, 20.0 s so far, about 5.0 s to go",
+    ]
+    clock.now = 29.0
+    log(progress_of(1, (1.0,)))
+    log(Step("pass 2"))
+    clock.now = 38.0
+    log(Step("pass 2", 1, 4))
+    assert len(lines) == 3
+    assert lines[2].startswith("pass   1  bound 1.000000  change inf  500 rows/s")
+    clock.now = 39.5
+    log(Step("pass 2", 2, 4))
+    assert lines[3] == "pass 2: 50% read, 10.5 s so far, about 10.5 s to go"
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        (0.0, "0 ms"),
+        (0.0994, "99 ms"),
+        (0.1, "0.1 s"),
+        (99.94, "99.9 s"),
+        (100, "1 min 40 s"),
+        (3599, "59 min 59 s"),
+        (3599.7, "1 h 0 min"),
+        (7260, "2 h 1 min"),
+    ],
+)
+def test_times_for_people(time, said):
+    assert words.seconds(time) == said
+
+
+# --- where it is seen -----------------------------------------------------------------
+
+
+def test_in_a_terminal_there_is_a_bar(x):
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=150)
+    model = GaussianMixture(3, random_state=0, init_size=200, tol=1e-7)
+    with Bar(console) as bar, steps.told_to(bar):
+        model.fit(da.from_array(x, chunks=(200, 2)))
+        bar._bar.refresh()
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+    assert re.search(r"pass \d+ ━+ +100% +bound -\d+\.\d+  change", said)
+
+
+def test_in_a_log_there_are_lines(x, capsys):
+    model = GaussianMixture(3, random_state=0)
+    with daskgmm.progress():
+        model.fit(x)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == model.n_passes_
+    assert all(line.startswith("pass ") for line in lines)
+    model.fit(x)
+    assert capsys.readouterr().err == ""
+
+
+class Handle:
+    """What a notebook shows, as it changes."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, picture):
+        self.shown.append(picture._repr_mimebundle_())
+        return self
+
+    def update(self, picture):
+        self(picture)
+
+
+def test_a_notebook_has_a_bar_and_then_the_curve(x):
+    clock, handle = Clock(), Handle()
+
+    def tick(event):
+        clock.now += 0.11
+        picture(event)
+
+    with Notebook(handle, clock) as picture, steps.told_to(tick):
+        GaussianMixture(3, random_state=0, n_init=2).fit(x)
+    texts = [its["text/plain"] for its in handle.shown]
+    assert any(text.startswith("pass 2 ") for text in texts)
+    assert re.match(r"done: \d+ passes, .*bound -", texts[-1])
+    html = handle.shown[-1]["text/html"]
+    assert html.count("<polyline") == 2
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Notebook(handle) as broken,
+        steps.told_to(broken),
+    ):
+        raise KeyboardInterrupt
+    assert handle.shown[-1]["text/plain"].startswith("broken off")
+
+
+def test_pictures_in_a_notebook_are_few(x):
+    clock, handle = Clock(), Handle()
+    with Notebook(handle, clock) as notebook:
+        for i in range(1000):
+            clock.now += 0.01
+            notebook(Step("pass 1", i, 1000))
+    assert 45 < len(handle.shown) < 60
+
+
+def test_a_real_notebook_shows_it(tmp_path, x):
+    create_zarr(tmp_path / "rows.zarr", x, chunks=(500, 2))
+    code = (
+        "import daskgmm\n"
+        "with daskgmm.progress():\n"
+        "    model = daskgmm.GaussianMixture(3, random_state=0).fit('rows.zarr')\n"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=120, resources=resources).execute()
+    [output] = notebook.cells[0].outputs
+    assert output["output_type"] == "display_data"
+    assert "<svg" in output["data"]["text/html"]
+    assert output["data"]["text/plain"].startswith("done: ")
+
+
+def test_curves_are_of_finite_bounds_and_say_where_they_end():
+    svg = bounds_svg([[-5.0, -2.5, -1.25], [-np.inf, -3.0]])
+    assert svg.count("<polyline") == 2
+    assert ">-1.25<" in svg and ">-5<" in svg and "iteration 3<" in svg
+    assert "nan" not in svg and "inf" not in svg
+    assert bounds_svg([[1.0]]) == bounds_svg([]) == ""
+    flat = bounds_svg([[1.0, 1.0]])
+    assert "nan" not in flat
