@@ -19,6 +19,24 @@ class DataError(DaskGMMError, ValueError):
     """The data cannot be used as they are: the message names the place."""
 
 
+class InterruptedFit(KeyboardInterrupt):
+    """A fit was broken off by hand: the message says what was kept of it.
+
+    Attributes
+    ----------
+    checkpoint : str or None
+        Where it goes on from.
+    """
+
+    def __init__(self, message: str, checkpoint: str | None = None) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it: whoever stopped it knows where."""
+        return [f"Interrupted: {self}"]
+
+
 class IllDefinedCovarianceError(DaskGMMError, ValueError):
     """A covariance is not positive definite.
 

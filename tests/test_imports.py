@@ -88,6 +88,8 @@ PRIVATE = {
     ("estimators/search", "_validate_params"),
     ("estimators/search", "sklearn.utils._param_validation"),
     ("estimators/base", "_check_sample_weight"),
+    # scikit-learn documents it, for whoever writes an estimator.
+    ("estimators/callbacks", "_init_callback_context"),
     # Vectors are a type of their own, and Numba's documentation has them made so.
     ("kernel/simd", "numba.core"),
     ("kernel/simd", "numba.core.datamodel"),

@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 import click
 
-from daskgmm.errors import DaskGMMError
+from daskgmm.errors import DaskGMMError, InterruptedFit
 from daskgmm.loaded import is_a
 
 
@@ -106,6 +106,8 @@ class _Commands(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _warn  # type: ignore[assignment]
                 return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted(_what_was_kept(error, ctx.invoked_subcommand)) from None
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads on
         except MemoryError as error:
@@ -124,6 +126,33 @@ class _Commands(click.Group):
                 "A worker process died again and again, most likely for want of "
                 "memory: give it more with --memory-limit, or store smaller chunks.",
             ) from error
+
+
+class _Interrupted(click.ClickException):
+    """A command was broken off by hand: it ends as the shell expects."""
+
+    exit_code = 130
+
+    def show(self, file: Any = None) -> None:
+        """Say so, in one line that is no error."""
+        click.echo(f"\n{self.message}", err=True)
+
+
+_RESUMED: Final = ("predict", "sample")
+"""Commands that go on where they broke off."""
+
+
+def _what_was_kept(error: KeyboardInterrupt, command: str | None) -> str:
+    if isinstance(error, InterruptedFit):
+        if error.checkpoint is None:
+            return (
+                "Interrupted; nothing was kept. With --checkpoint, the same command "
+                "goes on where it broke off."
+            )
+        return f"Interrupted. The same command goes on from {error.checkpoint}."
+    if command in _RESUMED:
+        return "Interrupted. The same command goes on where this one broke off."
+    return "Interrupted."
 
 
 def _warn(message: Warning | str, *_where: Any) -> None:

@@ -26,6 +26,7 @@ from distributed.deploy.utils import nprocesses_nthreads
 from daskgmm import steps
 from daskgmm.data.opening import Opened, open_for
 from daskgmm.execution import deploy
+from daskgmm.execution.forking import leave_interrupts
 
 _FILTER: Final = re.compile(r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\sin\s)\s*(.+?)\s*")
 
@@ -122,6 +123,7 @@ class Cluster:
             ) as cluster,
             Client(cluster) as client,
         ):
+            client.run(leave_interrupts)
             yield client
 
 

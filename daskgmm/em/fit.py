@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -27,7 +28,7 @@ from daskgmm.em.loop import Method, Training, em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.precision import Arithmetic, Precision, may_be_single
 from daskgmm.em.priors import completed
-from daskgmm.em.progress import Callback, Progress, told
+from daskgmm.em.progress import Progress, told
 from daskgmm.em.scan import Survey, of_lengths, survey
 from daskgmm.em.state import Run, State, Status, best
 from daskgmm.em.subsample import Subsample, subsample, survey_and_draw
@@ -86,6 +87,8 @@ class Outcome:
         That of the last pass.
     priors : Priors or None
         All of them, where they were asked for.
+    stopped : {'', 'callback', 'interrupt'}
+        What ended it before its time, if anything did.
     """
 
     run: Run[Mixture]
@@ -96,6 +99,11 @@ class Outcome:
     remaining_gain: float = np.nan
     arithmetic: Literal["single", "double"] = "double"
     priors: Priors | None = None
+    stopped: Literal["", "callback", "interrupt"] = ""
+
+
+Observer = Callable[[Progress, Callable[[], Outcome]], bool]
+"""Told of each pass, and of what a fit that ended there would find; true ends it."""
 
 
 class Keeper(Protocol):
@@ -113,8 +121,10 @@ def train(
     settings: Settings,
     random_state: np.random.RandomState,
     warm: Run[Mixture] | None,
-    callback: Callback,
+    observe: Observer,
     keeper: Keeper | None = None,
+    *,
+    keep_on_interrupt: bool = False,
 ) -> Outcome:
     """Fit a mixture to a source.
 
@@ -127,10 +137,12 @@ def train(
         then for each restart in turn.
     warm : Run or None
         Where to go on from, instead of new starts.
-    callback : callable
-        Called with a `Progress` after each pass.
+    observe : callable
+        See `Observer`.
     keeper : Keeper or None
         Where to go on from what was kept, and to keep states.
+    keep_on_interrupt : bool
+        Whether an interrupt ends it with what was found so far, if there was a pass.
 
     Raises
     ------
@@ -142,7 +154,7 @@ def train(
         If the data have changed meanwhile, as far as their store tells.
     """
     read = _first_read(source, settings, random_state, warm, keep=keeper is not None)
-    shards, found, sampled = read.shards, read.found, read.sampled
+    found, sampled = read.found, read.sampled
     recalled = keeper.recall(found, sampled) if keeper else None
     if settings.priors is not None:
         read = read.with_rows(random_state)
@@ -153,7 +165,32 @@ def train(
         there = [run for run in state.runs if run.parameters is not None]
         outcome = _outcome(there[-1], state, found)
         return replace(outcome, priors=settings.priors)
-    its = training(settings, sampled, found, rows, source)
+    return _trained(
+        read,
+        settings,
+        state,
+        rows,
+        source,
+        observe,
+        keeper,
+        keep_on_interrupt=keep_on_interrupt,
+    )
+
+
+def _trained(
+    read: _FirstRead,
+    settings: Settings,
+    state: State,
+    rows: Subsample | None,
+    source: Source,
+    observe: Observer,
+    keeper: Keeper | None,
+    *,
+    keep_on_interrupt: bool,
+) -> Outcome:
+    """What the passes find that follow the start, or what was kept."""
+    shards, found = read.shards, read.found
+    its = training(settings, read.sampled, found, rows, source)
     method, precision = its.method, its.precision
     # They may have ended by other limits.
     state = replace(state, runs=tuple(map(method.reopened, state.runs)))
@@ -163,39 +200,49 @@ def train(
         check_enough(of_lengths([n_rows]), settings.start.n_components)
 
     at_first = enough if read.unread else None
+
+    def so_far(stopped: Literal["", "callback", "interrupt"] = "") -> Outcome:
+        run = state.runs[best(state.runs)]
+        return replace(
+            _outcome(run, state, found),
+            remaining_gain=method.remaining_gain(run),
+            arithmetic="double" if precision is None else precision.of_last(run),
+            priors=settings.priors,
+            stopped=stopped,
+        )
+
     began, before = perf_counter(), shards.n_read
     steps.begin(f"pass {state.n_passes + 1}")
     passes = em(shards, state.runs, method, at_first=at_first, precision=precision)
-    for runs in passes:
-        seconds, began = perf_counter() - began, perf_counter()
-        n_bytes, before = shards.n_read - before, shards.n_read
-        n_passes = state.n_passes + 1
-        limits = settings.stopping
-        progress = Progress(
-            n_passes,
-            runs,
-            found.n_rows,
-            seconds,
-            n_bytes,
-            limits.max_iter,
-            limits.tol,
-        )
-        history = np.concatenate([state.history, told(progress, state.runs)])
-        state = replace(state, runs=tuple(runs), n_passes=n_passes, history=history)
-        _keep(keeper, state, at_once=not any(run.is_live for run in runs))
-        steps.tell(progress)
-        callback(progress)
-        if progress.n_live:
-            steps.begin(f"pass {n_passes + 1}")
+    try:
+        for runs in passes:
+            seconds, began = perf_counter() - began, perf_counter()
+            n_bytes, before = shards.n_read - before, shards.n_read
+            progress = Progress(
+                state.n_passes + 1,
+                runs,
+                found.n_rows,
+                seconds,
+                n_bytes,
+                settings.stopping.max_iter,
+                settings.stopping.tol,
+            )
+            history = np.concatenate([state.history, told(progress, state.runs)])
+            state = replace(
+                state, runs=tuple(runs), n_passes=progress.n_pass, history=history
+            )
+            _keep(keeper, state, at_once=not progress.n_live)
+            steps.tell(progress)
+            if observe(progress, so_far):
+                return so_far("callback" if progress.n_live else "")
+            if progress.n_live:
+                steps.begin(f"pass {progress.n_pass + 1}")
+    except KeyboardInterrupt:
+        if not (keep_on_interrupt and state.n_passes):
+            raise
+        return so_far("interrupt")
     source.check_unchanged()
-    run = state.runs[best(state.runs)]
-    outcome = _outcome(run, state, found)
-    return replace(
-        outcome,
-        remaining_gain=method.remaining_gain(run),
-        arithmetic="double" if precision is None else precision.of_last(run),
-        priors=settings.priors,
-    )
+    return so_far()
 
 
 def training(

@@ -35,7 +35,7 @@ from daskgmm.em.search import (
 )
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
 from daskgmm.estimators.gaussian import GaussianMixture
-from daskgmm.estimators.trained import TrainedMixture, warn_of
+from daskgmm.estimators.trained import TrainedMixture, said_in_one_line, warn_of
 from daskgmm.execution.threads import single_threaded_blas
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.urls import check_apart
@@ -284,6 +284,8 @@ degrees_of_freedom_prior, covariance_prior : optional
             If the data cannot be used; the message names the block and row.
         IllDefinedCovarianceError
             If no candidate is left.
+        InterruptedFit
+            A `KeyboardInterrupt`, in one line.
         StoreError
             If there is no Zarr array at a path or URL.
         """
@@ -304,7 +306,7 @@ degrees_of_freedom_prior, covariance_prior : optional
             if callback is not None:
                 callback(progress)
 
-        with single_threaded_blas():
+        with said_in_one_line(checkpoint), single_threaded_blas():
             # Of a candidate, so that rows are taken as a fit alone takes them.
             source = candidates[0]._taken(X, sample_weight, reset=True).source()
             keeper = None

@@ -6,7 +6,7 @@ import functools
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, ClassVar, Self
@@ -25,8 +25,9 @@ from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, sampled_of, train
 from daskgmm.em.progress import Callback, Progress, Reporter, as_columns, from_columns
 from daskgmm.em.state import Run, Status
-from daskgmm.errors import SkippedRowsWarning
+from daskgmm.errors import InterruptedFit, SkippedRowsWarning
 from daskgmm.estimators.base import PARAMETERS
+from daskgmm.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from daskgmm.estimators.derived import DerivedMixtures
 from daskgmm.estimators.random_states import random_state_of
 from daskgmm.execution.threads import single_threaded_blas
@@ -56,7 +57,11 @@ FITTED_OURS = (
 """and those that they have not."""
 
 
-class TrainedMixture(DerivedMixtures):
+_CALLER = 4 if hasattr(CallbackSupportMixin, "set_callbacks") else 3
+"""How far above `warn_of` the code stands that called `fit`: callbacks wrap that."""
+
+
+class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[misc]
     """A mixture that can be fitted."""
 
     _fitted: ClassVar[tuple[str, ...]] = (*FITTED, *FITTED_OURS)
@@ -73,6 +78,7 @@ class TrainedMixture(DerivedMixtures):
         names: list[str] = super()._get_param_names()
         return names
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(
         self,
         X: Any,
@@ -82,6 +88,7 @@ class TrainedMixture(DerivedMixtures):
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_interval: int | str = "1 minute",
+        keep_on_interrupt: bool = False,
     ) -> Self:
         """Fit the mixture.
 
@@ -108,6 +115,11 @@ class TrainedMixture(DerivedMixtures):
             A fit with a larger `max_iter`, a lower `tol`, more restarts or
             acceleration goes on from there too; the first two end with the same bits
             as one that had them from the start.
+        keep_on_interrupt : bool, default=False
+            Whether an interrupt, as by Ctrl-C or by stopping a notebook's cell, ends
+            the fit with what was found so far, and a warning. Without it, and before
+            the first pass is over, the estimator is as it was before, and an
+            `InterruptedFit` says what was kept.
 
         Returns
         -------
@@ -123,6 +135,8 @@ class TrainedMixture(DerivedMixtures):
         IllDefinedCovarianceError
             If a covariance is not positive definite, in all runs; the message names a
             `reg_covar` that would do.
+        InterruptedFit
+            A `KeyboardInterrupt`, in one line.
         StoreError
             If there is no Zarr array at a path or URL.
         """
@@ -135,15 +149,23 @@ class TrainedMixture(DerivedMixtures):
         interval = parse_interval(checkpoint_interval)
         read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
         check_apart({"checkpoint": checkpoint}, read)
-        with self._restored_on_error(), single_threaded_blas():
+        tasks = Tasks(self, X, y, sample_weight)
+        with (
+            said_in_one_line(checkpoint),
+            self._restored_on_error(),
+            single_threaded_blas(),
+        ):
             source = self._taken(X, sample_weight, reset=True).source()
             settings = self._settings(source.n_features)
             reporter = Reporter(self.verbose, self.verbose_interval)
 
-            def observe(progress: Progress) -> None:
+            def observe(progress: Progress, so_far: Callable[[], Outcome]) -> bool:
                 reporter.report(progress)
                 if callback is not None:
                     callback(progress)
+                return tasks.passed(
+                    progress, lambda: self._as_fitted_to(so_far(), source.dtype)
+                )
 
             warm = self._warm_run(source.n_features)
             keeper = (
@@ -156,10 +178,26 @@ class TrainedMixture(DerivedMixtures):
                 )
             )
             with random_state_of(self.random_state) as random_state:
-                outcome = train(source, settings, random_state, warm, observe, keeper)
+                outcome = train(
+                    source,
+                    settings,
+                    random_state,
+                    warm,
+                    observe,
+                    keeper,
+                    keep_on_interrupt=keep_on_interrupt,
+                )
             self._set_attributes(outcome, source.dtype)
-        warn_of(self, f"fit goes on from {checkpoint}" if checkpoint else None)
+        tasks.ended()
+        goes_on = f"fit goes on from {checkpoint}" if checkpoint else None
+        warn_of(self, goes_on, stopped=outcome.stopped, stacklevel=_CALLER)
         return self
+
+    def _as_fitted_to(self, outcome: Outcome, dtype: np.dtype[Any]) -> dict[str, Any]:
+        """The attributes of a fit that ends there."""
+        copied = copy(self)
+        copied._set_attributes(outcome, dtype)
+        return dict(vars(copied))
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
         """Fit the mixture and return the most probable component of each row.
@@ -332,20 +370,55 @@ class TrainedMixture(DerivedMixtures):
         )
 
 
-def warn_of(model: TrainedMixture, how_to_go_on: str | None) -> None:
+@contextmanager
+def said_in_one_line(checkpoint: Any) -> Iterator[None]:
+    """Say what was kept of a fit that is interrupted.
+
+    Raises
+    ------
+    InterruptedFit
+        Instead of what an interrupt is otherwise.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = (
+            "nothing was kept. With checkpoint=…, a fit goes on where it was; with "
+            "keep_on_interrupt=True, it ends with what it has found."
+            if checkpoint is None
+            else f"the same fit goes on from the checkpoint {checkpoint}."
+        )
+        place = None if checkpoint is None else str(checkpoint)
+        raise InterruptedFit(kept, place) from None
+
+
+def warn_of(
+    model: TrainedMixture,
+    how_to_go_on: str | None,
+    *,
+    stopped: str = "",
+    stacklevel: int = 3,
+) -> None:
     """Warn, where the caller's caller stands, of what a fit did not do."""
-    if not model.converged_ and model.max_iter > 0:
+    if stopped == "interrupt":
+        warnings.warn(
+            f"The fit was interrupted, and ends with what {model.n_passes_} passes "
+            "found." + (f" Given again, {how_to_go_on}." if how_to_go_on else ""),
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+    elif not model.converged_ and model.max_iter > 0 and not stopped:
         goes_on = f" With a larger max_iter, {how_to_go_on}." if how_to_go_on else ""
         warnings.warn(
             "Best performing initialization did not converge. "
             "Try different init parameters, or increase max_iter, "
             "tol, or check for degenerate data." + goes_on,
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     if model.n_rows_skipped_:
         warnings.warn(
             f"{model.n_rows_skipped_} rows with NaN were left out of the fit.",
             SkippedRowsWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )

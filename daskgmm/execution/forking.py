@@ -1,10 +1,12 @@
-"""What a process that is forked off forgets: its parent's other threads are gone."""
+"""What child processes do otherwise than their parent: its threads are not theirs."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import dask.threaded
 
@@ -29,3 +31,12 @@ def _forget_pools() -> None:
 
 
 after_fork(_forget_pools)
+
+
+def leave_interrupts() -> None:
+    """Have this process, a worker, go on where a terminal interrupts all of its own.
+
+    Whoever started the workers ends them.
+    """
+    with suppress(ValueError):  # only the main thread can say so
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

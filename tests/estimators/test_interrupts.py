@@ -1,0 +1,170 @@
+"""Fits that are broken off by hand: what is kept, and what is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import dask
+import dask.array as da
+import nbformat
+import numpy as np
+import pytest
+from conftest import blobs, create_zarr
+from nbclient import NotebookClient
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils.validation import check_is_fitted
+
+from daskgmm import BayesianGaussianMixture, GaussianMixture, InterruptedFit
+from daskgmm import MixtureSearch as Search
+
+MODELS = {
+    "plain": GaussianMixture(3, random_state=0, tol=0, max_iter=9, n_init=2),
+    "accelerated": GaussianMixture(
+        3, random_state=0, tol=0, max_iter=9, init_size=100, accelerate=True
+    ),
+    "bayesian": BayesianGaussianMixture(
+        n_components=3, random_state=0, tol=0, max_iter=9
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def x():
+    return da.from_array(blobs(0, 900, 2, 3, spread=2.0), chunks=(300, 2))
+
+
+def interrupt_after(n_pass):
+    """A callback by which this process is sent what Ctrl-C sends."""
+
+    def observe(progress):
+        if progress.n_pass == n_pass:
+            signal.raise_signal(signal.SIGINT)
+
+    return observe
+
+
+def new(kind, **parameters):
+    return type(MODELS[kind])(**{**MODELS[kind].get_params(), **parameters})
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_fit_may_end_with_what_it_has_found(x, kind):
+    model = new(kind)
+    with pytest.warns(ConvergenceWarning, match="interrupted, .* 4 passes"):
+        model.fit(x, callback=interrupt_after(4), keep_on_interrupt=True)
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        expected = new(kind, max_iter=4).fit(x)
+    for name in ("means_", "weights_", "lower_bounds_", "n_iter_", "n_passes_"):
+        np.testing.assert_array_equal(getattr(model, name), getattr(expected, name))
+    assert not model.converged_
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_otherwise_nothing_changes_and_one_line_says_so(x, kind):
+    model = new(kind)
+    with pytest.raises(InterruptedFit, match="nothing was kept. With checkpoint"):
+        model.fit(x, callback=interrupt_after(2))
+    with pytest.raises(NotFittedError):
+        check_is_fitted(model)
+    assert issubclass(InterruptedFit, KeyboardInterrupt)
+
+
+def test_before_the_first_pass_nothing_can_be_kept():
+    def interrupted(block):
+        signal.raise_signal(signal.SIGINT)
+
+    x = da.zeros((100, 2), chunks=(50, 2))
+    x = x.map_blocks(interrupted, dtype=float, meta=np.empty((0, 2)))
+    with dask.config.set(scheduler="synchronous"), pytest.raises(InterruptedFit):
+        GaussianMixture(2).fit(x, keep_on_interrupt=True)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_checkpoint_goes_on(tmp_path, x, kind, keep):
+    model = new(kind)
+    kept = {"checkpoint": tmp_path / "c", "checkpoint_interval": 1}
+    told = {"callback": interrupt_after(3), "keep_on_interrupt": keep, **kept}
+    if keep:
+        with pytest.warns(ConvergenceWarning, match=r"goes on from .*c\."):
+            model.fit(x, **told)
+        model = new(kind)
+    else:
+        with pytest.raises(InterruptedFit, match="goes on from the checkpoint .*c"):
+            model.fit(x, **told)
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        model.fit(x, **kept)
+        expected = new(kind).fit(x)
+    np.testing.assert_array_equal(model.means_, expected.means_)
+
+
+def test_a_search_says_so_too(tmp_path, x):
+    search = Search((1, 2), covariance_type="full", random_state=0, tol=0, max_iter=5)
+    with pytest.raises(InterruptedFit, match="nothing was kept"):
+        search.fit(x, callback=interrupt_after(2))
+    with pytest.raises(InterruptedFit, match="goes on from the checkpoint"):
+        search.fit(x, callback=interrupt_after(2), checkpoint=tmp_path / "c")
+
+
+def test_a_notebook_shows_one_line(tmp_path):
+    code = (
+        "import signal\n"
+        "from daskgmm import GaussianMixture\n"
+        "GaussianMixture(2, random_state=0).fit(\n"
+        "    [[0.0], [1.0], [5.0], [6.0]],\n"
+        "    callback=lambda _: signal.raise_signal(signal.SIGINT),\n"
+        ")\n"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    client = NotebookClient(notebook, timeout=120, allow_errors=True)
+    client.execute()
+    [output] = notebook.cells[0].outputs
+    assert output["ename"] == "InterruptedFit"
+    [line] = output["traceback"]
+    assert line.startswith("Interrupted: nothing was kept.")
+
+
+def interrupted(*arguments, after):
+    """What a command says that is interrupted with all its processes, as by Ctrl-C."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "daskgmm", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A job in the background ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    said = ""
+    while after not in said:
+        said += command.stdout.readline()
+    time.sleep(0.2)
+    os.killpg(command.pid, signal.SIGINT)
+    rest, _ = command.communicate(timeout=60)
+    return said + rest, command.returncode
+
+
+@pytest.mark.slow
+def test_a_command_ends_with_one_line_and_goes_on(tmp_path):
+    create_zarr(tmp_path / "x", blobs(0, 400_000, 8, 20), chunks=(50_000, 8))
+    fit = ["fit", tmp_path / "x", tmp_path / "m", "-k", 20, "--tol", 0, "--seed", 0]
+    fit += ["--no-accelerate", "--max-iter", 3000]
+    said, code = interrupted(*fit, after="pass   2")
+    assert code == 130
+    end = [line for line in said.splitlines() if line and not line.startswith("pass ")]
+    assert end == [
+        "Interrupted; nothing was kept. With --checkpoint, the same command goes on "
+        "where it broke off."
+    ]
+    kept = ["--checkpoint", tmp_path / "c", "--checkpoint-interval", 1]
+    said, code = interrupted(*fit, *kept, after="pass   3")
+    assert code == 130
+    assert said.splitlines()[-1].startswith("Interrupted. The same command goes on fr")
+    said, _ = interrupted(*fit, *kept, after="pass ")
+    assert said.startswith("Going on from the checkpoint after pass ")
+    assert "Traceback" not in said
+    assert not (tmp_path / "m").exists()
