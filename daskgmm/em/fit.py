@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -159,90 +159,120 @@ def train(
     if settings.priors is not None:
         read = read.with_rows(random_state)
         settings = read.with_priors(settings, recalled)
-    state, rows = _begun(read, settings, random_state, warm, recalled, keeper)
-    if settings.stopping.max_iter == 0:
-        # scikit-learn keeps the last start then.
-        there = [run for run in state.runs if run.parameters is not None]
-        outcome = _outcome(there[-1], state, found)
-        return replace(outcome, priors=settings.priors)
-    return _trained(
+    # Nobody here holds the starts: they may take as much memory as what follows.
+    fit = _Fit(
         read,
         settings,
-        state,
-        rows,
+        _begun(read, settings, random_state, warm, recalled, keeper),
         source,
-        observe,
         keeper,
-        keep_on_interrupt=keep_on_interrupt,
     )
+    del recalled
+    if settings.stopping.max_iter == 0:
+        return fit.unmoved()
+    try:
+        return fit.moved(observe)
+    except KeyboardInterrupt:
+        if not (keep_on_interrupt and fit.n_passes):
+            raise
+        return fit.outcome("interrupt")
 
 
-def _trained(
-    read: _FirstRead,
-    settings: Settings,
-    state: State,
-    rows: Subsample | None,
-    source: Source,
-    observe: Observer,
-    keeper: Keeper | None,
-    *,
-    keep_on_interrupt: bool,
-) -> Outcome:
-    """What the passes find that follow the start, or what was kept."""
-    shards, found = read.shards, read.found
-    its = training(settings, read.sampled, found, rows, source)
-    method, precision = its.method, its.precision
-    # They may have ended by other limits.
-    state = replace(state, runs=tuple(map(method.reopened, state.runs)))
+@final
+class _Fit:
+    """A fit whose starts are known."""
 
-    def enough(n_rows: int) -> None:
+    def __init__(
+        self,
+        read: _FirstRead,
+        settings: Settings,
+        begun: tuple[State, Subsample | None],
+        source: Source,
+        keeper: Keeper | None,
+    ) -> None:
+        self._read, self._settings = read, settings
+        self._source, self._keeper = source, keeper
+        self._state, rows = begun
+        its = training(settings, read.sampled, read.found, rows, source)
+        self._method, self._precision = its.method, its.precision
+
+    @property
+    def n_passes(self) -> int:
+        """Passes so far."""
+        return self._state.n_passes
+
+    def unmoved(self) -> Outcome:
+        """The last start, as scikit-learn keeps it where no pass may follow."""
+        there = [run for run in self._state.runs if run.parameters is not None]
+        outcome = _outcome(there[-1], self._state, self._read.found)
+        return replace(outcome, priors=self._settings.priors)
+
+    def moved(self, observe: Observer) -> Outcome:
+        """What the passes find, or what was found when an observer ended it."""
+        # They may have ended by other limits.
+        runs = tuple(map(self._method.reopened, self._state.runs))
+        self._state = replace(self._state, runs=runs)
+        del runs
+        shards, began = self._read.shards, perf_counter()
+        before = shards.n_read
+        steps.begin(f"pass {self.n_passes + 1}")
+        for after in em(
+            shards,
+            self._state.runs,
+            self._method,
+            at_first=self._enough if self._read.unread else None,
+            precision=self._precision,
+        ):
+            now = perf_counter()
+            progress = self._after(after, now - began, shards.n_read - before)
+            began, before = now, shards.n_read
+            del after
+            if observe(progress, self.outcome):
+                return self.outcome("callback" if progress.n_live else "")
+            if progress.n_live:
+                steps.begin(f"pass {self.n_passes + 1}")
+        self._source.check_unchanged()
+        return self.outcome()
+
+    def _enough(self, n_rows: int) -> None:
         """Check what was only said before."""
-        check_enough(of_lengths([n_rows]), settings.start.n_components)
+        check_enough(of_lengths([n_rows]), self._settings.start.n_components)
 
-    at_first = enough if read.unread else None
+    def _after(
+        self, runs: Sequence[Run[Mixture]], seconds: float, n_bytes: int
+    ) -> Progress:
+        """Take note of a pass."""
+        limits = self._settings.stopping
+        progress = Progress(
+            self.n_passes + 1,
+            runs,
+            self._read.found.n_rows,
+            seconds,
+            n_bytes,
+            limits.max_iter,
+            limits.tol,
+        )
+        history = np.concatenate(
+            [self._state.history, told(progress, self._state.runs)]
+        )
+        self._state = replace(
+            self._state, runs=tuple(runs), n_passes=progress.n_pass, history=history
+        )
+        _keep(self._keeper, self._state, at_once=not progress.n_live)
+        steps.tell(progress)
+        return progress
 
-    def so_far(stopped: Literal["", "callback", "interrupt"] = "") -> Outcome:
-        run = state.runs[best(state.runs)]
+    def outcome(self, stopped: Literal["", "callback", "interrupt"] = "") -> Outcome:
+        """What was found so far."""
+        run = self._state.runs[best(self._state.runs)]
+        precision = self._precision
         return replace(
-            _outcome(run, state, found),
-            remaining_gain=method.remaining_gain(run),
+            _outcome(run, self._state, self._read.found),
+            remaining_gain=self._method.remaining_gain(run),
             arithmetic="double" if precision is None else precision.of_last(run),
-            priors=settings.priors,
+            priors=self._settings.priors,
             stopped=stopped,
         )
-
-    began, before = perf_counter(), shards.n_read
-    steps.begin(f"pass {state.n_passes + 1}")
-    passes = em(shards, state.runs, method, at_first=at_first, precision=precision)
-    try:
-        for runs in passes:
-            seconds, began = perf_counter() - began, perf_counter()
-            n_bytes, before = shards.n_read - before, shards.n_read
-            progress = Progress(
-                state.n_passes + 1,
-                runs,
-                found.n_rows,
-                seconds,
-                n_bytes,
-                settings.stopping.max_iter,
-                settings.stopping.tol,
-            )
-            history = np.concatenate([state.history, told(progress, state.runs)])
-            state = replace(
-                state, runs=tuple(runs), n_passes=progress.n_pass, history=history
-            )
-            _keep(keeper, state, at_once=not progress.n_live)
-            steps.tell(progress)
-            if observe(progress, so_far):
-                return so_far("callback" if progress.n_live else "")
-            if progress.n_live:
-                steps.begin(f"pass {progress.n_pass + 1}")
-    except KeyboardInterrupt:
-        if not (keep_on_interrupt and state.n_passes):
-            raise
-        return so_far("interrupt")
-    source.check_unchanged()
-    return so_far()
 
 
 def training(
