@@ -279,8 +279,11 @@ def readonly(array: NDArray[Any]) -> NDArray[Any]:
     Arrays that came through a scheduler may or may not be writable; compiled code
     would be made once for each kind.
     """
-    if not (array.flags.c_contiguous and array.flags.aligned):
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
         array = np.require(array, requirements=["C", "A"])
+    elif not flags.writeable:
+        return array
     view = array.view()
     view.setflags(write=False)
     return view

@@ -34,6 +34,8 @@ _DOUBTFUL: Final = 1e-5
 
 The mean log density of the rows is off by less than that.
 """
+_FEW_PRODUCTS: Final = 2**10
+"""Numbers of products up to which matrices are not worth their preparation."""
 _LIFTS: Final = 10.0 ** np.arange(8)
 """How often the rounding of a matrix is added to its diagonal until it has a factor."""
 _AT_MOST: Final = 100.0
@@ -438,6 +440,9 @@ class _MatrixShape(CovarianceShape):
             products = a.T @ b
             return _pack((0.5 * (products + products.T))[np.newaxis])
         n, d = a.shape
+        if n * d**2 <= _FEW_PRODUCTS:
+            outer = a[:, :, np.newaxis] * b[:, np.newaxis]
+            return _pack(0.5 * (outer + outer.swapaxes(1, 2)))
         packed = np.empty((n, _triangle(d)))
         at_once = max(1, _AT_ONCE // d**2)
         for first in range(0, n, at_once):
@@ -550,11 +555,11 @@ class _MatrixShape(CovarianceShape):
 
     def log_dets(self, factors: Array, n_components: int, n_features: int) -> Array:
         diagonals = np.einsum("kii->ki", self._matrices(factors))
-        return np.broadcast_to(np.log(diagonals).sum(axis=1), n_components)
+        return _to_all(np.log(diagonals).sum(axis=1), (n_components,))
 
     def kernel_factors(self, factors: Array, n_components: int, d: int) -> Array:
         transposed = self._matrices(factors).swapaxes(-1, -2)
-        return np.broadcast_to(transposed, (n_components, d, d))
+        return _to_all(transposed, (n_components, d, d))
 
     def distances(self, scatter: Array, factors: Array) -> float:
         precisions = self._matrices(self.precisions(factors))
@@ -654,7 +659,7 @@ class _DiagonalShape(CovarianceShape):
         return log_dets
 
     def kernel_factors(self, factors: Array, n_components: int, d: int) -> Array:
-        return np.broadcast_to(self._variances(factors), (n_components, d))
+        return _to_all(self._variances(factors), (n_components, d))
 
     def distances(self, scatter: Array, factors: Array) -> float:
         return float((scatter * self._variances(factors) ** 2).sum())
@@ -886,3 +891,11 @@ SHAPES: Final[dict[str, CovarianceShape]] = {
     shape.name: shape for shape in (Full(), Tied(), Diag(), Spherical())
 }
 """By scikit-learn's ``covariance_type``."""
+
+
+def _to_all(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array of all components, if it is one of all together; else as it is.
+
+    NumPy takes as long to find that out as a pass over few rows.
+    """
+    return array if array.shape == shape else np.broadcast_to(array, shape)
