@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 320, 120, 66, 18
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Of Okabe and Ito (2008), told apart by colour-blind people, too."""
+_COLOURS: Final = ("#2F8AC4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""As of Okabe and Ito (2008), told apart by colour-blind people, on light and dark."""
 
 
 def bounds_svg(bounds: Sequence[Sequence[float]]) -> str:

@@ -20,7 +20,7 @@ _BAR: Final = (
     "display:inline-block;vertical-align:middle;width:16em;height:0.6em;"
     "border-radius:0.3em;background:rgba(128,128,128,0.3);overflow:hidden"
 )
-_DONE: Final = "height:100%;background:#0072B2"
+_DONE: Final = "height:100%;background:#2F8AC4"
 
 
 @final

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from daskgmm.data.gaps import Nan
 from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
+from daskgmm.display import page, words
 from daskgmm.em.acceleration import Accelerate, InitSize
 from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
 from daskgmm.em.precision import Arithmetic
@@ -324,6 +325,30 @@ degrees_of_freedom_prior, covariance_prior : optional
         self._set(outcome, candidates, source.dtype)
         warn_of(self.best_estimator_, None)
         return self
+
+    def _repr_mimebundle_(self, **which: Any) -> dict[str, Any]:
+        """What notebooks show: scikit-learn's page, and the candidates."""
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**which)
+        if "text/html" in bundle and hasattr(self, "results_"):
+            bundle["text/html"] += self._results_html()
+        return bundle
+
+    def _results_html(self) -> str:
+        found, order = self.results_, np.argsort(self.results_["rank"])
+        names = [*self.best_params_]
+        rows = [
+            [
+                str(found["rank"][i]),
+                *(str(found["params"][i][name]) for name in names),
+                words.number(self.criterion, found[self.criterion][i]),
+                str(found["n_iter"][i]),
+                found["status"][i],
+            ]
+            for i in order
+        ]
+        head = ["rank", *names, self.criterion, "iterations", "status"]
+        said = f"{len(rows)} candidates in {self.n_passes_} passes"
+        return page.candidates(head, rows, said)
 
     def _candidates(self, seed: int) -> list[TrainedMixture]:
         self._check_kind()

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
+from daskgmm.display import page, words
 from daskgmm.em.acceleration import likely_passes
 from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
 from daskgmm.em.fit import Outcome, Settings, sampled_of, train
@@ -276,6 +277,43 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
         """Passes that a fit to so many rows likely takes, None if that is not known."""
         sampled = sampled_of(self._settings(n_features), n_features, n_rows)
         return likely_passes(sampled)
+
+    def _repr_mimebundle_(self, **which: Any) -> dict[str, Any]:
+        """What notebooks show: scikit-learn's page, and what was fitted."""
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**which)
+        if "text/html" in bundle and hasattr(self, "means_"):
+            bundle["text/html"] += self._fitted_html()
+        return bundle
+
+    def _fitted_html(self) -> str:
+        mixture = self._plain_mixture()
+        k, d = mixture.means.shape
+        variances = np.broadcast_to(
+            mixture.shape.variances(mixture.covariances, d), (k, d)
+        )
+        names = getattr(self, "feature_names_in_", None)
+        return page.fitted(
+            mixture.weights,
+            mixture.means,
+            np.sqrt(variances),
+            [f"x{j}" for j in range(d)] if names is None else list(map(str, names)),
+            [getattr(self, "lower_bounds_", [])],
+            self._facts_of_fit(),
+        )
+
+    def _facts_of_fit(self) -> list[str]:
+        """What to know of the fit, in words."""
+        if not hasattr(self, "n_passes_"):
+            return []
+        how = "converged" if self.converged_ else "did not converge"
+        facts = [f"{how} in {self.n_iter_} iterations, {self.n_passes_} passes"]
+        told = self.history_
+        if len(told["n_pass"]):
+            # Each run has a line for a pass, and the same time in it.
+            _, first = np.unique(told["n_pass"], return_index=True)
+            time = words.seconds(float(told["seconds"][first].sum()))
+            facts = [f"{told['n_rows'][-1]:,} rows", *facts, time]
+        return [*facts, f"lower bound {self.lower_bound_:.6g}"]
 
     def _what_is_fitted(
         self, source: Source, warm: Run[Mixture] | None
