@@ -161,11 +161,11 @@ def open_node(
         return patiently(lambda: _zarr_node(place, array, storage_options), place)
     except StoreError:
         raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(f"There is no Zarr array and no Parquet at {what}.") from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"There is no Zarr array and no Parquet at {what}.") from None
     except Exception as error:
         # An unknown protocol, a missing library, and what those libraries raise.
-        raise StoreError(f"No Zarr array can be opened at {what}: {error}") from error
+        raise StoreError(f"No Zarr array can be opened at {what}: {error}") from None
 
 
 def _zarr_node(

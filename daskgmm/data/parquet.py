@@ -519,7 +519,7 @@ def _of_dataset(found: TableFiles, look: Callable[[Any], _T]) -> _T:
     except DaskGMMError:
         raise
     except (OSError, pa.ArrowException, ImportError, ValueError) as error:
-        raise StoreError(f"No Parquet can be opened at {found.url}: {error}") from error
+        raise StoreError(f"No Parquet can be opened at {found.url}: {error}") from None
 
 
 def summary(files: TableFiles) -> tuple[list[str], int]:

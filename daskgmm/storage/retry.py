@@ -107,7 +107,7 @@ def retrying_or(
     except Exception as error:
         if not _is_foreign(error):
             raise
-        raise named(error) from error
+        raise named(error) from None
 
 
 def retrying(act: Callable[[], _T]) -> _T:
@@ -153,7 +153,7 @@ def naming_failures(place: str) -> Iterator[None]:
                 f"The store at {place} cannot be used, after {attempts} attempts: "
                 f"{what}. Try again later."
             )
-        raise StoreError(message) from error
+        raise StoreError(message) from None
 
 
 def ask_files(url: str, question: Callable[[Any, str], _T]) -> _T:

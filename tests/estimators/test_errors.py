@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import traceback
 import warnings
 
 import dask
@@ -378,3 +379,13 @@ def test_samples_that_cannot_be_drawn(n_samples, error, message):
     fitted = GaussianMixture(1, random_state=0).fit(np.eye(4))
     with pytest.raises(error, match=message):
         fitted.sample(n_samples)
+
+
+@pytest.mark.parametrize("place", ["nothing.zarr", "nothing.parquet", "no*.parquet"])
+def test_of_a_missing_place_no_library_tells_its_own_story(tmp_path, place):
+    """The message says it all: what another library raised is not printed, but kept."""
+    with pytest.raises(StoreError) as caught:
+        GaussianMixture(2).fit(str(tmp_path / place))
+    printed = "".join(traceback.format_exception(caught.value))
+    assert printed.count("Traceback") == 1
+    assert len(printed.splitlines()) < 45

@@ -1,0 +1,144 @@
+"""Pictures of what a mixture says of rows: whose they are, and which are outliers."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from scipy.special import entr
+from sklearn.utils.validation import check_is_fitted
+
+from daskgmm.plotting import style
+from daskgmm.plotting.rows import Feature, names_of, places_of, some_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from daskgmm.estimators.derived import DerivedMixtures
+    from daskgmm.estimators.outliers import MixtureOutlierDetector
+
+_POINTS: Final = 20_000
+"""Rows that are drawn, at most."""
+_SURE: Final = 0.5
+"""Entropy, as a part of what it can be, above which a row is nobody's."""
+
+
+def plot_responsibilities(
+    model: DerivedMixtures,
+    rows: Any,
+    *,
+    features: tuple[Feature, Feature] = (0, 1),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw rows in the colour of their component, the fainter the less sure it is.
+
+    Parameters
+    ----------
+    model : GaussianMixture or BayesianGaussianMixture
+        Fitted.
+    rows : rows of shape (n, d)
+        Of any kind that `fit` takes: some of them are shown.
+    features : tuple of two int or str, default=(0, 1)
+        Numbers or names of the features along the axes.
+    ax : matplotlib Axes, default=None
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If `model` has no such features.
+    """
+    check_is_fitted(model)
+    places = places_of(features, model, 2, 2)
+    table = some_rows(rows, model, _POINTS)
+    shares = np.asarray(_plain(model).predict_proba(table))
+    labels, n_components = shares.argmax(axis=1), shares.shape[1]
+    unsure = entr(shares).sum(axis=1) / max(np.log(n_components), 1e-300)
+    ax = style.new_axes(ax)
+    for k, (colour, marker) in enumerate(style.markers(n_components)):
+        its = labels == k
+        if its.any():
+            ax.scatter(
+                table[its, places[0]],
+                table[its, places[1]],
+                s=9,
+                color=colour,
+                marker=marker,
+                alpha=np.clip(1.0 - unsure[its], 0.12, 1.0),
+                linewidths=0,
+                label=f"{k} ({its.mean():.1%})",
+                rasterized=True,
+            )
+    nobodys = float((unsure > _SURE).mean())
+    ax.legend(frameon=False, fontsize="small", title="component")
+    across, below = (names_of(model)[place] for place in places)
+    style.tidy(ax, xlabel=across, ylabel=below)
+    ax.set_title(f"{nobodys:.1%} of rows are between components", fontsize="small")
+    return ax
+
+
+def plot_outliers(
+    detector: MixtureOutlierDetector,
+    rows: Any,
+    *,
+    features: tuple[Feature, Feature] = (0, 1),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw rows, and mark those that a detector holds for outliers.
+
+    Parameters
+    ----------
+    detector : MixtureOutlierDetector
+        Fitted.
+    rows : rows of shape (n, d)
+        Of any kind that `fit` takes: some of them are shown.
+    features : tuple of two int or str, default=(0, 1)
+        Numbers or names of the features along the axes.
+    ax : matplotlib Axes, default=None
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If the detector knows no such features.
+    """
+    check_is_fitted(detector)
+    model = detector.estimator_
+    places = places_of(features, model, 2, 2)
+    table = some_rows(rows, model, _POINTS)
+    out = np.asarray(_plain(model).score_samples(table)) < detector.offset_
+    ax = style.new_axes(ax)
+    for its, colour, marker, size, name in (
+        (~out, style.ROWS, "o", 6, "rows"),
+        (out, style.OUTLIER, "x", 22, "outliers"),
+    ):
+        ax.scatter(
+            table[its, places[0]],
+            table[its, places[1]],
+            s=size,
+            color=colour,
+            marker=marker,
+            alpha=0.6 if name == "rows" else 1.0,
+            linewidths=0 if marker == "o" else 1.2,
+            label=f"{its.sum():,} {name}",
+            rasterized=True,
+        )
+    ax.legend(frameon=False, fontsize="small")
+    across, below = (names_of(model)[place] for place in places)
+    return style.tidy(ax, xlabel=across, ylabel=below)
+
+
+def _plain(model: Any) -> Any:
+    """A model that takes rows without names, as a table has them."""
+    plain = copy(model)
+    plain.__dict__.pop("feature_names_in_", None)
+    return plain

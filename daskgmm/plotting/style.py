@@ -1,0 +1,104 @@
+"""How pictures look: colours that all can tell apart, on light ground and on dark."""
+
+from __future__ import annotations
+
+from itertools import islice, product
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+_COLOURS: Final = (
+    "#2F8AC4",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8C6BB1",
+)
+"""After Okabe and Ito (2008), none too dark or too bright for either ground."""
+_LINES: Final = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (6, 1)),
+    (0, (1, 2)),
+    (0, (4, 1, 1, 1, 1, 1)),
+    (0, (8, 3)),
+)
+"""Where colours come again, lines do not."""
+OUTLIER: Final = "#D55E00"
+ROWS: Final = "#8A8A8A"
+"""Of rows that nothing is said of: seen on both grounds."""
+
+
+def strokes(n: int) -> list[tuple[str, Any]]:
+    """Colour and kind of line of each of n components; the first 56 differ."""
+    every = [(colour, line) for line, colour in product(_LINES, _COLOURS)]
+    return [every[k % len(every)] for k in range(n)]
+
+
+def markers(n: int) -> list[tuple[str, str]]:
+    """Colour and marker of the points of each of n components."""
+    every = [(c, m) for m, c in product("os^Dvp*X", _COLOURS)]
+    return list(islice((every[k % len(every)] for k in range(n)), n))
+
+
+def emphasis(weights: NDArray[Any]) -> NDArray[np.float64]:
+    """How much each component is stressed, from 0.3 to 1, by its weight."""
+    shares: NDArray[np.float64] = np.sqrt(weights / weights.max())
+    return 0.3 + 0.7 * shares
+
+
+def density_colours() -> Colormap:
+    """Grey, the denser the less transparent; the least dense can be seen."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    grey = to_rgb(ROWS)
+    return LinearSegmentedColormap.from_list(
+        "rows", [(*grey, 0.25), (*grey, 1.0)], N=256
+    )
+
+
+def new_axes(ax: Axes | None) -> Axes:
+    """The axes that were given, or new ones."""
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot as plt
+
+    _, made = plt.subplots(layout="constrained")
+    return made
+
+
+def tidy(ax: Axes, **labels: str) -> Axes:
+    """Axes with labels, and without a frame around."""
+    ax.set(**labels)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def count_along(ax: Axes) -> None:
+    """Have whole numbers along the axis from left to right."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def foreground() -> str:
+    """The colour of texts and marks, as the style in use has it."""
+    from matplotlib import rcParams
+
+    return str(rcParams["text.color"])
+
+
+def outlined(ax: Axes) -> list[Any]:
+    """An effect that makes texts readable over whatever is below them."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.5, foreground=ax.get_facecolor())]

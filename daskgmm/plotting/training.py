@@ -1,0 +1,107 @@
+"""Pictures of how fits went, and searches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from daskgmm.plotting import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from daskgmm.estimators.search import MixtureSearch
+    from daskgmm.estimators.trained import TrainedMixture
+
+
+def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
+    """Draw the lower bound of each run by pass; the run that was kept stands out.
+
+    Parameters
+    ----------
+    model : GaussianMixture or BayesianGaussianMixture
+        Fitted.
+    ax : matplotlib Axes, default=None
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If no passes are known, as of a model that was made of another one.
+    """
+    check_is_fitted(model)
+    told = getattr(model, "history_", None)
+    if told is None or not len(told["n_pass"]):
+        raise ValueError("The model has no history of passes: it was not fitted here.")
+    ax = style.new_axes(ax)
+    runs = np.unique(told["run"])
+    last = {run: told["bound"][told["run"] == run][-1] for run in runs}
+    kept = min(last, key=lambda run: (abs(last[run] - model.lower_bound_), run))
+    for run, (colour, line) in zip(runs, style.strokes(len(runs)), strict=True):
+        its = told["run"] == run
+        is_kept = run == kept
+        ax.plot(
+            told["n_pass"][its],
+            told["bound"][its],
+            color=colour,
+            linestyle=line,
+            linewidth=2.2 if is_kept else 1.0,
+            marker="." if its.sum() < 30 else None,
+            label=f"run {run}, kept" if is_kept else f"run {run}",
+        )
+    if len(runs) > 1:
+        ax.legend(frameon=False, fontsize="small")
+    style.count_along(ax)
+    return style.tidy(ax, xlabel="pass", ylabel="lower bound")
+
+
+def plot_criterion(search: MixtureSearch, *, ax: Axes | None = None) -> Axes:
+    """Draw a search's criterion by the number of components; the best has a ring.
+
+    Parameters
+    ----------
+    search : MixtureSearch
+        Fitted.
+    ax : matplotlib Axes, default=None
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    check_is_fitted(search)
+    ax = style.new_axes(ax)
+    found, lines = search.results_, dict[str, list[tuple[int, float]]]()
+    for params, value in zip(found["params"], found[search.criterion], strict=True):
+        others = [str(v) for name, v in params.items() if name != "n_components"]
+        lines.setdefault(", ".join(others), []).append((params["n_components"], value))
+    for (name, points), (colour, line) in zip(
+        lines.items(), style.strokes(len(lines)), strict=True
+    ):
+        ax.plot(
+            *np.array(sorted(points)).T,
+            color=colour,
+            linestyle=line,
+            marker="o",
+            markersize=4,
+            label=name,
+        )
+    ax.plot(
+        search.best_params_["n_components"],
+        search.best_score_,
+        linestyle="none",
+        marker="o",
+        markersize=13,
+        markerfacecolor="none",
+        markeredgecolor=style.foreground(),
+        label="best",
+    )
+    ax.legend(frameon=False, fontsize="small")
+    style.count_along(ax)
+    return style.tidy(ax, xlabel="components", ylabel=search.criterion)

@@ -1,0 +1,98 @@
+"""Pictures of how fits and searches went, and of what mixtures say of rows."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import blobs
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from daskgmm import GaussianMixture, MixtureOutlierDetector, MixtureSearch
+from daskgmm.plotting import (
+    plot_convergence,
+    plot_criterion,
+    plot_outliers,
+    plot_responsibilities,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+def axes():
+    return Figure().add_subplot()
+
+
+def test_each_run_has_a_curve_and_the_kept_one_stands_out():
+    x = blobs(0, 600, 2, 4, spread=1.5)
+    model = GaussianMixture(4, n_init=3, random_state=1, tol=1e-6, init_params="random")
+    ax = plot_convergence(model.fit(x), ax=axes())
+    assert len(ax.lines) == 3
+    [kept] = [line for line in ax.lines if "kept" in line.get_label()]
+    assert kept.get_ydata()[-1] == model.lower_bound_
+    np.testing.assert_array_equal(kept.get_ydata(), model.lower_bounds_)
+    assert all(kept.get_linewidth() >= line.get_linewidth() for line in ax.lines)
+    with pytest.raises(ValueError, match="no history of passes"):
+        plot_convergence(model.marginal(0), ax=axes())
+
+
+@pytest.mark.parametrize("criterion", ["bic", "held_out"])
+def test_a_search_is_lines_by_shape_with_the_best_marked(criterion):
+    x = blobs(0, 400, 2, 3, spread=6.0)
+    search = MixtureSearch(
+        (3, 1, 2), covariance_type=("full", "diag"), criterion=criterion, random_state=0
+    ).fit(x)
+    ax = plot_criterion(search, ax=axes())
+    *lines, best = ax.lines
+    assert [line.get_label() for line in lines] == ["full", "diag"]
+    for line, shape in zip(lines, ("full", "diag"), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+        its = search.results_["param_covariance_type"] == shape
+        order = np.argsort(search.results_["param_n_components"][its])
+        np.testing.assert_array_equal(
+            line.get_ydata(), search.results_[criterion][its][order]
+        )
+    assert best.get_xydata().tolist() == [
+        [search.best_params_["n_components"], search.best_score_]
+    ]
+
+
+def test_rows_have_the_colour_of_their_component_and_are_faint_between():
+    x = np.concatenate([np.random.default_rng(0).normal(size=(300, 2)) - 4] * 2)
+    x[300:] += 8
+    x = np.concatenate([x, [[0.0, 0.0]]])
+    model = GaussianMixture(2, covariance_type="tied", random_state=0).fit(x)
+    x[-1] = model.means_.mean(axis=0)
+    ax = plot_responsibilities(model, x, ax=axes())
+    labels, sizes, faintest = model.predict(x), [], []
+    for k, points in enumerate(ax.collections):
+        sizes.append(len(points.get_offsets()))
+        faintest.append(points.get_alpha().min())
+        assert sizes[-1] == (labels == k).sum()
+    assert sum(sizes) == len(x)
+    assert min(faintest) == 0.12
+    assert "0.2% of rows are between components" in ax.get_title()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_outliers_are_those_of_the_detector(lazy):
+    x = pd.DataFrame(blobs(0, 500, 3, 2), columns=["a", "b", "c"])
+    detector = MixtureOutlierDetector(GaussianMixture(2, random_state=0))
+    detector.set_params(contamination=0.04).fit(x)
+    if lazy:
+        detector.fit(x.to_numpy())
+    rows = da.from_array(x.to_numpy(), chunks=(100, 3)) if lazy else x
+    features = (2, 0) if lazy else ("c", "a")
+    ax = plot_outliers(detector, rows, features=features, ax=axes())
+    inside, outside = ax.collections
+    out = np.asarray(detector.predict(rows)) == -1
+    assert 0 < out.sum() <= 21
+    points = x[["c", "a"]].to_numpy()
+    np.testing.assert_array_equal(outside.get_offsets(), points[out])
+    np.testing.assert_array_equal(inside.get_offsets(), points[~out])
+    assert to_rgba(outside.get_edgecolor()[0])[0] > 0.8
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        f"{(~out).sum()} rows", f"{out.sum()} outliers",
+    ]  # fmt: skip
