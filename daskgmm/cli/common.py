@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, Final
 
 import click
 import numpy as np
@@ -16,6 +17,24 @@ from daskgmm.em.checkpoint import describe
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs.base import Written
 from daskgmm.storage.urls import check_apart
+
+_NOT_WRITTEN: Final = frozenset(
+    {".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz", ".h5", ".hdf5", ".nc"}
+    | {".feather", ".arrow", ".orc", ".avro", ".xls", ".xlsx", ".db", ".sqlite"}
+    | {".pkl", ".pickle", ".joblib"}
+)
+"""Suffixes of what people may expect, and would not get."""
+
+
+def check_format(out: str) -> None:
+    """Refuse a name that promises a format which is none of those written."""
+    suffix = PurePosixPath(out.rstrip("/").lower()).suffix
+    if suffix in _NOT_WRITTEN:
+        raise click.UsageError(
+            f"{out} would be no {suffix[1:].upper()}: what is written is Parquet if "
+            "the name of OUT ends in .parquet, and else a Zarr array. Choose such a "
+            "name."
+        )
 
 
 def check_arguments_apart(

@@ -8,6 +8,7 @@ from typing import Any, Final, final
 
 import click
 
+from daskgmm.cli.wording import as_options
 from daskgmm.errors import DaskGMMError, InterruptedFit
 from daskgmm.loaded import is_a
 
@@ -157,13 +158,14 @@ def _what_was_kept(error: KeyboardInterrupt, command: str | None) -> str:
 
 def _warn(message: Warning | str, *_where: Any) -> None:
     """Show a warning as errors are shown: users do not know this program's lines."""
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"Warning: {as_options(' '.join(str(message).split()))}", err=True)
 
 
 def _in_one_line(error: Exception, message: str) -> click.ClickException:
     """A message, and what was noted where the error passed by."""
     notes = getattr(error, "__notes__", ())
-    return click.ClickException(" ".join(" ".join([message, *notes]).split()))
+    said = " ".join(" ".join([message, *notes]).split())
+    return click.ClickException(as_options(said))
 
 
 # Dask calls its commands what they call themselves: `dask gmm`.

@@ -28,6 +28,7 @@ from daskgmm.data.opening import Opened, open_for
 from daskgmm.execution import deploy
 from daskgmm.execution.forking import leave_interrupts
 
+_OPERATOR: Final = re.compile(r"[<>=!&|~]+")
 _FILTER: Final = re.compile(r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\sin\s)\s*(.+?)\s*")
 
 
@@ -268,6 +269,11 @@ def _filter(text: str) -> tuple[str, str, Any]:
             "> >= in."
         )
     column, operator, value = found[1], found[2].strip(), _literal(found[3])
+    if isinstance(value, str) and (doubled := _OPERATOR.match(found[3])):
+        raise click.BadParameter(
+            f"{text!r} has the operator {operator + doubled[0]!r}, which there is not: "
+            "use one of == != < <= > >= in."
+        )
     if operator == "in":
         value = value.split(",") if isinstance(value, str) else value
         several = isinstance(value, list | tuple | set)

@@ -12,6 +12,7 @@ import numpy as np
 
 from daskgmm.cli.common import (
     check_arguments_apart,
+    check_format,
     digest,
     tell_forecast,
     tell_written,
@@ -37,7 +38,7 @@ from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Work
-from daskgmm.outputs.parquet_output import write_parquet
+from daskgmm.outputs.parquet_output import check_names, write_parquet
 from daskgmm.outputs.zarr_output import write_zarr
 from daskgmm.storage.urls import absolute as place
 
@@ -122,10 +123,12 @@ def predict(
     if outliers is not None and kind != "labels":
         raise click.UsageError(f"--outliers does not go with --kind {kind}.")
     check_arguments_apart({"OUT": out}, {"MODEL": model, "STORE": store})
+    check_format(out)
     mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
     rows = data.open(store, getattr(mixture, "feature_names_in_", None))
     keyed = _keyed(rows, out, keys)
+    check_names(keys, _columns(kind, mixture.n_components, outliers))
     work = Work(
         {
             "kind": kind if outliers is None else f"outliers {outliers}",
@@ -166,6 +169,7 @@ def _keyed(rows: Opened, out: str, keys: tuple[str, ...]) -> ParquetRows | None:
         return None
     if not (isinstance(rows, ParquetRows) and has_suffix(out)):
         raise click.UsageError("--key is for STORE and OUT that are Parquet.")
+    rows.check_columns(keys)
     # Blocks are cut by what a row takes: more columns to read would cut them anew.
     return rows
 

@@ -9,6 +9,7 @@ import click
 
 from daskgmm.cli.common import (
     check_arguments_apart,
+    check_format,
     digest,
     feature_names,
     tell_written,
@@ -69,6 +70,7 @@ def sample(
     i-th child of SEED, so that more rows begin with the same whole blocks.
     """  # noqa: D301
     check_arguments_apart({"OUT": out}, {"MODEL": model})
+    check_format(out)
     mixture = load(model)
     report = Report(as_json=as_json)
     seed = secrets.randbits(32) if seed is None else seed

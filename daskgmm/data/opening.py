@@ -16,7 +16,7 @@ from daskgmm.data.packed import as_they_are, decoded
 from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
-from daskgmm.errors import DataError, StoreError
+from daskgmm.errors import DataError, MissingLibraryError, StoreError
 from daskgmm.storage.retry import patiently
 from daskgmm.storage.urls import absolute
 from daskgmm.storage.zarr_store import ZarrArray, name_of
@@ -163,8 +163,10 @@ def open_node(
         raise
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"There is no Zarr array and no Parquet at {what}.") from None
+    except ImportError as error:
+        raise _needs_library(what, place, error) from None
     except Exception as error:
-        # An unknown protocol, a missing library, and what those libraries raise.
+        # An unknown protocol, and what libraries raise.
         raise StoreError(f"No Zarr array can be opened at {what}: {error}") from None
 
 
@@ -207,3 +209,17 @@ def place_of(X: Any) -> str | None:
     if isinstance(X, ParquetRows):
         return X.url
     return name_of(X) if isinstance(X, zarr.Array) else None
+
+
+_EXTRAS: Final = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+}
+"""What is installed with what this package offers, by protocol."""
+
+
+def _needs_library(what: str, place: str, error: ImportError) -> MissingLibraryError:
+    extra = _EXTRAS.get(place.partition("://")[0])
+    how = f"{error}." if extra is None else f"pip install 'daskgmm[{extra}]'."
+    return MissingLibraryError(f"{what} needs a library that is not installed: {how}")

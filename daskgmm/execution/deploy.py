@@ -20,7 +20,11 @@ from typing import Any, Final, final
 import dask
 import yaml  # type: ignore[import-untyped]
 from distributed import Client, Security
-from distributed.comm.addressing import parse_address
+from distributed.comm.addressing import (
+    parse_address,
+    parse_host_port,
+    unparse_host_port,
+)
 from distributed.core import Status
 from distributed.deploy.cluster import Cluster
 from distributed.deploy.spec import SpecCluster
@@ -37,6 +41,8 @@ _ADAPT: Final = {
     *("interval", "target_duration", "wait_count"),
 }
 
+_PORT: Final = 8786
+"""That of Dask's schedulers, unless they are told another one."""
 _POLL: Final = 0.05
 """Seconds between two looks at whether all workers were asked for."""
 
@@ -50,7 +56,8 @@ def join(
     Parameters
     ----------
     address : str
-        Such as ``tcp://host:8786`` or ``tls://host:8786``.
+        Such as ``tcp://host:8786`` or ``tls://host:8786``; without a port, that of
+        Dask's schedulers.
     credentials : mapping, optional
         ``tls_ca_file``, ``tls_client_cert`` and ``tls_client_key``: what Dask's
         configuration does not say of them.
@@ -63,7 +70,9 @@ def join(
         If the scheduler refuses, or is not there.
     """
     security = Security(**credentials) if credentials else Security()
-    scheme, _ = parse_address(address)
+    scheme, place = parse_address(address)
+    if scheme in ("tcp", "tls"):
+        address = f"{scheme}://{unparse_host_port(*parse_host_port(place, _PORT))}"
     if scheme == "tls":
         if security.get_connection_args("client").get("ssl_context") is None:
             raise ValueError(

@@ -74,11 +74,7 @@ def write_parquet(
     StoreError
         If something that was written is not there in the end.
     """
-    if clash := set(keys) & set(names):
-        raise ValueError(
-            f"The key column {min(clash)!r} has the name of an answer's column: "
-            "rename it."
-        )
+    check_names(keys, names)
     blocks = answer.to_delayed().ravel().tolist()
     layout = {"files": len(blocks), "columns": [*keys, *names]}
     output = ParquetPlace(absolute(url), layout)
@@ -180,6 +176,15 @@ class ParquetPlace(OutputPlace):
             return ask_files(self.url, look)
         except (pa.ArrowInvalid, FileNotFoundError, StoreError):
             return None
+
+
+def check_names(keys: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ValueError if a key is named as an answer's column is."""
+    if clash := set(keys) & set(names):
+        raise ValueError(
+            f"The key column {min(clash)!r} has the name of an answer's column: "
+            "rename it."
+        )
 
 
 def _keys_of(keyed: Keyed, part: int, keys: tuple[str, ...]) -> pa.Table:

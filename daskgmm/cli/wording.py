@@ -1,0 +1,39 @@
+"""Errors of the library in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_WORDS: Final = tuple(
+    (re.compile(pattern), option)
+    for pattern, option in (
+        (r"columns=\[…\]", "--columns A,B,…"),
+        (r"columns=\['([^']*)'\]", r"--columns \1"),
+        (r"`columns`", "--columns"),
+        (r"`array`", "--array"),
+        (r"`filters`|\bfilters\b(?= must)", "--filter"),
+        # The least number there is, as Python reads it.
+        (
+            r"filters=\[\('([^']*)', '>', float\('-inf'\)\)\]",
+            r"--filter '\1 > -1e999'",
+        ),
+        (r"nan='skip'", "--nan skip"),
+        (r"missing_chunks='fill'", "--missing-chunks fill"),
+        (r"decode_cf=True", "--decode-cf"),
+        (r"decode_cf=False", "--no-decode-cf"),
+        (r"storage_options=\{…\}", "--storage-option KEY=VALUE"),
+        (r"checkpoint=…", "--checkpoint"),
+        (r"\bsample_weight\b", "--weights"),
+        (r"\breg_covar\b", "--reg-covar"),
+        (r"\bmax_iter\b", "--max-iter"),
+        (r"\bn_init\b", "--n-init"),
+    )
+)
+
+
+def as_options(message: str) -> str:
+    """A message with parameters as the options that they are here."""
+    for pattern, option in _WORDS:
+        message = pattern.sub(option, message)
+    return message
