@@ -65,7 +65,10 @@ LATE = {
 }
 """What may be imported when it is needed: an extra, or large and not for workers."""
 
-LATE_THEMSELVES = {"__init__", "__main__", "cli/main"}
+LATE_THEMSELVES = {"__init__", "__main__", "cli/main", "cli/training"} | {
+    f"cli/{name}"
+    for name in ("demo", "fit", "info", "predict", "sample", "score", "select")
+}
 """Those that load what is asked for, and no more."""
 
 PRIVATE = {

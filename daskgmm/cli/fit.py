@@ -1,18 +1,13 @@
-"""``daskgmm fit``."""
+"""``daskgmm fit``: what it is asked, and how it helps."""
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
 
 import click
-import numpy as np
 
-from daskgmm.cli.common import tell_forecast
-from daskgmm.cli.estimate import forecast_fit
 from daskgmm.cli.options import (
-    Cluster,
-    Data,
+    SHAPES,
     cluster_options,
     data_options,
     dry_run_option,
@@ -20,26 +15,15 @@ from daskgmm.cli.options import (
     missing_option,
     nan_option,
 )
-from daskgmm.cli.report import Report
 from daskgmm.cli.training import (
-    Training,
     bayesian_option,
-    check_places,
+    check_written,
     overwrite_option,
     priors_of,
-    tell_trained,
-    told_at_the_end,
     training_options,
     weights_from_option,
 )
-from daskgmm.data.gaps import Nan
-from daskgmm.display.words import seconds
-from daskgmm.estimators.bayesian import BayesianGaussianMixture
-from daskgmm.estimators.gaussian import GaussianMixture
-from daskgmm.estimators.trained import TrainedMixture
-from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.urls import absolute as place
-from daskgmm.storage.zarr_store import Missing
 
 
 @click.command()
@@ -77,23 +61,7 @@ from daskgmm.storage.zarr_store import Missing
 @dry_run_option
 @json_option
 @cluster_options
-def fit(
-    store: str,
-    model: str,
-    n_components: int,
-    covariance_type: str,
-    bayesian: bool,
-    weight_concentration: float | None,
-    weights_from: str | None,
-    missing_chunks: Missing,
-    nan: Nan,
-    overwrite: bool,
-    dry_run: bool,
-    as_json: bool,
-    training: Training,
-    data: Data,
-    cluster: Cluster,
-) -> None:
+def fit(**given: Any) -> None:
     """Fit a mixture to the rows in STORE, and save it as MODEL.
 
     STORE is a Zarr array of shape (rows, features), or Parquet: a file, a folder or a
@@ -111,51 +79,10 @@ def fit(
     again, and ends with the same model to the last bit. It also goes on with a larger
     --max-iter or a lower --tol, with more restarts, or accelerated.
     """  # noqa: D301
-    check_places(store, model, training, overwrite=overwrite)
-    of_all: dict[str, Any] = {
-        "n_components": n_components,
-        "covariance_type": covariance_type,
-        "missing_chunks": missing_chunks,
-        "nan": nan,
-    }
-    mixture: TrainedMixture
-    priors = priors_of(weight_concentration, weights_from, training, bayesian=bayesian)
-    parameters = training.parameters(bayesian=bayesian)
-    if bayesian:
-        mixture = BayesianGaussianMixture(**of_all, **parameters, **priors)
-    else:
-        mixture = GaussianMixture(**of_all, **parameters)
-    report = Report(as_json=as_json)
-    rows = data.open(store)
-    if dry_run:
-        tell_forecast(forecast_fit(mixture, rows, *cluster.threads()), report)
-        return
-    began = perf_counter()
-    with report.passes(), cluster.connect(), told_at_the_end():
-        mixture.fit(rows, **training.of_fit())
-    mixture.save(model, overwrite=overwrite)
-    _tell_fitted(mixture, model, training, perf_counter() - began, report)
+    training = given["training"]
+    check_written(given["model"], given["store"], training)
+    asked = given.pop("weight_concentration"), given.pop("weights_from")
+    priors = priors_of(*asked, training, bayesian=given["bayesian"])
+    from daskgmm.cli.work.fit import fit as work
 
-
-def _tell_fitted(
-    mixture: TrainedMixture,
-    model: str,
-    training: Training,
-    time: float,
-    report: Report,
-) -> None:
-    how = "Converged" if mixture.converged_ else "Did not converge"
-    report.say(f"{how} in {mixture.n_iter_} iterations, {seconds(time)}.")
-    tell_trained(mixture, report, goes_on_from=training.checkpoint)
-    report.say(f"The model is in {model}.")
-    left = mixture.remaining_gain_
-    report.end(
-        model=model,
-        converged=mixture.converged_,
-        iterations=mixture.n_iter_,
-        passes=mixture.n_passes_,
-        bound=mixture.lower_bound_,
-        remaining_gain=None if np.isnan(left) else left,
-        rows_skipped=mixture.n_rows_skipped_,
-        seconds=time,
-    )
+    work(**given, priors=priors)

@@ -1,33 +1,19 @@
-"""``daskgmm info``."""
+"""``daskgmm info``: what it is asked, and how it helps."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import click
-import numpy as np
-import zarr
-from rich import box
-from rich.table import Table
 
 from daskgmm.cli.options import json_option
-from daskgmm.cli.report import Report
-from daskgmm.data.opening import open_node
-from daskgmm.data.parquet import summary
-from daskgmm.data.table_files import TableFiles, find_files, has_suffix
-from daskgmm.data.zarr_reader import has_checksum
-from daskgmm.estimators.models import load
-from daskgmm.estimators.trained import TrainedMixture
-from daskgmm.outputs import inspect
-from daskgmm.outputs.base import Standing
 from daskgmm.storage.urls import absolute as place
-from daskgmm.storage.zarr_store import ZarrArray
 
 
 @click.command()
 @click.argument("what", metavar="MODEL_OR_STORE", type=place)
 @json_option
-def info(what: str, as_json: bool) -> None:
+def info(**given: Any) -> None:
     """Describe a model, data, or an output: whether it is complete.
 
     \b
@@ -35,103 +21,6 @@ def info(what: str, as_json: bool) -> None:
       daskgmm info labels.zarr
       daskgmm info cells.parquet --json
     """  # noqa: D301
-    report = Report(as_json=as_json)
-    standing = inspect.standing(what)
-    has_parts = standing is None or standing.n_missing < standing.n_parts
-    files = find_files(what) if has_parts else None
-    if files is not None or (standing is not None and has_suffix(what)):
-        _describe_parquet(files, standing, report)
-        return
-    found = open_node(what)
-    if isinstance(found, zarr.Array):
-        _describe_array(found, standing, report)
-    else:
-        _describe_model(load(what), report)
+    from daskgmm.cli.work.info import info as work
 
-
-def _describe_array(
-    array: ZarrArray, standing: Standing | None, report: Report
-) -> None:
-    report.say(str(array.info))
-    _say_standing(standing, "chunks" if array.shards is None else "shards", report)
-    checksums = has_checksum(array)
-    report.say(
-        "Checksums          : "
-        + (
-            "yes"
-            if checksums
-            else "none: a flipped bit would not be noticed (add Crc32cCodec)"
-        ),
-    )
-    report.end(
-        type="array",
-        shape=array.shape,
-        dtype=str(array.dtype),
-        chunks=array.chunks,
-        shards=array.shards,
-        checksums=checksums,
-        **_standing_facts(standing),
-    )
-
-
-def _describe_parquet(
-    files: TableFiles | None, standing: Standing | None, report: Report
-) -> None:
-    facts: dict[str, Any] = {}
-    if files is not None:
-        columns, n_rows = summary(files)
-        facts = {"columns": columns, "rows": n_rows}
-        report.say(f"Parquet            : {n_rows:,} rows")
-        report.say(f"Columns            : {', '.join(columns)}")
-    _say_standing(standing, "files", report)
-    report.end(type="parquet", **facts, **_standing_facts(standing))
-
-
-def _say_standing(standing: Standing | None, parts: str, report: Report) -> None:
-    """Say whether an output is complete."""
-    if standing is None:
-        return
-    if standing.complete and not standing.n_missing:
-        how = "complete"
-    else:
-        how = (
-            f"not complete: {standing.n_missing} of {standing.n_parts} {parts} missing"
-        )
-    report.say(f"Output             : {how}")
-
-
-def _standing_facts(standing: Standing | None) -> dict[str, Any]:
-    if standing is None:
-        return {}
-    return {
-        "complete": standing.complete and not standing.n_missing,
-        "parts": standing.n_parts,
-        "parts_missing": standing.n_missing,
-    }
-
-
-def _describe_model(model: TrainedMixture, report: Report) -> None:
-    how = "converged" if model.converged_ else "not converged"
-    report.say(
-        f"{type(model).__name__}: {model.n_components} components, "
-        f"{model.n_features_in_} features, {model.covariance_type} covariance",
-    )
-    report.say(
-        f"{how} after {model.n_iter_} iterations, bound {model.lower_bound_:.6f}",
-    )
-    table = Table("component", "weight", "mean", box=box.SIMPLE_HEAD, pad_edge=False)
-    for k, (weight, mean) in enumerate(zip(model.weights_, model.means_, strict=True)):
-        numbers = np.array2string(mean, precision=4, threshold=8, suppress_small=True)
-        table.add_row(str(k), f"{weight:.4f}", numbers)
-    report.console.print(table)
-    report.end(
-        type="model",
-        components=model.n_components,
-        features=model.n_features_in_,
-        covariance_type=model.covariance_type,
-        converged=model.converged_,
-        iterations=model.n_iter_,
-        bound=model.lower_bound_,
-        weights=model.weights_.tolist(),
-        means=model.means_.tolist(),
-    )
+    work(**given)

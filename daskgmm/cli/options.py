@@ -5,30 +5,19 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import logging
-import math
 import re
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, final
 
 import click
-import dask
-from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster
-from distributed.deploy.utils import nprocesses_nthreads
 
-from daskgmm import steps
-from daskgmm.data.opening import Opened, open_for
-from daskgmm.execution import deploy
-from daskgmm.execution.forking import leave_interrupts
+SHAPES: Final = ("full", "tied", "diag", "spherical")
+"""Types of covariances, as `daskgmm.mixtures.covariance` has them."""
 
-_OPERATOR: Final = re.compile(r"[<>=!&|~]+")
+_SIGNS: Final = re.compile(r"[<>=!&|~]+")
+_SIGNS_AT_END: Final = re.compile(r"[<>=!&|~]+$")
 _FILTER: Final = re.compile(r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\sin\s)\s*(.+?)\s*")
 
 
@@ -52,7 +41,7 @@ class Cluster:
         elsewhere = self.scheduler is not None or self.file is not None
         if self.scheduler is not None and self.file is not None:
             raise click.UsageError("Give --scheduler or --cluster, not both.")
-        if self.scheduler is None and self._credentials():
+        if self.scheduler is None and self.credentials():
             raise click.UsageError(
                 "--tls-ca-file, --tls-cert and --tls-key are for --scheduler; with "
                 "--cluster, the file says them under security."
@@ -64,90 +53,14 @@ class Cluster:
                 "for a local cluster: leave them out with --scheduler and --cluster."
             )
 
-    def threads(self) -> tuple[int | None, int | None]:
-        """Threads of all workers and of one, as far as they are known beforehand."""
-        if self.scheduler is not None or self.file is not None:
-            return None, None
-        workers, threads = self.n_workers, self.threads_per_worker
-        if workers is None and threads is None:
-            workers, threads = nprocesses_nthreads()
-        elif workers is None:
-            workers = max(1, CPU_COUNT // (threads or 1))
-        elif threads is None:
-            threads = max(1, math.ceil(CPU_COUNT / workers))
-        return int(workers * (threads or 1)), threads
-
-    def _credentials(self) -> dict[str, str]:
+    def credentials(self) -> dict[str, str]:
+        """What is given of them."""
         named = {
             "tls_ca_file": self.tls_ca_file,
             "tls_client_cert": self.tls_cert,
             "tls_client_key": self.tls_key,
         }
         return {name: file for name, file in named.items() if file is not None}
-
-    def connect(self) -> AbstractContextManager[Client | None]:
-        """Join the scheduler, or start a cluster, for as long as the context.
-
-        Where there cannot be one, the work is done by this process's threads.
-        """
-        steps.begin("starting workers" if self.scheduler is None else "joining workers")
-        if self.scheduler is not None:
-            return deploy.join(self.scheduler, self._credentials())
-        if self.file is not None:
-            _quieten(logging.ERROR)
-            return deploy.read(self.file).connect()
-        _quieten(logging.CRITICAL)  # errors reach the user as exceptions
-        if (lack := _lack_of_workers()) is not None:
-            warnings.warn(
-                f"No worker processes can be started here ({lack}): this process does "
-                "the work, and --memory-limit is not kept to. Set TMPDIR to a folder "
-                "that can be written to, and see that /dev/shm can.",
-                stacklevel=2,
-            )
-            return self._threads()
-        return self._local()
-
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        with dask.config.set(scheduler="threads", num_workers=self.threads()[0]):
-            yield
-
-    @contextmanager
-    def _local(self) -> Iterator[Client]:
-        with (
-            LocalCluster(
-                n_workers=self.n_workers,
-                threads_per_worker=self.threads_per_worker,
-                memory_limit=self.memory_limit,
-                dashboard_address=self.dashboard or "127.0.0.1:0",  # any free port
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            client.run(leave_interrupts)
-            yield client
-
-
-def _lack_of_workers() -> OSError | None:
-    """What a worker process needs and cannot have, as in a read-only container."""
-    try:
-        if dask.config.get("temporary-directory", None) is None:
-            tempfile.gettempdir()
-        get_context("spawn").Lock()
-    except OSError as error:
-        return error
-    return None
-
-
-def _quieten(level: int) -> None:
-    """Keep what Dask logs below a level off the terminal, from now on.
-
-    Not only until the cluster is closed: that its connections are gone, workers' that
-    were lost among them, is logged after that, with tracebacks. Loggers that Dask's
-    configuration names have handlers of their own, and are heard as before.
-    """
-    for handler in logging.getLogger("distributed").handlers:
-        handler.setLevel(level)
 
 
 _existing_file: Final = click.Path(exists=True, dir_okay=False)
@@ -222,19 +135,6 @@ class Data:
     decode_cf: bool | None
     version: int | None
 
-    def open(self, store: str, features: Sequence[str] | None = None) -> Opened:
-        """Open the rows; of Parquet a model's features, unless columns are named."""
-        return open_for(
-            store,
-            features,
-            array=self.array,
-            columns=self.columns,
-            filters=list(self.filters) or None,
-            storage_options=self.storage_options,
-            decode_cf=self.decode_cf,
-            version=self.version,
-        )
-
 
 def _split(
     _context: click.Context, _parameter: click.Parameter, value: str | None
@@ -269,10 +169,13 @@ def _filter(text: str) -> tuple[str, str, Any]:
             "> >= in."
         )
     column, operator, value = found[1], found[2].strip(), _literal(found[3])
-    if isinstance(value, str) and (doubled := _OPERATOR.match(found[3])):
+    # What is no operator splits into one that is, and signs on either side.
+    before, after = _SIGNS_AT_END.search(column), _SIGNS.match(found[3])
+    if before or after:
+        signs = (before or ("",))[0] + operator + (after or ("",))[0]
         raise click.BadParameter(
-            f"{text!r} has the operator {operator + doubled[0]!r}, which there is not: "
-            "use one of == != < <= > >= in."
+            f"{text!r} has the operator {signs!r}, which there is not: use one of "
+            "== != < <= > >= in."
         )
     if operator == "in":
         value = value.split(",") if isinstance(value, str) else value

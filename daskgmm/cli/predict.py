@@ -1,26 +1,13 @@
-"""``daskgmm predict``."""
+"""``daskgmm predict``: what it is asked, and how it helps."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from time import perf_counter
-from typing import Any, Final
+from typing import Any
 
 import click
-import dask.array as da
-import numpy as np
 
-from daskgmm.cli.common import (
-    check_arguments_apart,
-    check_format,
-    digest,
-    tell_forecast,
-    tell_written,
-)
-from daskgmm.cli.estimate import forecast_answer
+from daskgmm.cli.checks import check_arguments_apart, check_format
 from daskgmm.cli.options import (
-    Cluster,
-    Data,
     cluster_options,
     data_options,
     dry_run_option,
@@ -28,25 +15,7 @@ from daskgmm.cli.options import (
     missing_option,
     nan_option,
 )
-from daskgmm.cli.report import Report
-from daskgmm.data.dask_array import as_dask
-from daskgmm.data.opening import Opened
-from daskgmm.data.parquet import ParquetRows
-from daskgmm.data.table_files import has_suffix
-from daskgmm.data.versions import versions_of
-from daskgmm.estimators.models import load
-from daskgmm.estimators.trained import TrainedMixture
-from daskgmm.outputs import inspect
-from daskgmm.outputs.base import Work
-from daskgmm.outputs.parquet_output import check_names, write_parquet
-from daskgmm.outputs.zarr_output import write_zarr
 from daskgmm.storage.urls import absolute as place
-
-_METHODS: Final = {
-    "labels": "predict",
-    "proba": "predict_proba",
-    "log-density": "score_samples",
-}
 
 
 @click.command()
@@ -55,7 +24,7 @@ _METHODS: Final = {
 @click.argument("out", type=place)
 @click.option(
     "--kind",
-    type=click.Choice(list(_METHODS)),
+    type=click.Choice(["labels", "proba", "log-density"]),
     default="labels",
     show_default=True,
     help="The most probable component of each row, the probability of each component, "
@@ -88,21 +57,7 @@ _METHODS: Final = {
 @dry_run_option
 @json_option
 @cluster_options
-def predict(
-    model: str,
-    store: str,
-    out: str,
-    kind: str,
-    outliers: float | None,
-    keys: tuple[str, ...],
-    missing_chunks: str,
-    nan: str,
-    overwrite: bool,
-    dry_run: bool,
-    as_json: bool,
-    data: Data,
-    cluster: Cluster,
-) -> None:
+def predict(**given: Any) -> None:
     """Label the rows in STORE by MODEL, and write the labels to OUT.
 
     OUT is a Zarr array with a row for each of STORE, in chunks of as many rows, with
@@ -120,109 +75,12 @@ def predict(
     given again; what is done is kept. OUT says of itself whether it is complete, and so
     does "daskgmm info OUT".
     """  # noqa: D301
-    if outliers is not None and kind != "labels":
+    kind, out = given["kind"], given["out"]
+    if given["outliers"] is not None and kind != "labels":
         raise click.UsageError(f"--outliers does not go with --kind {kind}.")
-    check_arguments_apart({"OUT": out}, {"MODEL": model, "STORE": store})
+    read = {"MODEL": given["model"], "STORE": given["store"]}
+    check_arguments_apart({"OUT": out}, read)
     check_format(out)
-    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
-    report = Report(as_json=as_json)
-    rows = data.open(store, getattr(mixture, "feature_names_in_", None))
-    keyed = _keyed(rows, out, keys)
-    check_names(keys, _columns(kind, mixture.n_components, outliers))
-    work = Work(
-        {
-            "kind": kind if outliers is None else f"outliers {outliers}",
-            "model": digest(mixture),
-            "keys": keys,
-            "nan": nan,
-            "missing_chunks": missing_chunks,
-            **_identity(rows, data, store),
-        },
-        overwrite,
-        versions_of(rows).of_rows,
-    )
-    inspect.check(out, work)
-    if dry_run:
-        tell_forecast(forecast_answer(mixture, rows, *cluster.threads()), report)
-        return
-    began = perf_counter()
-    with cluster.connect(), report.counting("parts") as observe:
-        answer = _answer(mixture, rows, kind, outliers)
-        work = replace(work, observer=observe)
-        if has_suffix(out):
-            written = write_parquet(
-                answer,
-                out,
-                work,
-                names=_columns(kind, mixture.n_components, outliers),
-                keys=keys,
-                keyed=keyed,
-            )
-        else:
-            written = write_zarr(_with_lengths(answer, rows), out, work)
-    tell_written(written, out, perf_counter() - began, report)
+    from daskgmm.cli.work.predict import predict as work
 
-
-def _keyed(rows: Opened, out: str, keys: tuple[str, ...]) -> ParquetRows | None:
-    """What has the key columns."""
-    if not keys:
-        return None
-    if not (isinstance(rows, ParquetRows) and has_suffix(out)):
-        raise click.UsageError("--key is for STORE and OUT that are Parquet.")
-    rows.check_columns(keys)
-    # Blocks are cut by what a row takes: more columns to read would cut them anew.
-    return rows
-
-
-def _answer(
-    mixture: TrainedMixture, rows: Opened, kind: str, outliers: float | None
-) -> Any:
-    """The answer for all rows, lazily; what is an outlier is found before."""
-    if outliers is None:
-        return getattr(mixture, _METHODS[kind])(rows)
-    offset = mixture.score_quantile(rows, outliers)
-    # As `MixtureOutlierDetector` has it; NaN, of rows that are skipped, is below, too.
-    return (mixture.score_samples(rows) >= offset) * 2 - 1
-
-
-def _columns(kind: str, n_components: int, outliers: float | None) -> list[str]:
-    if outliers is not None:
-        return ["label"]
-    if kind == "proba":
-        return [f"probability_{k}" for k in range(n_components)]
-    return ["component" if kind == "labels" else "log_density"]
-
-
-def _with_lengths(answer: da.Array, rows: Opened) -> da.Array:
-    """An answer whose blocks' lengths are known, if need be by counting rows."""
-    if not np.isnan(answer.shape[0]):
-        return answer
-    # To count rows costs less than to count answers.
-    counted: Any = as_dask(rows).compute_chunk_sizes()
-    chunks = (counted.chunks[0], *answer.chunks[1:])
-    known: da.Array = da.map_blocks(
-        _as_it_is, answer, chunks=chunks, dtype=answer.dtype
-    )
-    return known
-
-
-def _as_it_is(block: Any) -> Any:
-    return block
-
-
-def _identity(rows: Opened, data: Data, store: str) -> dict[str, Any]:
-    """The data, as far as they are known before they are read."""
-    if isinstance(rows, ParquetRows):
-        return {
-            "data": rows.url,
-            "columns": rows.columns,
-            "filters": [[name, op, str(value)] for name, op, value in data.filters],
-            "blocks": rows.n_blocks,
-            "rows": None if np.isnan(rows.n_rows) else int(rows.n_rows),
-        }
-    return {
-        "data": store if data.array is None else f"{store}, array {data.array}",
-        "decode_cf": data.decode_cf,
-        "shape": rows.shape,
-        "dtype": str(rows.dtype),
-    }
+    work(**given)

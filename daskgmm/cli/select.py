@@ -1,62 +1,36 @@
-"""``daskgmm select``."""
+"""``daskgmm select``: what it is asked, and how it helps."""
 
 from __future__ import annotations
 
 import math
 import re
-from time import perf_counter
 from typing import Any, Final
 
 import click
-from rich.table import Column
 
 from daskgmm.cli.options import (
-    Cluster,
-    Data,
+    SHAPES,
     cluster_options,
     data_options,
     json_option,
     missing_option,
     nan_option,
 )
-from daskgmm.cli.report import Report
 from daskgmm.cli.training import (
-    Training,
     bayesian_option,
-    check_places,
+    check_written,
     overwrite_option,
     priors_of,
-    tell_trained,
-    told_at_the_end,
     training_options,
     weights_from_option,
 )
-from daskgmm.data.gaps import Nan
-from daskgmm.display.words import candidate, number, seconds
-from daskgmm.em.search import CRITERIA, Criterion
-from daskgmm.estimators.search import MixtureSearch
-from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.urls import absolute as place
-from daskgmm.storage.zarr_store import Missing
 
+CRITERIA: Final = ("bic", "aic", "icl", "held_out")
+"""As `daskgmm.em.search` has them."""
 _RANGE: Final = re.compile(r"\s*([0-9]{1,9})(?::([0-9]{1,9})(?::([0-9]{1,9}))?)?\s*")
 _MOST: Final = 10_000
 """Numbers of components: more of them are a slip of the finger."""
-
-_TOLD: Final[dict[str, str]] = {
-    "rank": "rank",
-    "components": "param_n_components",
-    "covariance_type": "param_covariance_type",
-    "weight_concentration": "param_weight_concentration_prior",
-    **{name: name for name in CRITERIA},
-    "bound": "lower_bound",
-    "iterations": "n_iter",
-    "passes": "n_passes",
-    "status": "status",
-    "error": "error",
-}
-"""What programs are told of each candidate, by the names in a search's results."""
-_GRID: Final = ("components", "covariance_type", "weight_concentration")
 
 
 def _numbers(
@@ -179,25 +153,7 @@ def _concentrations(
 @overwrite_option
 @json_option
 @cluster_options
-def select(
-    store: str,
-    model: str,
-    n_components: tuple[int, ...],
-    covariance_types: tuple[str, ...],
-    criterion: Criterion | None,
-    held_out: float,
-    stop_losers: bool,
-    bayesian: bool,
-    weight_concentration: tuple[float, ...] | None,
-    weights_from: str | None,
-    missing_chunks: Missing,
-    nan: Nan,
-    overwrite: bool,
-    as_json: bool,
-    training: Training,
-    data: Data,
-    cluster: Cluster,
-) -> None:
+def select(**given: Any) -> None:
     """Choose among mixtures of the rows in STORE, and save the best as MODEL.
 
     There is a candidate for each number of components and type of covariance, and with
@@ -216,118 +172,23 @@ def select(
     With --checkpoint, a search that was broken off goes on when the same command is
     given again, and ends with the same model to the last bit.
     """  # noqa: D301
-    check_places(store, model, training, overwrite=overwrite)
-    if criterion is None:
-        criterion = "held_out" if bayesian else "bic"
-    elif bayesian and criterion != "held_out":
+    training, bayesian = given["training"], given["bayesian"]
+    check_written(given["model"], given["store"], training)
+    given["criterion"] = _criterion(given["criterion"], bayesian=bayesian)
+    asked = given.pop("weight_concentration"), given.pop("weights_from")
+    priors = priors_of(*asked, training, bayesian=bayesian)
+    from daskgmm.cli.work.select import select as work
+
+    work(**given, priors=priors)
+
+
+def _criterion(asked: str | None, *, bayesian: bool) -> str:
+    """What is asked for, or what suits the mixtures."""
+    if asked is None:
+        return "held_out" if bayesian else "bic"
+    if bayesian and asked != "held_out":
         raise click.UsageError(
-            f"--criterion {criterion} does not go with --bayesian: the parameters of "
+            f"--criterion {asked} does not go with --bayesian: the parameters of "
             "such mixtures are not to be counted. Use held_out."
         )
-    priors = priors_of(weight_concentration, weights_from, training, bayesian=bayesian)
-    search = MixtureSearch(
-        n_components,
-        covariance_type=covariance_types,
-        criterion=criterion,
-        held_out=held_out,
-        stop_losers=stop_losers,
-        missing_chunks=missing_chunks,
-        nan=nan,
-        bayesian=bayesian,
-        **training.parameters(bayesian=bayesian),
-        **priors,
-    )
-    report = Report(as_json=as_json)
-    rows = data.open(store)
-    began = perf_counter()
-    with report.search(criterion), cluster.connect(), told_at_the_end():
-        search.fit(rows, **training.of_fit())
-    search.save(model, overwrite=overwrite)
-    _tell_chosen(search, model, perf_counter() - began, report)
-
-
-def _tell_chosen(
-    search: MixtureSearch, model: str, time: float, report: Report
-) -> None:
-    candidates = _by_rank(search)
-    _tell_candidates(candidates, search.criterion, report)
-    best, mixture = candidates[0], search.best_estimator_
-    report.say(f"The search took {search.n_passes_} passes, {seconds(time)}.")
-    said = candidate(
-        best["components"], best["covariance_type"], best.get("weight_concentration")
-    )
-    value = number(search.criterion, search.best_score_)
-    report.say(f"The best has {said} ({search.criterion} {value}).")
-    if not mixture.converged_:
-        report.say(f"It did not converge in {mixture.n_iter_} iterations.")
-    tell_trained(mixture, report)
-    report.say(f"The model is in {model}.")
-    report.end(
-        model=model,
-        best={name: best[name] for name in _GRID if name in best},
-        criterion=search.criterion,
-        value=search.best_score_,
-        converged=mixture.converged_,
-        passes=search.n_passes_,
-        rows_skipped=mixture.n_rows_skipped_,
-        seconds=time,
-        candidates=[
-            {name: _plain(value) for name, value in its.items()} for its in candidates
-        ],
-    )
-
-
-def _by_rank(search: MixtureSearch) -> list[dict[str, Any]]:
-    """What there is to tell of each candidate, of the best first."""
-    columns = {
-        name: search.results_[its].tolist()
-        for name, its in _TOLD.items()
-        if its in search.results_
-    }
-    told = [
-        dict(zip(columns, its, strict=True))
-        for its in zip(*columns.values(), strict=True)
-    ]
-    return sorted(told, key=lambda its: its["rank"])
-
-
-def _tell_candidates(
-    candidates: list[dict[str, Any]], criterion: Criterion, report: Report
-) -> None:
-    are_bayesian = "weight_concentration" in candidates[0]
-    shown = [criterion] if criterion == "bic" or are_bayesian else [criterion, "bic"]
-    columns = [
-        Column("components", justify="right"),
-        Column("covariance type"),
-        *([Column("concentration", justify="right")] if are_bayesian else []),
-        *(Column(name, justify="right") for name in shown),
-        Column("iterations", justify="right"),
-        Column("status"),
-    ]
-    rows = [
-        [
-            str(its["components"]),
-            its["covariance_type"],
-            *([_concentration(its)] if are_bayesian else []),
-            *(number(name, its[name]) for name in shown),
-            str(its["iterations"]),
-            its["status"],
-        ]
-        for its in candidates
-    ]
-    report.table(columns, rows)
-    errors = [its["error"] for its in candidates if its["status"] == "failed"]
-    if errors:
-        report.say(f"{len(errors)} failed. The first of them: {errors[0]}")
-
-
-def _concentration(candidate: dict[str, Any]) -> str:
-    value = candidate["weight_concentration"]
-    return f"1 / {candidate['components']}" if value is None else f"{value:g}"
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON has: none for NaN, and infinity in words."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else repr(value)
-    return value
+    return asked

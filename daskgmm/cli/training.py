@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
 import click
-import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
-from daskgmm.cli.common import check_arguments_apart
+from daskgmm.cli.checks import check_arguments_apart
 from daskgmm.cli.options import gathered
-from daskgmm.cli.report import Report
-from daskgmm.em.checkpoint import parse_interval
-from daskgmm.errors import PlaceError, SkippedRowsWarning
-from daskgmm.estimators.trained import TrainedMixture
-from daskgmm.storage.models import existing
-from daskgmm.storage.retry import check_free
 from daskgmm.storage.urls import absolute as place
 
+_INTERVAL: Final = "1 minute"
 _STARTS: Final = ("kmeans", "k-means++", "random", "random_from_data")
 
 
@@ -66,49 +56,12 @@ class Training:
         }
 
 
-def check_places(
-    store: str, model: str, training: Training, *, overwrite: bool
-) -> None:
-    """Refuse, before any work, places that a command must not write to."""
+def check_written(model: str, store: str, training: Training) -> None:
+    """Refuse a model, or a checkpoint, in the place of what is read."""
     check_arguments_apart(
         {"MODEL": model, "--checkpoint": training.checkpoint},
         {"STORE": store, "--weights": training.weights},
     )
-    check_free(model)
-    if existing(model) is not None and not overwrite:
-        raise PlaceError(f"{model} exists: pass --overwrite to replace it.")
-
-
-@contextmanager
-def told_at_the_end() -> Iterator[None]:
-    """Leave out warnings of what a command tells by itself, once it is done."""
-    with warnings.catch_warnings():
-        for category in (ConvergenceWarning, SkippedRowsWarning):
-            warnings.simplefilter("ignore", category)
-        yield
-
-
-def tell_trained(
-    mixture: TrainedMixture, report: Report, *, goes_on_from: str | None = None
-) -> None:
-    """Say what to know of a mixture after its number of iterations.
-
-    Parameters
-    ----------
-    mixture : TrainedMixture
-    report : Report
-    goes_on_from : str or None
-        A checkpoint from which the same command goes on with a larger --max-iter.
-    """
-    left = mixture.remaining_gain_
-    if not np.isnan(left):
-        report.say(f"About {left:.1e} of the bound is left to gain.")
-    if not mixture.converged_:
-        report.say("Raise --max-iter or --tol, or try other starts.")
-        if goes_on_from is not None:
-            report.say(f"With a larger --max-iter, it goes on from {goes_on_from}.")
-    if mixture.n_rows_skipped_:
-        report.say(f"{mixture.n_rows_skipped_:,} rows with NaN were left out.")
 
 
 def priors_of(
@@ -134,6 +87,10 @@ def _interval(
 ) -> int | str:
     """An interval as `fit` takes it: digits alone are passes."""
     interval = int(value) if value.isdecimal() else value
+    if interval == _INTERVAL:
+        return interval
+    from daskgmm.em.checkpoint import parse_interval
+
     try:
         parse_interval(interval)
     except ValueError as error:
@@ -233,7 +190,7 @@ _TRAINING_OPTIONS: Final = (
     ),
     click.option(
         "--checkpoint-interval",
-        default="1 minute",
+        default=_INTERVAL,
         show_default=True,
         callback=_interval,
         help="How often: a number of passes, or a time such as 30s.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from daskgmm.cli import report
-from daskgmm.cli.report import Report
+from daskgmm.cli.work import report
+from daskgmm.cli.work.report import Report
 
 
 def test_a_line_now_and_then_where_no_bar_can_be_drawn(capsys, monkeypatch):

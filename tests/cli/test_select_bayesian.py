@@ -11,7 +11,7 @@ from conftest import blobs, create_zarr
 
 from daskgmm import BayesianGaussianMixture, MixtureSearch, load
 from daskgmm.cli.main import main
-from daskgmm.cli.report import candidates_table
+from daskgmm.cli.work.report import candidates_table
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from nbclient import NotebookClient
 from rich.console import Console
 
 import daskgmm
-from daskgmm import GaussianMixture, MixtureSearch, steps
+from daskgmm import GaussianMixture, MixtureSearch, SearchProgress, steps
+from daskgmm.cli.work.report import candidates_table
 from daskgmm.display import words
 from daskgmm.display.curves import bounds_svg
 from daskgmm.display.log import Log
@@ -255,6 +256,26 @@ def test_in_a_terminal_there_is_a_bar(x):
         bar._bar.refresh()
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
     assert re.search(r"pass \d+ ━+ +100% +bound -\d+\.\d+  change", said)
+
+
+def test_a_search_has_a_table_above_the_bar(x):
+    """It changes with each pass: what has ended, and what goes on."""
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=120)
+    search = MixtureSearch((1, 4), covariance_type="full", random_state=0, tol=1e-5)
+
+    def table(last):
+        if isinstance(last, SearchProgress):
+            return candidates_table(last.scored, "bic")
+        return None
+
+    with Bar(console, table) as bar, steps.told_to(bar, lambda _: bar._bar.refresh()):
+        search.fit(x)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+    assert re.search(r"^ +1 +training *$", plain, re.M)
+    assert re.search(r"^ +1 +[\d.]+ *\n +4 +training *$", plain, re.M)
+    assert re.search(r"^ +1 +[\d.]+ *\n +4 +[\d.]+ *$", plain, re.M)
+    assert re.search(r"pass \d+ ━.*2 of 2 candidates have ended", plain)
 
 
 def test_in_a_log_there_are_lines(x, capsys):

@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from stored import Reader
 
 from daskgmm import DataError, GaussianMixture
-from daskgmm.cli.estimate import forecast_fit
+from daskgmm.cli.work.estimate import forecast_fit
 from daskgmm.data.in_memory import ArraySource
 from daskgmm.data.sources import open_source
 from daskgmm.execution import runners, tree
@@ -150,7 +150,7 @@ import numpy as np
 from daskgmm import GaussianMixture
 from daskgmm.execution import runners, tree
 from daskgmm.mixtures.covariance import SHAPES
-from daskgmm.cli.estimate import forecast_fit
+from daskgmm.cli.work.estimate import forecast_fit
 from daskgmm.mixtures.e_step import sums_bytes
 from daskgmm.data.in_memory import ArraySource
 

@@ -1,0 +1,117 @@
+"""Where the rows of a command are, and its workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import get_context
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
+from distributed.deploy.utils import nprocesses_nthreads
+
+from daskgmm import steps
+from daskgmm.cli.options import Cluster, Data
+from daskgmm.data.opening import Opened, open_for
+from daskgmm.execution import deploy
+from daskgmm.execution.forking import leave_interrupts
+
+
+def open_rows(data: Data, store: str, features: Sequence[str] | None = None) -> Opened:
+    """Open the rows; of Parquet a model's features, unless columns are named."""
+    return open_for(
+        store,
+        features,
+        array=data.array,
+        columns=data.columns,
+        filters=list(data.filters) or None,
+        storage_options=data.storage_options,
+        decode_cf=data.decode_cf,
+        version=data.version,
+    )
+
+
+def threads(cluster: Cluster) -> tuple[int | None, int | None]:
+    """Threads of all workers and of one, as far as they are known beforehand."""
+    if cluster.scheduler is not None or cluster.file is not None:
+        return None, None
+    workers, threads = cluster.n_workers, cluster.threads_per_worker
+    if workers is None and threads is None:
+        workers, threads = nprocesses_nthreads()
+    elif workers is None:
+        workers = max(1, CPU_COUNT // (threads or 1))
+    elif threads is None:
+        threads = max(1, math.ceil(CPU_COUNT / workers))
+    return int(workers * (threads or 1)), threads
+
+
+def connect(cluster: Cluster) -> AbstractContextManager[Client | None]:
+    """Join the scheduler, or start a cluster, for as long as the context.
+
+    Where there cannot be one, the work is done by this process's threads.
+    """
+    steps.begin("starting workers" if cluster.scheduler is None else "joining workers")
+    if cluster.scheduler is not None:
+        return deploy.join(cluster.scheduler, cluster.credentials())
+    if cluster.file is not None:
+        _quieten(logging.ERROR)
+        return deploy.read(cluster.file).connect()
+    _quieten(logging.CRITICAL)  # errors reach the user as exceptions
+    if (lack := _lack_of_workers()) is not None:
+        warnings.warn(
+            f"No worker processes can be started here ({lack}): this process does "
+            "the work, and --memory-limit is not kept to. Set TMPDIR to a folder "
+            "that can be written to, and see that /dev/shm can.",
+            stacklevel=2,
+        )
+        return _threads(cluster)
+    return _local(cluster)
+
+
+@contextmanager
+def _threads(cluster: Cluster) -> Iterator[None]:
+    with dask.config.set(scheduler="threads", num_workers=threads(cluster)[0]):
+        yield
+
+
+@contextmanager
+def _local(cluster: Cluster) -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=cluster.n_workers,
+            threads_per_worker=cluster.threads_per_worker,
+            memory_limit=cluster.memory_limit,
+            dashboard_address=cluster.dashboard or "127.0.0.1:0",  # any free port
+            silence_logs=logging.CRITICAL,
+        ) as workers,
+        Client(workers) as client,
+    ):
+        client.run(leave_interrupts)
+        yield client
+
+
+def _lack_of_workers() -> OSError | None:
+    """What a worker process needs and cannot have, as in a read-only container."""
+    try:
+        if dask.config.get("temporary-directory", None) is None:
+            tempfile.gettempdir()
+        get_context("spawn").Lock()
+    except OSError as error:
+        return error
+    return None
+
+
+def _quieten(level: int) -> None:
+    """Keep what Dask logs below a level off the terminal, from now on.
+
+    Not only until the cluster is closed: that its connections are gone, workers' that
+    were lost among them, is logged after that, with tracebacks. Loggers that Dask's
+    configuration names have handlers of their own, and are heard as before.
+    """
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(level)

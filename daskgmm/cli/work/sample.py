@@ -1,0 +1,49 @@
+"""``daskgmm sample``."""
+
+from __future__ import annotations
+
+import secrets
+from time import perf_counter
+
+from daskgmm.cli.work.common import (
+    digest,
+    feature_names,
+    tell_written,
+)
+from daskgmm.cli.work.report import Report
+from daskgmm.data.table_files import has_suffix
+from daskgmm.estimators.models import load
+from daskgmm.estimators.sampling import draw_lazily
+from daskgmm.outputs.base import Work
+from daskgmm.outputs.parquet_output import write_parquet
+from daskgmm.outputs.zarr_output import write_zarr
+
+
+def sample(
+    model: str,
+    out: str,
+    n_rows: int,
+    seed: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """See the command."""
+    mixture = load(model)
+    report = Report(as_json=as_json)
+    seed = secrets.randbits(32) if seed is None else seed
+    identity = {
+        "kind": "sample",
+        "model": digest(mixture),
+        "rows": n_rows,
+        "seed": seed,
+    }
+    began = perf_counter()
+    drawn = draw_lazily(mixture, n_rows, seed)
+    with report.counting("parts") as observe:
+        work = Work(identity, overwrite, observer=observe)
+        if has_suffix(out):
+            written = write_parquet(drawn, out, work, names=feature_names(mixture))
+        else:
+            written = write_zarr(drawn, out, work)
+    report.say(f"Seed {seed}.")
+    tell_written(written, out, perf_counter() - began, report)

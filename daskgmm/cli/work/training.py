@@ -1,0 +1,55 @@
+"""What the commands that train mixtures refuse, and say at the end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from daskgmm.cli.work.report import Report
+from daskgmm.errors import PlaceError, SkippedRowsWarning
+from daskgmm.estimators.trained import TrainedMixture
+from daskgmm.storage.models import existing
+from daskgmm.storage.retry import check_free
+
+
+def check_model(model: str, *, overwrite: bool) -> None:
+    """Refuse, before any work, a place where a model must not be written."""
+    check_free(model)
+    if existing(model) is not None and not overwrite:
+        raise PlaceError(f"{model} exists: pass --overwrite to replace it.")
+
+
+@contextmanager
+def told_at_the_end() -> Iterator[None]:
+    """Leave out warnings of what a command tells by itself, once it is done."""
+    with warnings.catch_warnings():
+        for category in (ConvergenceWarning, SkippedRowsWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def tell_trained(
+    mixture: TrainedMixture, report: Report, *, goes_on_from: str | None = None
+) -> None:
+    """Say what to know of a mixture after its number of iterations.
+
+    Parameters
+    ----------
+    mixture : TrainedMixture
+    report : Report
+    goes_on_from : str or None
+        A checkpoint from which the same command goes on with a larger --max-iter.
+    """
+    left = mixture.remaining_gain_
+    if not np.isnan(left):
+        report.say(f"About {left:.1e} of the bound is left to gain.")
+    if not mixture.converged_:
+        report.say("Raise --max-iter or --tol, or try other starts.")
+        if goes_on_from is not None:
+            report.say(f"With a larger --max-iter, it goes on from {goes_on_from}.")
+    if mixture.n_rows_skipped_:
+        report.say(f"{mixture.n_rows_skipped_:,} rows with NaN were left out.")
