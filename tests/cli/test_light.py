@@ -60,7 +60,7 @@ MISTAKES = [
     (("predict", "m", "rows", "m"), "OUT"),
     (("predict", "m", "rows", "o", "--kind", "proba", "--outliers", "0.1"), "--kind"),
     (("predict", "m", "rows", "o", "--filter", "x >> 3"), "operator '>>'"),
-    (("predict", "m", "rows", "o", "--filter", "x =< 3"), "operator"),
+    (("predict", "m", "rows", "o", "--filter", "x =< 3"), "operator '=<'"),
     (("score", "m", "rows", "--nan", "drop"), "'error', 'skip'"),
     (("sample", "m", "out.json", "-n", "3"), "would be no JSON"),
 ]
