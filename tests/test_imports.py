@@ -38,7 +38,7 @@ OWNERS = {
     "IPython": {"display"},
     "fsspec": {"storage", "data", "outputs"},
     "llvmlite": {"kernel"},
-    "matplotlib": {"plotting", "demo"},
+    "matplotlib": {"plotting", "demo", "cli"},
     "numba": {"kernel"},
     "pandas": {"data"},
     "psutil": {"data", "demo"},
@@ -67,8 +67,9 @@ LATE = {
 
 LATE_THEMSELVES = {"__init__", "__main__", "cli/main", "cli/training"} | {
     f"cli/{name}"
-    for name in ("demo", "fit", "info", "predict", "sample", "score", "select")
+    for name in ("demo", "fit", "info", "plot", "predict", "sample", "score", "select")
 }
+LATE_THEMSELVES |= {"cli/warmup"}
 """Those that load what is asked for, and no more."""
 
 PRIVATE = {

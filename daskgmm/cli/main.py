@@ -49,6 +49,18 @@ def _info() -> click.Command:
     return info
 
 
+def _plot() -> click.Command:
+    from daskgmm.cli.plot import plot
+
+    return plot
+
+
+def _warmup() -> click.Command:
+    from daskgmm.cli.warmup import warmup
+
+    return warmup
+
+
 def _demo() -> click.Command:
     from daskgmm.cli.demo import demo
 
@@ -74,6 +86,14 @@ COMMANDS: Final[dict[str, tuple[Callable[[], click.Command], str]]] = {
         "Draw rows from MODEL, in random order, and write them to OUT.",
     ),
     "info": (_info, "Describe a model, data, or an output: whether it is complete."),
+    "plot": (
+        _plot,
+        "Draw MODEL, over some rows of STORE if it is given, and write PICTURE.",
+    ),
+    "warmup": (
+        _warmup,
+        "Compile the kernel, and keep it for all processes that follow.",
+    ),
     "demo": (_demo, "Fit data in less memory than they take, and show what was found."),
 }
 """What loads a command, and what it says of itself: to ask it would take seconds."""

@@ -1,0 +1,79 @@
+"""``daskgmm plot``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from daskgmm.cli.options import Data
+from daskgmm.cli.work.places import open_rows
+from daskgmm.errors import MissingLibraryError, PlaceError
+from daskgmm.estimators.models import load
+from daskgmm.estimators.trained import TrainedMixture
+from daskgmm.plotting import (
+    plot_convergence,
+    plot_mixture,
+    plot_pairs,
+    plot_responsibilities,
+)
+
+
+def plot(
+    model: str,
+    store: str | None,
+    picture: str,
+    kind: str,
+    features: tuple[int | str, ...] | None,
+    dpi: int,
+    missing_chunks: str,
+    nan: str,
+    overwrite: bool,
+    data: Data,
+) -> None:
+    """See the command."""
+    target = Path(picture)
+    if target.exists() and not overwrite:
+        raise PlaceError(f"{picture} exists: pass --overwrite to replace it.")
+    if not target.parent.is_dir():
+        raise PlaceError(f"There is no folder {target.parent}: make it before.")
+    try:
+        from matplotlib import use
+    except ImportError:
+        raise MissingLibraryError(
+            "Pictures need Matplotlib: pip install 'daskgmm[plot]'."
+        ) from None
+    use("agg")
+    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
+    names = getattr(mixture, "feature_names_in_", None)
+    rows = None if store is None else open_rows(data, store, names)
+    figure = _drawn(mixture, kind, rows, features)
+    # In its place once it is whole.
+    unfinished = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        figure.savefig(unfinished, dpi=dpi)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    click.echo(f"The picture is in {picture}.")
+
+
+def _drawn(
+    mixture: TrainedMixture,
+    kind: str,
+    rows: Any,
+    features: tuple[int | str, ...] | None,
+) -> Any:
+    if kind == "pairs":
+        wanted = None if features is None else list(features)
+        return np.ravel(plot_pairs(mixture, rows, features=wanted))[0].figure
+    if kind == "convergence":
+        return plot_convergence(mixture).figure
+    if kind == "responsibilities":
+        pair: Any = features or (0, 1)
+        return plot_responsibilities(mixture, rows, features=pair).figure
+    some: Any = features[0] if features and len(features) == 1 else features
+    return plot_mixture(mixture, rows, features=some).figure
