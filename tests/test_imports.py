@@ -219,6 +219,7 @@ OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"} | {
     for name in (
         "as_fitted",
         "check_array_api",
+        "check_n_features",
         "mixture",
         "plain_mixture",
         "set_attributes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any, Final, final
@@ -140,8 +141,16 @@ class _Commands(click.Group):
         except (DaskGMMError, ValueError, OSError, ImportError) as error:
             raise _in_one_line(error, str(error)) from error
         except Exception as error:
-            if not is_a(error, "distributed", "KilledWorker"):
+            if isinstance(error, click.exceptions.Exit | click.Abort):
                 raise
+            if isinstance(error, click.ClickException) or _TRACEBACK in os.environ:
+                raise
+            if not is_a(error, "distributed", "KilledWorker"):
+                raise _in_one_line(
+                    error,
+                    f"{type(error).__name__}: {error}. Nobody foresaw this error. With "
+                    f"{_TRACEBACK}=1 in the environment, it is shown where it arose.",
+                ) from error
             raise _in_one_line(
                 error,
                 "A worker process died again and again, most likely for want of "
@@ -149,6 +158,10 @@ class _Commands(click.Group):
             ) from error
 
 
+_TRACEBACK: Final = "DASKGMM_TRACEBACK"
+
+
+@final
 class _Interrupted(click.ClickException):
     """A command was broken off by hand: it ends as the shell expects."""
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
 
+import dask
+import numpy as np
+import pandas as pd
 import pytest
+from click.testing import CliRunner
+from conftest import blobs, create_zarr
 
+from daskgmm import ClusterError, GaussianMixture
 from daskgmm.cli import demo as of_demo
 from daskgmm.cli import options, select
-from daskgmm.cli.main import COMMANDS
+from daskgmm.cli.info import info
+from daskgmm.cli.main import COMMANDS, main
+from daskgmm.cli.wording import as_options
 from daskgmm.demo import run
 from daskgmm.em.search import CRITERIA
+from daskgmm.execution.deploy import join
 from daskgmm.mixtures.covariance import SHAPES
 
 HEAVY = ("numba", "sklearn", "distributed", "zarr", "scipy", "pandas", "pyarrow")
@@ -79,3 +90,66 @@ def test_what_options_know_is_what_the_library_has():
     assert tuple(SHAPES) == options.SHAPES
     assert select.CRITERIA == CRITERIA
     assert (of_demo.GIGABYTES, of_demo.BUDGET) == (run.GIGABYTES, run.BUDGET)
+
+
+def test_what_nobody_foresaw_is_a_line_too(monkeypatch):
+    """Where it arose is shown to those who ask for it."""
+
+    def broken(**_given):
+        raise KeyError("colour")
+
+    monkeypatch.setattr(info, "callback", broken)
+    done = CliRunner().invoke(main, ["info", "x"])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: KeyError: 'colour'. Nobody foresaw this")
+    assert "Traceback" not in done.output
+    monkeypatch.setenv("DASKGMM_TRACEBACK", "1")
+    assert isinstance(CliRunner().invoke(main, ["info", "x"]).exception, KeyError)
+
+
+def test_rows_of_other_features_are_refused_before_workers_start(tmp_path):
+    GaussianMixture(1).fit(blobs(0, 20, 3, 1)).save(tmp_path / "m")
+    create_zarr(tmp_path / "x", blobs(0, 20, 2, 1), chunks=(10, 2))
+    # There is no such scheduler, nor is it looked for.
+    nowhere = ["--scheduler", "tcp://127.0.0.1:1"]
+    for command, more in (("score", []), ("predict", [str(tmp_path / "out")])):
+        at = [str(tmp_path / "m"), str(tmp_path / "x"), *more]
+        done = CliRunner().invoke(main, [command, *at, *nowhere])
+        assert done.exit_code == 1
+        assert "X has 2 features, but GaussianMixture is expecting 3" in done.output
+
+
+def test_a_key_that_is_no_column_is_refused_before_workers_start(tmp_path):
+    rows = pd.DataFrame({"id": range(20), "x": np.arange(20.0)})
+    rows.to_parquet(tmp_path / "x.parquet")
+    GaussianMixture(1).fit(rows[["x"]]).save(tmp_path / "m")
+    at = [str(tmp_path / name) for name in ("m", "x.parquet", "out.parquet")]
+    nowhere = ["--scheduler", "tcp://127.0.0.1:1"]
+    for key, message in (("idd", "no column 'idd'"), ("component", "no column 'comp")):
+        done = CliRunner().invoke(main, ["predict", *at, "--key", key, *nowhere])
+        assert done.exit_code == 1
+        assert message in done.output
+        assert not (tmp_path / "out.parquet").exists()
+
+
+def test_errors_speak_of_options():
+    assert as_options("use columns=[…], or pass nan='skip'.") == (
+        "use --columns A,B,…, or pass --nan skip."
+    )
+    said = "leave out such rows with filters=[('x', '>', float('-inf'))], or"
+    option = as_options(said).removeprefix("leave out such rows with ")
+    text = option[option.index("'") + 1 : option.rindex("'")]
+    assert options._filter(text) == ("x", ">", float("-inf"))
+    assert as_options("raise reg_covar to 1e-3") == "raise --reg-covar to 1e-3"
+
+
+def test_a_scheduler_may_be_named_without_its_port():
+    with (
+        socket.socket() as taken,
+        pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:8786 could not be"),
+        dask.config.set({"distributed.comm.timeouts.connect": "100ms"}),
+    ):
+        with contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", 8786))  # nobody listens
+        with join("127.0.0.1"):
+            pass

@@ -18,6 +18,8 @@ from distributed.deploy.utils import nprocesses_nthreads
 from daskgmm import steps
 from daskgmm.cli.options import Cluster, Data
 from daskgmm.data.opening import Opened, open_for
+from daskgmm.data.parquet import ParquetRows
+from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.execution import deploy
 from daskgmm.execution.forking import leave_interrupts
 
@@ -34,6 +36,20 @@ def open_rows(data: Data, store: str, features: Sequence[str] | None = None) -> 
         decode_cf=data.decode_cf,
         version=data.version,
     )
+
+
+def check_features(mixture: TrainedMixture, rows: Opened) -> None:
+    """Refuse rows of another number of features than a mixture has, before any work.
+
+    Raises
+    ------
+    ValueError
+        In scikit-learn's words.
+    """
+    if isinstance(rows, ParquetRows):
+        mixture._check_n_features(rows.n_features)
+    elif rows.ndim == 2:  # of others, it is said once they are read what is wrong
+        mixture._check_n_features(int(rows.shape[1]))
 
 
 def threads(cluster: Cluster) -> tuple[int | None, int | None]:

@@ -17,7 +17,7 @@ from daskgmm.cli.work.common import (
     tell_written,
 )
 from daskgmm.cli.work.estimate import forecast_answer
-from daskgmm.cli.work.places import connect, open_rows, threads
+from daskgmm.cli.work.places import check_features, connect, open_rows, threads
 from daskgmm.cli.work.report import Report
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.opening import Opened
@@ -57,6 +57,7 @@ def predict(
     mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
     rows = open_rows(data, store, getattr(mixture, "feature_names_in_", None))
+    check_features(mixture, rows)
     keyed = _keyed(rows, out, keys)
     check_names(keys, _columns(kind, mixture.n_components, outliers))
     work = Work(

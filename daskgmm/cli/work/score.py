@@ -5,7 +5,7 @@ from __future__ import annotations
 from daskgmm.cli.options import Cluster, Data
 from daskgmm.cli.work.common import tell_forecast
 from daskgmm.cli.work.estimate import forecast_answer
-from daskgmm.cli.work.places import connect, open_rows, threads
+from daskgmm.cli.work.places import check_features, connect, open_rows, threads
 from daskgmm.cli.work.report import Report
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.models import load
@@ -25,6 +25,7 @@ def score(
     mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
     rows = open_rows(data, store, getattr(mixture, "feature_names_in_", None))
+    check_features(mixture, rows)
     if dry_run:
         tell_forecast(forecast_answer(mixture, rows, *threads(cluster)), report)
         return
