@@ -32,7 +32,7 @@ from zarr.core.sync import sync
 
 from daskgmm import GaussianMixture, load, open_rows
 from daskgmm.data import parquet_reader
-from daskgmm.errors import StoreError
+from daskgmm.errors import MissingLibraryError, StoreError
 from daskgmm.outputs import base, inspect, parquet_output, zarr_output
 from daskgmm.storage import models
 
@@ -460,14 +460,16 @@ def test_a_web_server(folder, lists):
 
 
 @pytest.mark.parametrize(
-    ("url", "package"), [("gs://b/x", "gcsfs"), ("az://b/x", "adlfs")]
+    ("url", "package", "extra"),
+    [("gs://b/x", "gcsfs", "gcs"), ("az://b/x", "adlfs", "azure")],
 )
-def test_packages_that_are_not_there_are_named(url, package, monkeypatch):
+def test_packages_that_are_not_there_are_named(url, package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     known = sys.modules["fsspec.registry"]._registry
     monkeypatch.delitem(known, url[:2], raising=False)
-    with pytest.raises(StoreError, match=rf"{url}.*{package}"):
+    how = rf"{url} needs a library .*: pip install 'daskgmm\[{extra}\]'"
+    with pytest.raises(MissingLibraryError, match=how):
         model().fit(url)
     failed = run("fit", url, "model", "-k", 3, "--workers", 1)
     assert failed.exit_code == 1
-    assert package in failed.stderr
+    assert f"daskgmm[{extra}]" in failed.stderr
