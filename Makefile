@@ -14,7 +14,7 @@ IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-cluster
-.PHONY: test-expressions test-lowest test-newest
+.PHONY: test-expressions test-lowest test-newest test-wheel
 .PHONY: lint format bench clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test-expressions  the core tests where Dask's arrays are expressions"
 	@echo "make test-lowest   the core tests on the lowest versions that are allowed"
 	@echo "make test-newest   the core tests on another Python: NEWEST=python3.13"
+	@echo "make test-wheel    what is published: built, installed, and its demo run"
 	@echo "make lint          ruff and mypy"
 	@echo "make format        let ruff lay out the code"
 	@echo "make bench         measure speed and memory"
@@ -79,6 +80,14 @@ test-lowest:
 test-newest:
 	$(call test_core,.venv-newest,$(NEWEST))
 
+# What is published, in an environment of its own: built, installed, and the demo run.
+test-wheel: $(READY)
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet "$$(echo dist/*.whl)[plot]"
+	cd dist && ../.venv-wheel/bin/python -m daskgmm demo --size 0.5 --folder demo
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -93,6 +102,6 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest build dist demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-newest .venv-wheel build dist demo-output .pytest_cache .mypy_cache .ruff_cache
 	rm -rf .hypothesis dask-worker-space
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
