@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import warnings
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 
@@ -74,10 +77,8 @@ def test_what_the_model_says_of_the_rows(walkthrough, fitted):
 
 
 def test_notebook_runs_and_finds_the_known_mixture():
-    nbformat = pytest.importorskip("nbformat")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notebook tools' own
-        nbclient = pytest.importorskip("nbclient")
         notebook = nbformat.read(EXAMPLES / "seed_walkthrough.ipynb", as_version=4)
         nbformat.validate(notebook)
         notebook.cells.append(
@@ -97,11 +98,50 @@ def test_notebook_runs_and_finds_the_known_mixture():
     assert stated[9:].tolist() == [1, 4]
 
 
-def test_stored_outputs_of_the_notebook_are_those_of_a_run():
-    nbformat = pytest.importorskip("nbformat")
-    notebook = nbformat.read(EXAMPLES / "seed_walkthrough.ipynb", as_version=4)
+NOTEBOOKS = {
+    "seed_walkthrough": 2,
+    "choosing_components": 2,
+    "larger_than_memory": 2,
+}
+"""And how many pictures each has."""
+
+
+def test_all_notebooks_are_tested():
+    assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_stored_outputs_of_a_notebook_are_those_of_a_run(name):
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     outputs = [output for cell in code for output in cell.outputs]
-    assert not any(output.output_type in {"error", "stream"} for output in outputs)
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert not any(output.output_type == "error" for output in outputs)
+    said = [output for output in outputs if output.output_type == "stream"]
+    assert not any(output.name == "stderr" for output in said)
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert pictures == NOTEBOOKS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != "seed_walkthrough"])
+def test_other_notebooks_run_from_top_to_bottom(name):
+    """And say the same numbers again, where they say but numbers."""
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    before = _said(notebook)
+    nbclient.NotebookClient(notebook, timeout=400).execute()
+    after = _said(notebook)
+    assert len(after) == len(before) > 2
+    for now, then in zip(after, before, strict=True):
+        np.testing.assert_allclose(_numbers(now), _numbers(then), rtol=0.05, atol=1e-9)
+
+
+def _said(notebook):
+    """What was printed, cell by cell."""
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
+    return [out.text for out in outputs if out.get("name") == "stdout"]
+
+
+def _numbers(text):
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
