@@ -56,8 +56,13 @@ def told_to(*listeners: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def silently() -> Iterator[None]:
-    """Tell nothing of what is done within: it is a part of a step, and of no size."""
+def silently(name: str | None = None) -> Iterator[None]:
+    """Tell nothing of what is done within: it is a part of a step, and of no size.
+
+    Or a step of its own, of which only the name is told.
+    """
+    if name is not None:
+        begin(name)
     token = _listener.set(None)
     try:
         yield

@@ -141,9 +141,7 @@ class _Commands(click.Group):
         except (DaskGMMError, ValueError, OSError, ImportError) as error:
             raise _in_one_line(error, str(error)) from error
         except Exception as error:
-            if isinstance(error, click.exceptions.Exit | click.Abort):
-                raise
-            if isinstance(error, click.ClickException) or _TRACEBACK in os.environ:
+            if isinstance(error, _OF_CLICK) or _TRACEBACK in os.environ:
                 raise
             if not is_a(error, "distributed", "KilledWorker"):
                 raise _in_one_line(
@@ -158,6 +156,7 @@ class _Commands(click.Group):
             ) from error
 
 
+_OF_CLICK: Final = (click.ClickException, click.Abort, click.exceptions.Exit)
 _TRACEBACK: Final = "DASKGMM_TRACEBACK"
 
 

@@ -9,15 +9,20 @@ from typing import Final
 import numpy as np
 
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 320, 120, 66, 18
-_COLOURS: Final = ("#2F8AC4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""As of Okabe and Ito (2008), told apart by colour-blind people, on light and dark."""
+COLOURS: Final = (
+    "#2F8AC4",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8C6BB1",
+)
+"""After Okabe and Ito (2008): told apart by colour-blind people, on light and dark."""
 
 
 def bounds_svg(bounds: Sequence[Sequence[float]]) -> str:
-    """The bounds of some runs by iteration, as SVG; nothing if there is no curve.
-
-    The axis begins where the last quarter of the longest run's gains can be seen.
-    """
+    """The bounds of some runs by iteration, as SVG; nothing if there is no curve."""
     curves = [np.asarray(its, dtype=float) for its in bounds]
     curves = [its[np.isfinite(its)] for its in curves]
     curves = [its for its in curves if len(its)]
@@ -35,7 +40,7 @@ def bounds_svg(bounds: Sequence[Sequence[float]]) -> str:
 
     lines = "".join(
         f'<polyline points="{points(its)}" fill="none" stroke-width="1.6" '
-        f'stroke="{_COLOURS[i % len(_COLOURS)]}"/>'
+        f'stroke="{COLOURS[i % len(COLOURS)]}"/>'
         for i, its in enumerate(curves)
     )
     bottom = _HEIGHT - _BELOW

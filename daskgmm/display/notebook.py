@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Final, Self, final
 
 from daskgmm.display import words
-from daskgmm.display.curves import bounds_svg
+from daskgmm.display.curves import COLOURS, bounds_svg
 from daskgmm.display.seen import Seen
 from daskgmm.em.progress import Progress
 from daskgmm.em.search import SearchProgress
@@ -20,7 +20,7 @@ _BAR: Final = (
     "display:inline-block;vertical-align:middle;width:16em;height:0.6em;"
     "border-radius:0.3em;background:rgba(128,128,128,0.3);overflow:hidden"
 )
-_DONE: Final = "height:100%;background:#2F8AC4"
+_DONE: Final = f"height:100%;background:{COLOURS[0]}"
 
 
 @final

@@ -57,7 +57,7 @@ def fitted(
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts, right-aligned but for the first column."""
+    """A table of texts, right-aligned."""
     style = 'style="text-align:right;padding:0.1em 0.6em"'
     heads = "".join(f"<th {style}>{escape(cell)}</th>" for cell in head)
     body = "".join(

@@ -74,16 +74,6 @@ class Seen:
             ended = words.n_ended(last)
             parts.append(f"{ended} of {len(last.scored)} candidates have ended")
         else:
-            parts = [words.of_bound(last), words.of_runs(last), *parts, self._to_go()]
+            left = words.to_go(last, self.part or 0.0)
+            parts = [words.of_bound(last), words.of_runs(last), *parts, left]
         return "  ".join(filter(None, parts))
-
-    def _to_go(self) -> str:
-        """How long it goes on after the part of this pass that is done."""
-        assert isinstance(self.last, Progress)
-        n_passes, is_likely = self.last.passes_to_go
-        if not n_passes:
-            return ""
-        time = n_passes * self.last.seconds
-        if self.part is not None:
-            time -= self.part * self.last.seconds
-        return f"{'about' if is_likely else 'at most'} {words.seconds(time)} to go"

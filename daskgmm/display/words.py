@@ -58,19 +58,20 @@ def speed(n_rows: float, n_bytes: float, time: float) -> str:
     return f"{rows}  {format_bytes(int(n_bytes / time))}/s" if n_bytes else rows
 
 
-def to_go(progress: Progress, time: float) -> str:
-    """How long a fit goes on, of whose passes one takes such a time; or nothing."""
+def to_go(progress: Progress, part: float = 0.0) -> str:
+    """How long a fit goes on, of whose next pass a part is done; or nothing."""
     n_passes, is_likely = progress.passes_to_go
     if not n_passes:
         return ""
-    return f"{'about' if is_likely else 'at most'} {seconds(n_passes * time)} to go"
+    time = seconds((n_passes - part) * progress.seconds)
+    return f"{'about' if is_likely else 'at most'} {time} to go"
 
 
 def pass_line(progress: Progress) -> str:
     """A pass in one line."""
     read = f"{format_bytes(progress.n_bytes)} read"
     rows = f"{progress.n_rows / progress.seconds:,.0f} rows/s"
-    left = to_go(progress, progress.seconds)
+    left = to_go(progress)
     parts = [
         f"pass {progress.n_pass:>3}",
         of_bound(progress),

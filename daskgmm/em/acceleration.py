@@ -152,12 +152,9 @@ class OnSample:
         self._there: Shards | None = None
         self._asked = False
 
+    @steps.silently()
     def __call__(self, mixture: Mixture) -> Moments:
         """The rows' moments."""
-        with steps.silently():
-            return self._moments(mixture)
-
-    def _moments(self, mixture: Mixture) -> Moments:
         if not self._asked:
             self._asked = True
             self._there = self._on_cluster(mixture)

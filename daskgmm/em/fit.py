@@ -457,6 +457,7 @@ def _outcome(run: Run[Mixture], state: State, found: Survey) -> Outcome:
     return Outcome(run, run.parameters, state.n_passes, found.n_skipped, state.history)
 
 
+@steps.silently("initialising")
 def starts(
     rows: Subsample | None,
     n_starts: int,
@@ -466,19 +467,6 @@ def starts(
     weight: float,
 ) -> list[Run[Mixture]]:
     """Runs that begin from so many starts; failed where there is none."""
-    steps.begin("initialising")
-    with steps.silently():
-        return _starts(rows, n_starts, settings, sampled, random_state, weight)
-
-
-def _starts(
-    rows: Subsample | None,
-    n_starts: int,
-    settings: Settings,
-    sampled: Sampling,
-    random_state: np.random.RandomState,
-    weight: float,
-) -> list[Run[Mixture]]:
     start = settings.start
     of_start = None if rows is None else rows.thinned(sampled.start_size)
     runs: list[Run[Mixture]] = []

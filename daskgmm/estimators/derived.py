@@ -138,15 +138,12 @@ class DerivedMixtures(MixtureBase):
         of_given = self._made_of(parts.marginal(mixture, places), self._names(places))
         rows = of_given._validated(given, reset=False)
         names = self._names(others)
+        labels = None if names is None else tuple(map(str, names))
+        shares = ask(of_given._mixture(), "responsibilities", nan=self.nan)
+        conditional = parts.Conditional.of(mixture, places)
 
         def asked(wanted: Literal["mean", "covariance"]) -> Any:
-            question = RegressionQuestion(
-                ask(of_given._mixture(), "responsibilities", nan=self.nan),
-                parts.Conditional.of(mixture, places),
-                wanted,
-                None if names is None else tuple(map(str, names)),
-                self.nan,
-            )
+            question = RegressionQuestion(shares, conditional, wanted, labels, self.nan)
             return given.map(question, rows)
 
         log_density = of_given._question("log_prob", rows, is_lazy=given.is_lazy)

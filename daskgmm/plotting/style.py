@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import islice, product
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskgmm.display.curves import COLOURS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-_COLOURS: Final = (
-    "#2F8AC4",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#8C6BB1",
-)
-"""After Okabe and Ito (2008), none too dark or too bright for either ground."""
 _LINES: Final = (
     "-",
     "--",
@@ -33,21 +25,21 @@ _LINES: Final = (
     (0, (8, 3)),
 )
 """Where colours come again, lines do not."""
-OUTLIER: Final = "#D55E00"
+OUTLIER: Final = COLOURS[1]
 ROWS: Final = "#8A8A8A"
 """Of rows that nothing is said of: seen on both grounds."""
 
 
 def strokes(n: int) -> list[tuple[str, Any]]:
     """Colour and kind of line of each of n components; the first 56 differ."""
-    every = [(colour, line) for line, colour in product(_LINES, _COLOURS)]
+    every = [(colour, line) for line, colour in product(_LINES, COLOURS)]
     return [every[k % len(every)] for k in range(n)]
 
 
 def markers(n: int) -> list[tuple[str, str]]:
     """Colour and marker of the points of each of n components."""
-    every = [(c, m) for m, c in product("os^Dvp*X", _COLOURS)]
-    return list(islice((every[k % len(every)] for k in range(n)), n))
+    every = [(c, m) for m, c in product("os^Dvp*X", COLOURS)]
+    return [every[k % len(every)] for k in range(n)]
 
 
 def emphasis(weights: NDArray[Any]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from daskgmm import steps
 from daskgmm.cli.options import Cluster, Data
 from daskgmm.data.opening import Opened, open_for
 from daskgmm.data.parquet import ParquetRows
+from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.execution import deploy
 from daskgmm.execution.forking import leave_interrupts
@@ -38,18 +39,23 @@ def open_rows(data: Data, store: str, features: Sequence[str] | None = None) -> 
     )
 
 
-def check_features(mixture: TrainedMixture, rows: Opened) -> None:
-    """Refuse rows of another number of features than a mixture has, before any work.
+def model_and_rows(
+    model: str, store: str, data: Data, **gaps: str
+) -> tuple[TrainedMixture, Opened]:
+    """A model, and rows that it is asked about, checked before any work.
 
     Raises
     ------
     ValueError
-        In scikit-learn's words.
+        If they have another number of features, in scikit-learn's words.
     """
+    mixture = load(model).set_params(**gaps)
+    rows = open_rows(data, store, getattr(mixture, "feature_names_in_", None))
     if isinstance(rows, ParquetRows):
         mixture._check_n_features(rows.n_features)
     elif rows.ndim == 2:  # of others, it is said once they are read what is wrong
         mixture._check_n_features(int(rows.shape[1]))
+    return mixture, rows
 
 
 def threads(cluster: Cluster) -> tuple[int | None, int | None]:

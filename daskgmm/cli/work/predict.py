@@ -17,14 +17,13 @@ from daskgmm.cli.work.common import (
     tell_written,
 )
 from daskgmm.cli.work.estimate import forecast_answer
-from daskgmm.cli.work.places import check_features, connect, open_rows, threads
+from daskgmm.cli.work.places import connect, model_and_rows, threads
 from daskgmm.cli.work.report import Report
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.opening import Opened
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.data.table_files import has_suffix
 from daskgmm.data.versions import versions_of
-from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Work
@@ -54,10 +53,10 @@ def predict(
     cluster: Cluster,
 ) -> None:
     """See the command."""
-    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
-    rows = open_rows(data, store, getattr(mixture, "feature_names_in_", None))
-    check_features(mixture, rows)
+    mixture, rows = model_and_rows(
+        model, store, data, missing_chunks=missing_chunks, nan=nan
+    )
     keyed = _keyed(rows, out, keys)
     check_names(keys, _columns(kind, mixture.n_components, outliers))
     work = Work(

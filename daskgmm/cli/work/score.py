@@ -5,10 +5,9 @@ from __future__ import annotations
 from daskgmm.cli.options import Cluster, Data
 from daskgmm.cli.work.common import tell_forecast
 from daskgmm.cli.work.estimate import forecast_answer
-from daskgmm.cli.work.places import check_features, connect, open_rows, threads
+from daskgmm.cli.work.places import connect, model_and_rows, threads
 from daskgmm.cli.work.report import Report
 from daskgmm.estimators.gaussian import GaussianMixture
-from daskgmm.estimators.models import load
 
 
 def score(
@@ -22,10 +21,10 @@ def score(
     cluster: Cluster,
 ) -> None:
     """See the command."""
-    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
     report = Report(as_json=as_json)
-    rows = open_rows(data, store, getattr(mixture, "feature_names_in_", None))
-    check_features(mixture, rows)
+    mixture, rows = model_and_rows(
+        model, store, data, missing_chunks=missing_chunks, nan=nan
+    )
     if dry_run:
         tell_forecast(forecast_answer(mixture, rows, *threads(cluster)), report)
         return
