@@ -109,12 +109,6 @@ class ParquetRows:
         return tuple(sum(span.n_rows for span in block) for block in self.spans)
 
     @property
-    def is_local(self) -> bool:
-        """Whether the files are in this machine's file system."""
-        files, _ = fsspec.url_to_fs(self.url, **self._files.storage_options)
-        return isinstance(files, LocalFileSystem)
-
-    @property
     def starts(self) -> frozenset[int]:
         """Blocks that begin a row group: from others, what lies before is read too."""
         groups = [(block[0].path, block[0].group) for block in self.spans if block]

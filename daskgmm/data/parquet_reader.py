@@ -25,6 +25,8 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from daskgmm.data.fetched import AHEAD_BYTES, FetchedFile, Range
+from daskgmm.data.signed import Pieces
 from daskgmm.data.table_files import changed
 from daskgmm.errors import DataError, StoreError
 from daskgmm.execution.forking import forget_thread
@@ -42,16 +44,12 @@ Filters = Sequence[Any]
 BLOCK_BYTES: Final = 16_000_000
 """Rows that make up so much are read together."""
 _BATCH_BYTES: Final = 2**21
-_FETCHED_GROUP_BYTES: Final = 64_000_000
-"""Columns of a row group that take more, compressed, are read piece by piece."""
-_FETCHED_BYTES: Final = 1_000_000, 4_000_000
-"""Least and most of such a piece, of which there is one for each column,"""
-_FETCHED_TOGETHER: Final = 32_000_000
-"""and what those should take together."""
+_PIECE_BYTES: Final = 200_000, 8_000_000
+"""Least and most of a column that is fetched at once, if there is so much."""
 _GROUPS_AT_ONCE: Final = 16
 """To begin costs a millisecond, and a tenth of one for each row group."""
-_LOCAL_BYTES: Final = 2**16
-"""Pieces of columns of a local file, each column's in memory of its own."""
+_BUFFER_BYTES: Final = 2**16
+"""Pieces of columns that are read, each column's in memory of its own."""
 _READERS: Final = 2
 """Files that a thread keeps open: that of the rows, and that of their weights."""
 _MEMORIES: Final = 2
@@ -233,19 +231,23 @@ class Reading:
         tables = [
             pa.table({name: _values(batch, name) for name in columns})
             for span in spans
-            for _, batch in self._batches(span, columns, len(columns))
+            for _, batch in self._batches(span, spans, columns, len(columns))
         ]
         if not tables:
             return pa.table({name: pa.nulls(0) for name in columns})
         # Files may differ in types, such as int32 and int64.
         return pa.concat_tables(tables, promote_options="permissive")
 
-    def _next(self, span: Span, columns: Sequence[str], n_numbers: int) -> Any:
+    def _next(
+        self, span: Span, last: int, columns: Sequence[str], n_numbers: int
+    ) -> Any:
         """The next batch of a span, in spite of a store that fails now and then."""
 
         def read() -> Any:
             try:
-                return _reader(self, span, columns, n_numbers).take(span)
+                reader = _reader(self, span, columns, n_numbers)
+                reader.expect(last)
+                return reader.take(span)
             except Exception:
                 _close()  # it may be in the middle of a batch
                 raise
@@ -257,7 +259,7 @@ class Reading:
     def _parts(self, spans: Sequence[Span]) -> Iterator[Part]:
         """The features' numbers, a few rows at a time."""
         for span in spans:
-            for row, batch in self._batches(span, self.columns, self.n_features):
+            for row, batch in self._batches(span, spans, self.columns, self.n_features):
                 if batch.num_rows:
                     yield self._part(batch, _Where(span, None if self.filters else row))
 
@@ -278,9 +280,13 @@ class Reading:
         return Columns(tuple(columns))
 
     def _batches(
-        self, span: Span, columns: Sequence[str], n_numbers: int
+        self,
+        span: Span,
+        spans: Sequence[Span],
+        columns: Sequence[str],
+        n_numbers: int,
     ) -> Iterator[tuple[int, Any]]:
-        """The span's rows, a few at a time, without those that a filter drops.
+        """Rows of one of the spans, a few at a time, less those that a filter drops.
 
         With each of them the row of the file where they began, before the filter.
         """
@@ -288,8 +294,9 @@ class Reading:
         wanted = [name for name in columns if name not in partition]
         asked = [name for name in filter_columns(self.filters) if name not in partition]
         to_read = list(dict.fromkeys([*wanted, *asked]))
+        last = max(it.group for it in spans if it.path == span.path)
         while span.n_rows:
-            batch = self._next(span, to_read, n_numbers)
+            batch = self._next(span, last, to_read, n_numbers)
             for picked in self._picked(batch, partition):
                 yield span.start, picked
             span = replace(span, start=span.start + batch.num_rows)
@@ -605,15 +612,14 @@ class _Reader:
         import pyarrow.parquet as pq
 
         files, _ = fsspec.url_to_fs(reading.url, **reading.storage_options)
-        is_local = isinstance(files, LocalFileSystem)
-        if is_local:
+        self._fetched: FetchedFile | None = None
+        if isinstance(files, LocalFileSystem):
             self._facts = facts_of_path(span.path)
             self._source: Any = pa.OSFile(span.path)
         else:
-            # Pieces of columns are far apart: what is fetched ahead would be in vain.
-            self._source = files.open(span.path, "rb", cache_type="none")
-            said = getattr(self._source, "details", None) or files.info(span.path)
-            self._facts = facts_of_entry(said)
+            pieces = Pieces(files, span.path)
+            self._facts = facts_of_entry(pieces.details)
+            self._source = self._fetched = FetchedFile(pieces)
         self.metadata: Any
         if known is not None and known._facts == self._facts:
             self.metadata = known.metadata
@@ -621,24 +627,21 @@ class _Reader:
             self.metadata = pq.read_metadata(self._source)
             if not span.footer.is_of_same_file(Footer.of(self.metadata)):
                 raise changed(f"{span.path}, as seen from {platform.node()}")
-        # What is fetched from another machine is fetched by whole row groups, as each
-        # page would be a request.
-        size = _compressed_bytes(self.metadata, span.group, columns)
-        whole = not is_local and size <= _FETCHED_GROUP_BYTES
         self._file = pq.ParquetFile(
             self._source,
             metadata=self.metadata,
-            pre_buffer=whole,
-            buffer_size=0 if whole else _piece_bytes(len(columns), is_local),
+            pre_buffer=False,
+            buffer_size=_BUFFER_BYTES,
         )
         groups = range(self.metadata.num_row_groups)
+        self._columns = tuple(columns)
+        self._planned = span.group
         self.position = sum(
             self.metadata.row_group(i).num_rows for i in groups[: span.group]
         )
-        # Of several whole ones at once, all would be fetched at once; and batches begin
-        # anew with each large one.
+        # Batches begin anew with each large one.
         n_bytes = self.metadata.row_group(span.group).num_rows * n_numbers * 8
-        at_once = 1 if whole or n_bytes >= BLOCK_BYTES else _GROUPS_AT_ONCE
+        at_once = 1 if n_bytes >= BLOCK_BYTES else _GROUPS_AT_ONCE
         firsts = range(span.group, len(groups), at_once)
         self._batches = chain.from_iterable(
             self._file.iter_batches(
@@ -650,6 +653,13 @@ class _Reader:
             for first in firsts
         )
         self._rest: Any = None
+
+    def expect(self, last: int) -> None:
+        """Have all row groups fetched up to the last one, if they are elsewhere."""
+        if self._fetched is not None:
+            for group in range(self._planned, last + 1):
+                self._fetched.plan(_ranges(self.metadata, group, self._columns))
+        self._planned = max(self._planned, last + 1)
 
     def take(self, span: Span) -> Any:
         """The next batch of the span's rows; those before it are read and left."""
@@ -668,14 +678,6 @@ class _Reader:
         self._source.close()
 
 
-def _piece_bytes(n_columns: int, is_local: bool) -> int:
-    """Bytes of a column that are read at once."""
-    if is_local:
-        return _LOCAL_BYTES
-    least, most = _FETCHED_BYTES
-    return max(least, min(most, _FETCHED_TOGETHER // max(1, n_columns)))
-
-
 def batch_rows(n_columns: int) -> int:
     """Rows of a batch: 2^k of the kernel's tiles, as row groups have 2^k rows often."""
     rows, most = tile_rows(n_columns), _BATCH_BYTES // (n_columns * 8)
@@ -684,14 +686,50 @@ def batch_rows(n_columns: int) -> int:
     return rows
 
 
-def _compressed_bytes(metadata: Any, group: int, columns: Sequence[str]) -> int:
+def _ranges(metadata: Any, group: int, columns: Sequence[str]) -> list[Range]:
+    """What is to be fetched of a row group's columns, as it will be read.
+
+    Of a small one several columns at once; of a large one columns piece by piece, side
+    by side.
+    """
     found = metadata.row_group(group)
-    parts = (found.column(i) for i in range(found.num_columns))
-    return sum(
-        part.total_compressed_size
-        for part in parts
+    chunks = [
+        _chunk(part)
+        for part in map(found.column, range(found.num_columns))
         if column_path(columns, part.path_in_schema) is not None
-    )
+    ]
+    if sum(n_bytes for _, n_bytes in chunks) <= AHEAD_BYTES // 2:
+        return [Range(group, *run) for run in _runs(sorted(chunks))]
+    least, most = _PIECE_BYTES
+    piece = max(least, min(most, AHEAD_BYTES * 2 // 3 // len(chunks)))
+    pieces = [
+        (begin / n_bytes, Range(group, first + begin, min(piece, n_bytes - begin)))
+        for first, n_bytes in chunks
+        for begin in range(0, n_bytes, piece)
+    ]
+    return [one for _, one in sorted(pieces)]
+
+
+def _chunk(part: Any) -> tuple[int, int]:
+    """Where a column's pages of a row group begin, and how many bytes they take."""
+    first = part.data_page_offset
+    if part.has_dictionary_page and part.dictionary_page_offset:
+        first = min(first, part.dictionary_page_offset)
+    return first, part.total_compressed_size
+
+
+def _runs(chunks: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbours joined, as far as they are no more than a piece."""
+    runs: list[tuple[int, int]] = []
+    for first, n_bytes in chunks:
+        if runs:
+            begin, before = runs[-1]
+            together = first + n_bytes - begin
+            if begin + before == first and together <= _PIECE_BYTES[1]:
+                runs[-1] = begin, together
+                continue
+        runs.append((first, n_bytes))
+    return runs
 
 
 _thread: Final = threading.local()

@@ -35,9 +35,9 @@ def open_source(X: Any, sample_weight: Any = None, gaps: Gaps = NO_GAPS) -> Sour
         return ArraySource(X, sample_weight, gaps.nan)
     X = opened(X)
     if isinstance(X, ParquetRows):
-        # From this machine's files, to read is to decode: that is best done by the
-        # thread that works on the rows, just before. All else is read ahead.
-        streamed = X.is_local and gaps.nan == "error"
+        # What is elsewhere has been fetched by then, so that to read is to decode: that
+        # is best done by the thread that works on the rows. All else is read ahead.
+        streamed = gaps.nan == "error"
         rows, chunk_rows, starts = from_parquet(X, gaps, streamed), None, X.starts
     else:
         rows, chunk_rows = grouped(X, gaps)

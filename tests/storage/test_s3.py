@@ -31,7 +31,8 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from daskgmm import GaussianMixture, load, open_rows
-from daskgmm.data import parquet_reader
+from daskgmm.data import fetched, parquet_reader
+from daskgmm.data.signed import Pieces
 from daskgmm.errors import MissingLibraryError, StoreError
 from daskgmm.outputs import base, inspect, parquet_output, zarr_output
 from daskgmm.storage import models
@@ -152,38 +153,43 @@ def test_a_fit_has_the_bits_of_the_local_store(client, stores, layout):
     assert_same(model().fit(url), expected)
 
 
-@pytest.mark.parametrize("fetched_whole", [True, False])
+@pytest.mark.parametrize("ahead", [48_000_000, 5_000_000])
+@pytest.mark.parametrize("signed", [True, False])
 def test_what_is_fetched_of_parquet_is_what_it_holds(
-    s3, place, monkeypatch, fetched_whole
+    s3, place, monkeypatch, ahead, signed
 ):
-    """Pieces of columns lie far apart: nothing between them is fetched."""
+    """Once, and nothing between the columns: in few pieces or many."""
     x = np.random.default_rng(0).normal(size=(400_000, 6))
     columns = {f"x{j}": column for j, column in enumerate(x.T)}
     with s3.files.open(f"{place}/x.parquet", "wb") as file:
-        pq.write_table(pa.table(columns), file)  # one row group of 19 MB
-    # So much more than it is asked for does s3fs fetch, unasked; 50 MB in truth.
-    monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 2**20)
-    if not fetched_whole:
-        monkeypatch.setattr(parquet_reader, "_FETCHED_GROUP_BYTES", 0)
-    fetch, fetched = s3fs.core._fetch_range, []
+        columns["y"] = [f"{i}" for i in range(400_000)]
+        pq.write_table(pa.table(columns), file)
+    with s3.files.open(f"{place}/x.parquet", "rb") as file:
+        group = pq.read_metadata(file).row_group(0)  # the only one
+    stored = sum(group.column(j).total_compressed_size for j in range(6))
+    monkeypatch.setattr(parquet_reader, "AHEAD_BYTES", ahead)
+    monkeypatch.setattr(fetched, "AHEAD_BYTES", ahead)
+    if not signed:
+        monkeypatch.setattr(Pieces, "_requested", lambda *_: False)
+    sizes, read = [], Pieces.read_into
 
-    def counted(*args, **options):
-        content = fetch(*args, **options)
-        fetched.append(len(content))
-        return content
+    def counted(pieces, first, memory):
+        read(pieces, first, memory)
+        sizes.append(len(memory))
 
-    monkeypatch.setattr(s3fs.core, "_fetch_range", counted)
+    monkeypatch.setattr(Pieces, "read_into", counted)
     told = []
-    rows = open_rows(f"s3://{place}/x.parquet")
+    rows = open_rows(f"s3://{place}/x.parquet", columns=[f"x{j}" for j in range(6)])
     with dask.config.set(
         {"scheduler": "threads", "num_workers": 1, "daskgmm.cache-memory": 0}
     ):
         start = {"init_params": "random_from_data", "random_state": 0}
         model = GaussianMixture(2, max_iter=3, tol=0, accelerate=False, **start)
-        model.fit(rows, callback=lambda _: told.append(sum(fetched)))
+        model.fit(rows, callback=lambda _: told.append(sum(sizes)))
     of_passes = np.diff(told)
-    assert (of_passes < 1.2 * x.nbytes).all()
-    assert (of_passes > 0.9 * x.nbytes).all()
+    assert stored >= x.nbytes
+    assert ((of_passes >= stored) & (of_passes < stored + 70_000)).all()  # a footer
+    assert max(sizes) <= ahead / 6
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
