@@ -210,9 +210,10 @@ def _in_folder(files: Any, folder: str) -> _Entries | None:
             part.startswith(_HIDDEN) for part in path.rpartition(start)[2].split("/")
         )
     ]
-    taken = list(filter(has_suffix, visible)) + _parquet_without_suffix(
-        files, [path for path in visible if "." not in _last(path)]
-    )
+    # Object stores mark folders by empty objects, which some list as files.
+    unnamed = [p for p in visible if "." not in _last(p) and inside[p].get("size") != 0]
+    named = [path for path in visible if has_suffix(path) and path[-1] != "/"]
+    taken = named + _parquet_without_suffix(files, unnamed)
     return {path: inside[path] for path in taken}
 
 

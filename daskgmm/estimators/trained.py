@@ -421,8 +421,8 @@ def said_in_one_line(checkpoint: Any) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         kept = (
-            "nothing was kept. With checkpoint=…, a fit goes on where it was; with "
-            "keep_on_interrupt=True, it ends with what it has found."
+            "nothing was kept. With checkpoint=…, a fit continues where it stopped; "
+            "with keep_on_interrupt=True, it ends with what it has found."
             if checkpoint is None
             else f"the same fit goes on from the checkpoint {checkpoint}."
         )

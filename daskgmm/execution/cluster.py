@@ -317,8 +317,8 @@ def _cancelled(client: Client) -> ClusterError:
         return lost(client)
     return ClusterError(
         f"What a fit had on the cluster at {address_of(client)} was cancelled, as by "
-        "client.restart(). Fit again: with the same checkpoint the fit goes on where "
-        "it was."
+        "client.restart(). Fit again: a fit with a checkpoint continues where it "
+        "stopped."
     )
 
 

@@ -65,8 +65,8 @@ class Watch:
                 f"{seconds}. Give them more memory, or fewer threads each,"
             )
         return ClusterError(
-            f"The cluster at {address_of(self._client)} {what} and fit again: with the "
-            "same checkpoint the fit goes on where it was. How long a fit waits is "
+            f"The cluster at {address_of(self._client)} {what} and fit again: a fit "
+            "with a checkpoint continues where it stopped. How long a fit waits is "
             "daskgmm.no-workers-timeout in Dask's configuration."
         )
 
@@ -132,8 +132,8 @@ def lost(client: Client) -> ClusterError:
     """The error of a scheduler that is gone."""
     return ClusterError(
         f"The connection to the scheduler at {address_of(client)} is lost, and with it "
-        "what the workers held. Start the cluster again and fit again: with the same "
-        "checkpoint the fit goes on where it was."
+        "what the workers held. Start the cluster again and fit again: a fit with a "
+        "checkpoint continues where it stopped."
     )
 
 

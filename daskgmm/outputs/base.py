@@ -272,22 +272,29 @@ def how_to_write(
     """How an output comes to its place; refuse if it must not."""
     if found is None:
         return _How.NEW
+    differing = _differing(found.get("identity", {}), identity)
+    if layout is not None:
+        differing += _differing(found.get("layout", {}), layout)
     complete = found.get("complete", True)
-    if not complete:
-        differing = _differing(found.get("identity", {}), identity)
-        if layout is not None:
-            differing += _differing(found.get("layout", {}), layout)
-        if not differing:
-            return _How.GO_ON
-        if not overwrite:
-            raise PlaceError(
-                f"{output.url} is the unfinished output of another command: "
-                f"{'; '.join(differing)}. Give that command again to go on with it, "
-                "choose another place, or pass --overwrite to replace it."
-            )
+    if not differing and not (complete and _is_whole(output, found)):
+        return _How.GO_ON
+    if not complete and not overwrite:
+        raise PlaceError(
+            f"{output.url} is the unfinished output of another command: "
+            f"{'; '.join(differing)}. Give that command again to go on with it, "
+            "choose another place, or pass --overwrite to replace it."
+        )
     if not overwrite:
         raise PlaceError(f"{output.url} exists: pass --overwrite to replace it.")
     return _How.REPLACE
+
+
+def _is_whole(output: OutputPlace, found: Mapping[str, Any]) -> bool:
+    """Whether all parts are there still, of an output that was complete."""
+    if "layout" not in found:  # of another version: it is as it says
+        return True
+    same = replace(output, layout=found["layout"])  # type: ignore[type-var]
+    return not same.missing()
 
 
 def _differing(theirs: Identity, ours: Identity) -> list[str]:

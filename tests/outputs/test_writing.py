@@ -247,6 +247,19 @@ def test_a_part_that_is_lost_is_noticed(out, write):
     assert write(answer, out).n_found == 9
 
 
+def test_a_part_that_is_lost_later_is_written_again(out, write):
+    expected, answer = answers()
+    write(answer, out)
+    parts(out)[4].unlink()
+    assert inspect.standing(str(out)) == base.Standing(10, 1, True)
+    with pytest.raises(FileExistsError, match="exists: pass --overwrite"):
+        write(answer, out, identity={"kind": "another"})
+    assert write(answer, out).n_found == 9
+    assert np.array_equal(read(out), expected)
+    with pytest.raises(FileExistsError, match="exists: pass --overwrite"):
+        write(answer, out)
+
+
 def test_an_unfinished_output_of_another_command_is_refused(out, write):
     expected, answer = answers()
     interrupt(write, answer, out)

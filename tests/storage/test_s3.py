@@ -192,6 +192,21 @@ def test_what_is_fetched_of_parquet_is_what_it_holds(
     assert max(sizes) <= ahead / 6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("s3", ["moto"], indirect=True)  # rclone keeps no such objects
+def test_empty_objects_that_mark_folders_are_no_files(s3, place):
+    """pandas writes some, by Arrow, and so do many tools."""
+    table = pa.table({"x0": X[:, 0], "x1": X[:, 1]})
+    with s3.files.open(f"{place}/t/year=2022/part", "wb") as file:
+        pq.write_table(table, file)
+    bucket, _, folder = f"{place}/t".partition("/")
+    for name in ("", "year=2022/", "year=2023/", "odd.parquet/"):
+        s3.files.call_s3("put_object", Bucket=bucket, Key=f"{folder}/{name}", Body=b"")
+    found = open_rows(f"s3://{place}/t")
+    assert found.n_rows == len(X)
+    assert found.names == ("x0", "x1")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_models_and_predictions(client, stores, place, layout):
     url, expected = stores[layout]
