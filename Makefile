@@ -15,7 +15,7 @@ IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-cluster
 .PHONY: test-expressions test-lowest test-newest test-wheel
-.PHONY: lint format bench clean
+.PHONY: lint format docs bench clean
 
 help:
 	@echo "make demo          fit a data set larger than its memory, and draw the result"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-wheel    what is published: built, installed, and its demo run"
 	@echo "make lint          ruff and mypy"
 	@echo "make format        let ruff lay out the code"
+	@echo "make docs          the documentation: docs/_build/html/index.html"
 	@echo "make bench         measure speed and memory"
 	@echo "make clean         remove all that these commands made, .venv included"
 
@@ -97,11 +98,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees \
+		-b html docs docs/_build/html
+
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf .venv .venv-lowest .venv-newest .venv-wheel build dist demo-output .pytest_cache .mypy_cache .ruff_cache
-	rm -rf .hypothesis dask-worker-space
+	rm -rf .hypothesis dask-worker-space docs/_build docs/notebooks docs/api/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Final
 
 import dask
 import yaml  # type: ignore[import-untyped]
@@ -11,6 +13,9 @@ from dask.utils import parse_bytes, parse_timedelta
 dask.config.update_defaults(
     yaml.safe_load(Path(__file__).with_name("daskgmm.yaml").read_text("utf-8"))
 )
+
+OPENMP_THREADS: Final = os.environ.get("OMP_NUM_THREADS", "")
+"""As it was when the package was imported; Dask may change it for its workers."""
 
 
 def seconds(name: str) -> float:

@@ -31,11 +31,12 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates"]
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # the tests run the notebooks; their outputs are stored
 nb_mime_priority_overrides = [("html", "text/html", 10), ("html", "image/png", 20)]
 
+toc_object_entries_show_parents = "hide"
 autosummary_generate = True
 autodoc_default_options = {"members": True, "inherited-members": True}
 autodoc_typehints = "none"  # docstrings have the types
@@ -52,7 +53,8 @@ html_static_path = ["_static"]
 html_css_files = ["daskgmm.css"]
 html_show_sourcelink = False
 html_theme_options = {
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 5,
+    "navbar_align": "left",
     "navigation_with_keys": False,
     "show_nav_level": 2,
     "show_toc_level": 2,
@@ -60,7 +62,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"getting_started": [], "changelog": [], "contributing": []}
+html_sidebars = {page.stem: [] for page in HERE.glob("*.md")}  # nothing is below them
+html_sidebars["notebooks"] = ["sidebar-nav-bs"]
 
 # scikit-learn's own methods for metadata routing, which refer to its documentation.
 _LEFT_OUT = {"get_metadata_routing", "set_callbacks"}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from rattler_build import RattlerBuildError, Stage0Recipe, VariantConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -38,3 +40,36 @@ def test_pages_are_there_and_found_from_the_first_one():
     for page in ("ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "CONTRIBUTING.md"):
         assert f"]({page})" in told
         assert (ROOT / page).exists()
+
+
+RECIPE = ROOT / "conda" / "recipe.yaml"
+OF_CONDA = {"dask": "dask-core", "matplotlib": "matplotlib-base"}
+"""Packages that have another name there."""
+
+
+def test_the_recipe_for_conda_is_one_and_asks_for_what_the_package_does():
+    [variant] = Stage0Recipe.from_file(RECIPE).render(VariantConfig())
+    found = variant.recipe.to_dict()
+    assert found["package"]["version"] == PROJECT["version"]
+    asked = dict(one.split() for one in found["requirements"]["run"])
+    assert asked.pop("python") == PROJECT["requires-python"]
+    assert asked == _as_conda(PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    besides = [
+        one for name in ("plot", "parquet", "s3", "xarray") for one in extras[name]
+    ]
+    besides = [one for one in besides if ">=" in one]
+    constrained = dict(one.split() for one in found["requirements"]["run_constraints"])
+    assert constrained == _as_conda(besides)
+
+
+def _as_conda(requirements):
+    parsed = map(Requirement, requirements)
+    return {OF_CONDA.get(one.name, one.name): str(one.specifier) for one in parsed}
+
+
+def test_a_recipe_with_a_mistyped_key_is_none(tmp_path):
+    bad = tmp_path / "recipe.yaml"
+    bad.write_text(RECIPE.read_text().replace("noarch:", "no_arch:"))
+    with pytest.raises(RattlerBuildError):
+        Stage0Recipe.from_file(bad)

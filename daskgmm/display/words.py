@@ -58,6 +58,11 @@ def speed(n_rows: float, n_bytes: float, time: float) -> str:
     return f"{rows}  {format_bytes(int(n_bytes / time))}/s" if n_bytes else rows
 
 
+def was_read(n_bytes: int) -> str:
+    """How much a pass read; nothing where all rows stay in memory."""
+    return f"{format_bytes(n_bytes)} read" if n_bytes else "all rows in memory"
+
+
 def to_go(progress: Progress, part: float = 0.0) -> str:
     """How long a fit goes on, of whose next pass a part is done; or nothing."""
     n_passes, is_likely = progress.passes_to_go
@@ -69,7 +74,6 @@ def to_go(progress: Progress, part: float = 0.0) -> str:
 
 def pass_line(progress: Progress) -> str:
     """A pass in one line."""
-    read = f"{format_bytes(progress.n_bytes)} read"
     rows = f"{progress.n_rows / progress.seconds:,.0f} rows/s"
     left = to_go(progress)
     parts = [
@@ -77,7 +81,7 @@ def pass_line(progress: Progress) -> str:
         of_bound(progress),
         rows,
         of_runs(progress),
-        read,
+        was_read(progress.n_bytes),
         seconds(progress.seconds) + (f", {left}" if left else ""),
     ]
     return "  ".join(filter(None, parts))
@@ -94,7 +98,7 @@ def search_line(progress: SearchProgress, criterion: Criterion) -> str:
         f"pass {progress.n_pass:>3}{batches}  "
         f"{n_ended(progress)} of {len(progress.scored)} candidates have ended  "
         f"{progress.n_rows / progress.seconds:,.0f} rows/s  "
-        f"{format_bytes(progress.n_bytes)} read  {seconds(progress.seconds)}"
+        f"{was_read(progress.n_bytes)}  {seconds(progress.seconds)}"
     )
     best = min(progress.scored, key=lambda its: its.loss(criterion))
     if best.fit is None:

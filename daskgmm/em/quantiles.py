@@ -134,16 +134,24 @@ class Quantiles:
         return counts
 
     def bracket(self, rank: float) -> Bracket:
-        """Between what the number of a rank, from 0, lies, by the first pass alone."""
+        """Between what the number of a rank, from 0, lies, by the first pass alone.
+
+        Of a rank between two rows it is between theirs.
+        """
+        keys, weights = self._first.keys, self._first.weights
+        width = 1 << (64 - _BITS[0])
+        first, last = (self._place(whole) for whole in (np.floor(rank), np.ceil(rank)))
+        return Bracket(
+            _number(int(keys[first]) * width),
+            _number((int(keys[last]) + 1) * width - 1),
+            float(weights[first : last + 1].sum()),
+        )
+
+    def _place(self, rank: float) -> int:
+        """Number of the key that a rank has in the first pass."""
         place = _Place(rank, 0.0, None).narrowed(self._first, _BITS[0])
         assert place.key is not None
-        width = 1 << (64 - _BITS[0])
-        at = int(np.searchsorted(self._first.keys, np.uint64(place.key)))
-        return Bracket(
-            _number(place.key * width),
-            _number((place.key + 1) * width - 1),
-            float(self._first.weights[at]),
-        )
+        return int(np.searchsorted(self._first.keys, np.uint64(place.key)))
 
     def interpolated(self, ranks: Array) -> Array:
         """Numbers of ranks from 0, linearly between those of whole ones."""

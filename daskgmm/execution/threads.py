@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import dask
 import dask.local
@@ -16,7 +16,10 @@ from dask.base import named_schedulers
 from dask.system import CPU_COUNT
 from threadpoolctl import ThreadpoolController
 
+from daskgmm import config
 from daskgmm.execution.forking import after_fork
+
+_OPENMP: Final = "OMP_NUM_THREADS"
 
 
 def n_threads() -> int:
@@ -33,8 +36,20 @@ def n_threads() -> int:
         return 1
     if given := dask.config.get("num_workers", None):
         return int(given)
-    left = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    left = _openmp_threads().split(",")[0].strip()
     return min(CPU_COUNT, int(left)) if left.isdecimal() and int(left) else CPU_COUNT
+
+
+def _openmp_threads() -> str:
+    """What OpenMP is told by the environment, by whoever started this process.
+
+    Dask sets it for the workers that it starts here, and leaves it so for this process.
+    """
+    its_own = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    is_of_dask = _OPENMP in its_own and all(
+        os.environ.get(name) == str(value) for name, value in its_own.items()
+    )
+    return config.OPENMP_THREADS if is_of_dask else os.environ.get(_OPENMP, "")
 
 
 @functools.cache

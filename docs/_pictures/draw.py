@@ -1,11 +1,18 @@
-"""Draws the pictures of "How it works": python docs/_pictures/draw.py.
+"""Draws the pictures of the documentation: python docs/_pictures/draw.py.
 
-Lines and words take the page's colours, so that they are right in the dark, too.
+Lines and words of drawings take the page's colours, so that they are right in the dark,
+too.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from daskgmm import GaussianMixture
+from daskgmm.plotting import plot_mixture
 
 HERE = Path(__file__).parent
 TEXT = "var(--pst-color-text-base, #222)"
@@ -135,7 +142,25 @@ def tree():
     svg("tree", 730, 266, "Sums are added in a fixed binary tree", parts)
 
 
+def mixture():
+    """Rows of five groups, and the mixture that is found."""
+    rng = np.random.default_rng(3)
+    groups = [
+        ([0, 0], [[1.4, 0.9], [0.9, 1.0]], 130_000),
+        ([5, 1], [[0.5, -0.3], [-0.3, 1.2]], 80_000),
+        ([2.2, 4.2], [[1.6, -0.5], [-0.5, 0.5]], 100_000),
+        ([7, 5], [[0.8, 0.4], [0.4, 0.6]], 60_000),
+        ([4.2, 2.6], [[4.0, 0.0], [0.0, 3.0]], 40_000),
+    ]
+    rows = np.concatenate([rng.multivariate_normal(*group) for group in groups])
+    gm = GaussianMixture(5, n_init=5, random_state=0, tol=1e-5, max_iter=500).fit(rows)
+    figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    plot_mixture(gm, rows, ax=ax)
+    figure.savefig(HERE.parent / "_static" / "mixture.png", dpi=110)
+
+
 if __name__ == "__main__":
+    mixture()
     shards()
     one_pass()
     tree()

@@ -597,7 +597,8 @@ def test_a_fit_says_how_long_it_goes_on(run, store, tmp_path):
     result = run("fit", store, tmp_path / "m", "-k", K, "--seed", 0)
     lines = PASS.findall(result.stdout)
     said = (
-        r"^pass .* rows/s  \S+ k?i?B read  \S+ m?s(, (?:about|at most) \S+ .*to go)?$"
+        r"^pass .* rows/s  (?:\S+ k?i?B read|all rows in memory)  \S+ m?s"
+        r"(, (?:about|at most) \S+ .*to go)?$"
     )
     found = re.findall(said, result.stdout, re.M)
     assert len(found) == len(lines)

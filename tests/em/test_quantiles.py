@@ -79,12 +79,28 @@ def test_one_pass_tells_between_what_they_lie_and_how_many_rows_are_there(fitted
     assert (reader.counts == 1).all()
     for share, (low, high, rank_error) in zip(SHARES, brackets, strict=True):
         rank = share * (len(x) - 1)
-        assert low <= scores[int(np.floor(rank))] <= high
+        around = scores[[int(np.floor(rank)), int(np.ceil(rank))]]
+        assert low <= around[0] <= around[1] <= high
         assert ((scores >= low) & (scores <= high)).sum() == rank_error
-        assert high - low <= 2e-3 * max(abs(low), abs(high))
+        assert high - low <= 2e-3 * max(abs(low), abs(high)) + np.diff(around)[0]
     reader.counts[:] = 0
     model.score_quantile(reader.array(), SHARES)
     assert (reader.counts == 2).all()
+
+
+def test_a_quantile_between_two_rows_that_are_far_apart_is_in_its_bracket():
+    """As in the thin tail of outliers."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20_000, 2))
+    x[-50:] = rng.uniform(-15, 15, size=(50, 2))
+    model = GaussianMixture(1).fit(x)
+    shares = np.linspace(0.0, 0.003, 61)
+    exact = model.score_quantile(x, shares)
+    brackets = model.score_quantile(x, shares, exact=False)
+    scores = model.score_samples(x)
+    for number, (low, high, rank_error) in zip(exact, brackets, strict=True):
+        assert low <= number <= high
+        assert ((scores >= low) & (scores <= high)).sum() == rank_error
 
 
 def test_the_bits_are_those_of_any_scheduler(fitted):

@@ -77,6 +77,32 @@ def test_no_more_than_openmp_may_take(monkeypatch, left, expected):
         assert n_threads() == 7
 
 
+_WORKERS_HERE = """
+from daskgmm import GaussianMixture
+from distributed import LocalCluster
+from daskgmm.execution.threads import n_threads
+
+if __name__ == "__main__":
+    before = n_threads()
+    with LocalCluster(n_workers=1, dashboard_address=":0") as cluster:
+        with cluster.get_client() as client:
+            print(before, n_threads(), client.submit(n_threads).result())
+    print(n_threads())
+"""
+
+
+def test_what_dask_leaves_for_its_workers_is_theirs(tmp_path, monkeypatch):
+    """It sets OMP_NUM_THREADS in the process that starts them, and leaves it so."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    script = tmp_path / "script.py"
+    script.write_text(_WORKERS_HERE)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, timeout=60
+    )
+    said = [int(word) for word in done.stdout.split()]
+    assert said == [CPU_COUNT, CPU_COUNT, 1, CPU_COUNT]
+
+
 def test_what_joblib_leaves():
     """Its processes share the processors out."""
     with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
