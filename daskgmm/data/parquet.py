@@ -7,9 +7,10 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 import fsspec
@@ -161,11 +162,33 @@ class ParquetRows:
         """
         return self.reading().table(self.spans[index], columns)
 
+    def cut_like(self, other: ParquetRows) -> ParquetRows:
+        """The same rows in blocks of another's, if they are of the same files.
+
+        Else as they are: their own cut depends on how many columns they have.
+        """
+        if self.filters != other.filters or _runs(self.spans) != _runs(other.spans):
+            return self
+        alike = copy(self)
+        alike.spans = other.spans
+        return alike
+
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raise DataError if the files have no such columns."""
         fragment = _fragments(self._files, None)[0]
         for name in columns:
             _check_has(fragment, name)
+
+
+def _runs(blocks: Iterable[Iterable[Span]]) -> list[tuple[str, int, int]]:
+    """Rows of files that follow each other, however they are cut."""
+    runs: list[tuple[str, int, int]] = []
+    for span in chain.from_iterable(blocks):
+        if runs and runs[-1][0] == span.path and runs[-1][2] == span.start:
+            runs[-1] = span.path, runs[-1][1], span.stop
+        else:
+            runs.append((span.path, span.start, span.stop))
+    return runs
 
 
 def _feature_names(columns: Mapping[str, int]) -> Iterator[str]:

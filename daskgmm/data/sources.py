@@ -45,6 +45,8 @@ def open_source(X: Any, sample_weight: Any = None, gaps: Gaps = NO_GAPS) -> Sour
     weights = None
     if sample_weight is not None:
         sample_weight = opened(sample_weight)
+        if isinstance(X, ParquetRows) and isinstance(sample_weight, ParquetRows):
+            sample_weight = sample_weight.cut_like(X)
         weights = lazy_weights(sample_weight, rows, gaps)
     tables = [given for given in (X, sample_weight) if isinstance(given, ParquetRows)]
     return DaskSource(rows, weights, chunk_rows, gaps, starts, streamed, tables)

@@ -514,6 +514,24 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path, x):
         assert as_dask(place).sum().compute() == pytest.approx((x + 1).sum())
 
 
+def test_weights_are_cut_like_the_rows_whatever_a_filter_drops(tmp_path, monkeypatch):
+    """By themselves one column would be cut in fewer blocks than three."""
+    x = blobs(0, 4_000, 3, 3)
+    weights = np.random.default_rng(0).integers(0, 3, len(x)).astype(float)
+    place = write(tmp_path / "x.parquet", x, row_group_size=700, w=weights)
+    monkeypatch.setattr(parquet, "BLOCK_BYTES", 3_000)
+    filters = [(NAMES[0], ">", float(np.median(x[:, 0])))]
+    rows = open_parquet(place, columns=NAMES, filters=filters)
+    of_rows = open_parquet(place, columns=["w"], filters=filters)
+    assert rows.n_blocks != of_rows.n_blocks > 16
+    kept = x[:, 0] > np.median(x[:, 0])
+    expected = model().fit(x[kept], sample_weight=weights[kept])
+    assert_same_fit(model().fit(rows, sample_weight=of_rows), expected)
+    others = open_parquet(place, columns=["w"], filters=[(NAMES[1], ">", 0.0)])
+    with pytest.raises(DataError, match="cut both alike"):
+        model().fit(rows, sample_weight=others)
+
+
 def test_weights_from_a_column(tmp_path, x):
     weights = np.random.default_rng(0).integers(0, 3, len(x)).astype(float)
     place = write(tmp_path / "x.parquet", x, w=weights)
