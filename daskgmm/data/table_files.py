@@ -16,17 +16,13 @@ import fsspec
 
 from daskgmm.errors import DataError, MissingLibraryError, StoreError
 from daskgmm.storage.facts import Facts, differing, facts_of_entry
-from daskgmm.storage.retry import patiently
-from daskgmm.storage.urls import absolute, is_wild
+from daskgmm.storage.retry import DELTA_LOG, patiently
+from daskgmm.storage.urls import absolute, is_parquet_name, is_wild
 
-_SUFFIXES: Final = (".parquet", ".parq", ".pq")
-_COMPRESSED: Final = (".gz", ".gzip", ".snappy", ".zstd", ".br", ".lz4")
-"""What some writers put behind the suffix."""
 _MAGIC: Final = b"PAR1"
 _ZARR: Final = ("zarr.json", ".zarray", ".zgroup", ".zmetadata")
 _HIDDEN: Final = ("_", ".")
 """Names that begin like this are not data, by the custom of all who write Parquet."""
-_DELTA_LOG: Final = "_delta_log"
 _AT_ONCE: Final = 16
 
 _REFUSED: Final = {
@@ -34,14 +30,6 @@ _REFUSED: Final = {
     "metadata": "Apache Iceberg",
 }
 """Formats whose logs say which files and rows count, by what lies in their tables."""
-
-
-def has_suffix(name: str) -> bool:
-    """Whether a name is one of Parquet."""
-    name = name.rstrip("/").lower()
-    for compressed in _COMPRESSED:
-        name = name.removesuffix(compressed)
-    return name.endswith(_SUFFIXES)
 
 
 @final
@@ -143,7 +131,7 @@ def find_files(
     if version is not None:
         raise DataError(f"{place} has no versions: it is no table of Delta Lake.")
     if not entries:
-        if has_suffix(place) or is_wild(place):
+        if is_parquet_name(place) or is_wild(place):
             raise StoreError(f"There is no Parquet file at {place}.")
         return None
     paths = tuple(sorted(entries))
@@ -174,7 +162,7 @@ def _entries(files: Any, path: str) -> _Entries | None:
         return _matches(files, path) if is_wild(path) else {}
     if found["type"] == "directory":
         return _in_folder(files, path)
-    return {path: found} if has_suffix(path) or _is_parquet(files, path) else {}
+    return {path: found} if is_parquet_name(path) or _is_parquet(files, path) else {}
 
 
 def _matches(files: Any, pattern: str) -> _Entries:
@@ -186,7 +174,7 @@ def _matches(files: Any, pattern: str) -> _Entries:
             if inside is None:
                 raise DataError(f"{path} is a table of Delta Lake: give it by itself.")
             found |= inside
-        elif has_suffix(path) or _is_parquet(files, path):
+        elif is_parquet_name(path) or _is_parquet(files, path):
             found[path] = entry
     return found
 
@@ -196,10 +184,12 @@ def _in_folder(files: Any, folder: str) -> _Entries | None:
     names = {_last(name) for name in files.ls(folder, detail=False)}
     if names & set(_ZARR):
         return {}
-    if _DELTA_LOG in names:
+    if DELTA_LOG in names:
         return None
     _check_plain(files, folder, names)
-    if not any(has_suffix(name) or "=" in name or "." not in name for name in names):
+    if not any(
+        is_parquet_name(name) or "=" in name or "." not in name for name in names
+    ):
         return {}
     start = f"{folder.rstrip('/')}/"
     inside: _Entries = files.find(folder, detail=True)
@@ -212,7 +202,7 @@ def _in_folder(files: Any, folder: str) -> _Entries | None:
     ]
     # Object stores mark folders by empty objects, which some list as files.
     unnamed = [p for p in visible if "." not in _last(p) and inside[p].get("size") != 0]
-    named = [path for path in visible if has_suffix(path) and path[-1] != "/"]
+    named = [path for path in visible if is_parquet_name(path) and path[-1] != "/"]
     taken = named + _parquet_without_suffix(files, unnamed)
     return {path: inside[path] for path in taken}
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from daskgmm.data.table_files import has_suffix
 from daskgmm.outputs.base import Standing, Work, as_json, how_to_write
 from daskgmm.outputs.parquet_output import ParquetPlace
 from daskgmm.outputs.zarr_output import ZarrPlace
 from daskgmm.storage.retry import check_free
-from daskgmm.storage.urls import absolute
+from daskgmm.storage.urls import absolute, is_parquet_name
 
 
 def check(url: str, work: Work) -> None:
@@ -43,4 +42,4 @@ def standing(url: str) -> Standing | None:
 
 def _place(url: str) -> ZarrPlace | ParquetPlace:
     """Where an output goes, by its name."""
-    return ParquetPlace(url) if has_suffix(url) else ZarrPlace(url)
+    return ParquetPlace(url) if is_parquet_name(url) else ZarrPlace(url)

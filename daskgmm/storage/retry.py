@@ -22,6 +22,7 @@ from daskgmm.storage.urls import (
     as_path,
     check_writable,
     folders_above,
+    is_parquet_name,
     nearest_folder,
 )
 from daskgmm.storage.zarr_internals import make_store_path, sync
@@ -31,6 +32,7 @@ OURS: Final = "daskgmm"
 """The attribute of Zarr arrays and groups in which this package says what they are."""
 DESCRIPTION: Final = "_daskgmm.json"
 """The same beside Parquet files; readers pass over names that begin like this."""
+DELTA_LOG: Final = "_delta_log"
 _FIRST_PAUSE: Final = 0.1
 _LIBRARIES: Final = frozenset(
     ["aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"]
@@ -206,7 +208,13 @@ def _what_not_to_write_in(folder: str) -> str | None:
         return "a Zarr array"
     if OURS in (said.get("attributes") or {}):
         return "a model"
-    return "an output" if _document(folder, DESCRIPTION) else None
+    if _document(folder, DESCRIPTION):
+        return "an output"
+    if what_is_at(f"{folder}/{DELTA_LOG}") is not None:
+        return "a table of Delta Lake"
+    if is_parquet_name(folder) and what_is_at(folder) is not None:
+        return "a folder of Parquet files"
+    return None
 
 
 def _document(folder: str, name: str) -> dict[str, Any]:

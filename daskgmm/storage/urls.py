@@ -19,6 +19,9 @@ _CHAIN: Final = "::"
 """Between the links of a URL such as ``zip://rows.zarr::s3://bucket/data.zip``."""
 _LOCAL: Final = ("file", "local")
 _WILD: Final = "*?["
+_SUFFIXES: Final = (".parquet", ".parq", ".pq")
+_COMPRESSED: Final = (".gz", ".gzip", ".snappy", ".zstd", ".br", ".lz4")
+"""What some writers put behind the suffix."""
 
 
 def absolute(place: str | os.PathLike[str]) -> str:
@@ -72,6 +75,14 @@ def is_local(files: Any) -> bool:
 def is_wild(place: str) -> bool:
     """Whether a place may be a glob; it may also be a name with such characters."""
     return any(mark in place for mark in _WILD)
+
+
+def is_parquet_name(name: str) -> bool:
+    """Whether a name is one of Parquet, of a file or a folder of them."""
+    name = name.rstrip("/").lower()
+    for compressed in _COMPRESSED:
+        name = name.removesuffix(compressed)
+    return name.endswith(_SUFFIXES)
 
 
 def check_apart(

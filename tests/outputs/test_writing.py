@@ -483,7 +483,9 @@ def test_what_others_wrote_is_never_replaced(out, write):
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("around", ["array", "array of Zarr 2", "model", "output"])
+@pytest.mark.parametrize(
+    "around", ["array", "array of Zarr 2", "model", "output", "Parquet", "Delta Lake"]
+)
 def test_nothing_is_written_inside_what_it_would_spoil(tmp_path, write, out, around):
     folder = tmp_path / "a"
     if around == "array":
@@ -492,6 +494,12 @@ def test_nothing_is_written_inside_what_it_would_spoil(tmp_path, write, out, aro
         zarr.create_array(folder, data=np.zeros((4, 2)), zarr_format=2)
     elif around == "model":
         fitted().save(str(folder))
+    elif around == "Parquet":
+        folder = tmp_path / "of others.parquet"
+        folder.mkdir()
+        pq.write_table(pa.table({"a": [1.0]}), folder / "part-0.parquet")
+    elif around == "Delta Lake":
+        (folder / "_delta_log").mkdir(parents=True)
     else:
         folder = tmp_path / "a.parquet"
         write_parquet(answers()[1], folder)

@@ -175,7 +175,9 @@ def forecast_answer(
     """What it would take to ask a fitted model about all rows, once."""
 
     def try_block(block: Any) -> float:
-        answers = model.score_samples(_as_one_block(block))
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            # The block has lost its features' names: the rows have them.
+            answers = model.score_samples(_as_one_block(block))
         answers[:1].compute()  # compiles the kernel, if need be
         began = perf_counter()
         answers.compute()

@@ -12,12 +12,13 @@ from rich.table import Table
 from daskgmm.cli.work.report import Report
 from daskgmm.data.opening import open_node
 from daskgmm.data.parquet import summary
-from daskgmm.data.table_files import TableFiles, find_files, has_suffix
+from daskgmm.data.table_files import TableFiles, find_files
 from daskgmm.data.zarr_reader import has_checksum
 from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Standing
+from daskgmm.storage.urls import is_parquet_name
 from daskgmm.storage.zarr_store import ZarrArray
 
 
@@ -27,7 +28,7 @@ def info(what: str, as_json: bool) -> None:
     standing = inspect.standing(what)
     has_parts = standing is None or standing.n_missing < standing.n_parts
     files = find_files(what) if has_parts else None
-    if files is not None or (standing is not None and has_suffix(what)):
+    if files is not None or (standing is not None and is_parquet_name(what)):
         _describe_parquet(files, standing, report)
         return
     found = open_node(what)

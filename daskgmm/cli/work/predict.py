@@ -22,13 +22,13 @@ from daskgmm.cli.work.report import Report
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.opening import Opened
 from daskgmm.data.parquet import ParquetRows
-from daskgmm.data.table_files import has_suffix
 from daskgmm.data.versions import versions_of
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Work
 from daskgmm.outputs.parquet_output import check_names, write_parquet
 from daskgmm.outputs.zarr_output import write_zarr
+from daskgmm.storage.urls import is_parquet_name
 
 _METHODS: Final = {
     "labels": "predict",
@@ -79,7 +79,7 @@ def predict(
     with connect(cluster), report.counting("parts") as observe:
         answer = _answer(mixture, rows, kind, outliers)
         work = replace(work, observer=observe)
-        if has_suffix(out):
+        if is_parquet_name(out):
             written = write_parquet(
                 answer,
                 out,
@@ -97,7 +97,7 @@ def _keyed(rows: Opened, out: str, keys: tuple[str, ...]) -> ParquetRows | None:
     """What has the key columns."""
     if not keys:
         return None
-    if not (isinstance(rows, ParquetRows) and has_suffix(out)):
+    if not (isinstance(rows, ParquetRows) and is_parquet_name(out)):
         raise click.UsageError("--key is for STORE and OUT that are Parquet.")
     rows.check_columns(keys)
     # Blocks are cut by what a row takes: more columns to read would cut them anew.

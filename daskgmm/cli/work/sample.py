@@ -11,12 +11,12 @@ from daskgmm.cli.work.common import (
     tell_written,
 )
 from daskgmm.cli.work.report import Report
-from daskgmm.data.table_files import has_suffix
 from daskgmm.estimators.models import load
 from daskgmm.estimators.sampling import draw_lazily
 from daskgmm.outputs.base import Work
 from daskgmm.outputs.parquet_output import write_parquet
 from daskgmm.outputs.zarr_output import write_zarr
+from daskgmm.storage.urls import is_parquet_name
 
 
 def sample(
@@ -41,7 +41,7 @@ def sample(
     drawn = draw_lazily(mixture, n_rows, seed)
     with report.counting("parts") as observe:
         work = Work(identity, overwrite, observer=observe)
-        if has_suffix(out):
+        if is_parquet_name(out):
             written = write_parquet(drawn, out, work, names=feature_names(mixture))
         else:
             written = write_zarr(drawn, out, work)
