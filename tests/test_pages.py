@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -40,6 +41,21 @@ def test_pages_are_there_and_found_from_the_first_one():
     for page in ("ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "CONTRIBUTING.md"):
         assert f"]({page})" in told
         assert (ROOT / page).exists()
+
+
+def test_on_a_package_index_nothing_leads_to_files_that_are_not_there():
+    done = subprocess.run(
+        [sys.executable, "-m", "hatch_fancy_pypi_readme"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    shown = done.stdout
+    assert shown.startswith("# daskgmm\n")
+    assert "- Documentation: `make docs` builds it." in shown
+    targets = re.findall(r"\]\(([^)]*)\)", shown)
+    assert targets and all(target.startswith("http") for target in targets)
 
 
 RECIPE = ROOT / "conda" / "recipe.yaml"
