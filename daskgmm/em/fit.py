@@ -81,6 +81,8 @@ class Outcome:
         Rows that were left out, as they have NaN.
     history : ndarray of shape (m, 7)
         See `progress.told`.
+    sampled : Sampling
+        What it took from a subsample.
     remaining_gain : float
         What is left to gain, as predicted; NaN if nothing predicts it.
     arithmetic : {'single', 'double'}
@@ -96,6 +98,7 @@ class Outcome:
     n_passes: int
     n_skipped: int
     history: NDArray[np.float64]
+    sampled: Sampling
     remaining_gain: float = np.nan
     arithmetic: Literal["single", "double"] = "double"
     priors: Priors | None = None
@@ -204,7 +207,7 @@ class _Fit:
     def unmoved(self) -> Outcome:
         """The last start, as scikit-learn keeps it where no pass may follow."""
         there = [run for run in self._state.runs if run.parameters is not None]
-        outcome = _outcome(there[-1], self._state, self._read.found)
+        outcome = _outcome(there[-1], self._state, self._read)
         return replace(outcome, priors=self._settings.priors)
 
     def moved(self, observe: Observer) -> Outcome:
@@ -267,7 +270,7 @@ class _Fit:
         run = self._state.runs[best(self._state.runs)]
         precision = self._precision
         return replace(
-            _outcome(run, self._state, self._read.found),
+            _outcome(run, self._state, self._read),
             remaining_gain=self._method.remaining_gain(run),
             arithmetic="double" if precision is None else precision.of_last(run),
             priors=self._settings.priors,
@@ -452,9 +455,12 @@ def _keep(keeper: Keeper | None, state: State, *, at_once: bool) -> None:
         keeper.keep(state, at_once=at_once)
 
 
-def _outcome(run: Run[Mixture], state: State, found: Survey) -> Outcome:
+def _outcome(run: Run[Mixture], state: State, read: _FirstRead) -> Outcome:
     assert run.parameters is not None
-    return Outcome(run, run.parameters, state.n_passes, found.n_skipped, state.history)
+    n_skipped = read.found.n_skipped
+    return Outcome(
+        run, run.parameters, state.n_passes, n_skipped, state.history, read.sampled
+    )
 
 
 @steps.silently("initialising")

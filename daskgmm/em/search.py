@@ -676,6 +676,7 @@ class _Search:
             scored.n_passes,
             self._read.found.n_skipped,
             rows,
+            self._read.sampled[candidate],
             its.method.remaining_gain(run),
             "double" if precision is None else precision.of_last(run),
             self._read.candidates[candidate].priors,

@@ -117,6 +117,10 @@ default='kmeans'
         parameter the truth was 1 to 4 times as much, with 40 a fifth of it to 30 times.
     n_rows_skipped_ : int
         Rows that were left out of the fit, as they have NaN.
+    init_size_ : int
+        What `init_size` came to: rows that are drawn, if there are more.
+    accelerated_ : bool
+        Whether EM went on on the rows that were drawn: see `accelerate`.
     history_ : dict of ndarrays, each of shape (m,)
         For each pass, and each run that took part in it: `n_pass`, from 1; `run`, from
         0; `bound`, and its `change`; and of the pass, `seconds`, `n_rows`, and

@@ -54,6 +54,8 @@ FITTED_OURS = (
     "arithmetic_",
     "cluster_sizes_",
     "entropy_",
+    "init_size_",
+    "accelerated_",
 )
 """and those that they have not."""
 
@@ -347,6 +349,8 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
         self.remaining_gain_ = outcome.remaining_gain
         self.history_ = as_columns(outcome.history)
         self.arithmetic_ = outcome.arithmetic
+        self.init_size_ = outcome.sampled.size
+        self.accelerated_ = outcome.sampled.accelerated
         fit = outcome.run.fit
         self.entropy_ = np.nan if fit is None else fit.entropy
         self.cluster_sizes_ = self._sizes(outcome)

@@ -96,7 +96,7 @@ def plot_outliers(
     detector : MixtureOutlierDetector
         Fitted.
     rows : rows of shape (n, d)
-        Of any kind that `fit` takes: some of them are shown.
+        Of any kind that `fit` takes: some of them are shown, and counted.
     features : tuple of two int or str, default=(0, 1)
         Numbers or names of the features along the axes.
     ax : matplotlib Axes, default=None
@@ -132,7 +132,7 @@ def plot_outliers(
             label=f"{its.sum():,} {name}",
             rasterized=True,
         )
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", title="shown here")
     across, below = (names_of(model)[place] for place in places)
     return style.tidy(ax, xlabel=across, ylabel=below)
 

@@ -659,7 +659,10 @@ def test_a_dry_run_knows_the_names_of_features(parquet, tmp_path):
     model = str(tmp_path / "m")
     rows = open_rows(parquet, columns=["x", "y"])
     GaussianMixture(K, random_state=0).fit(rows).save(model)
-    for args in (("score", model, parquet), ("predict", model, parquet, tmp_path / "o")):
+    for args in (
+        ("score", model, parquet),
+        ("predict", model, parquet, tmp_path / "o"),
+    ):
         result = run_alone(*args, "--dry-run")  # warnings are errors here
         assert result.exit_code == 0, result.output
 

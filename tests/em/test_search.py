@@ -40,6 +40,8 @@ FITTED = (
     "converged_",
     "remaining_gain_",
     "arithmetic_",
+    "accelerated_",
+    "init_size_",
 )
 
 

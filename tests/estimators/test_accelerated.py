@@ -101,6 +101,8 @@ def test_on_from_20_rows_for_each_that_is_drawn(rows):
         assert same(auto, model(accelerate=accelerated).fit(x))
         assert not same(auto, model(accelerate=not accelerated).fit(x))
         assert np.isnan(auto.remaining_gain_) is np.bool_(not accelerated)
+        assert auto.accelerated_ is accelerated
+        assert auto.init_size_ == N // 20
 
 
 def test_rows_without_weight_do_not_count(rows):
