@@ -55,7 +55,9 @@ class MixtureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.estimator = estimator
         self.contamination = contamination
 
-    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+    def fit(
+        self, X: Any, y: None = None, sample_weight: Any = None, **fit_params: Any
+    ) -> Self:
         """Fit the mixture, and find the offset.
 
         Parameters
@@ -64,6 +66,8 @@ class MixtureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             As of `GaussianMixture`.
         y : ignored
         sample_weight : array-like of shape (n,), default=None
+        **fit_params
+            What else `GaussianMixture.fit` takes, such as `checkpoint` and `callback`.
 
         Returns
         -------
@@ -77,7 +81,7 @@ class MixtureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._validate_params()
         estimator = GaussianMixture() if self.estimator is None else self.estimator
-        model = clone(estimator).fit(X, sample_weight=sample_weight)
+        model = clone(estimator).fit(X, sample_weight=sample_weight, **fit_params)
         offset = model.score_quantile(X, self.contamination, sample_weight)
         self.estimator_, self.offset_ = model, offset
         for name in ("n_features_in_", "feature_names_in_"):

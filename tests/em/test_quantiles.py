@@ -156,6 +156,16 @@ def test_the_share_of_rows_is_told(lazy, share):
     np.testing.assert_array_equal(np.asarray(detector.fit_predict(rows)), labels)
 
 
+def test_its_fit_has_checkpoints_and_callbacks(tmp_path):
+    x, told = blobs(1, 1000, 3, 2), []
+    detector = MixtureOutlierDetector(GaussianMixture(2, random_state=0))
+    detector.fit(x, checkpoint=tmp_path / "kept", callback=told.append)
+    assert len(told) == detector.estimator_.n_passes_ > 0
+    again = MixtureOutlierDetector(GaussianMixture(2, random_state=0))
+    again.fit(x, checkpoint=tmp_path / "kept", callback=lambda _: pytest.fail("read"))
+    assert again.offset_ == detector.offset_
+
+
 def test_answers_come_in_the_kind_of_the_rows():
     pd = pytest.importorskip("pandas")
     xr = pytest.importorskip("xarray")
