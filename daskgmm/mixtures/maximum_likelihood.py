@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 TINY: Final = 10 * np.finfo(np.float64).eps
 """Rows that scikit-learn adds to each component, at the origin of the coordinates."""
 
+_ROUNDED: Final = 100 * np.finfo(np.float64).eps
 _ENOUGH: Final = 1e-6
 """The part of a feature's variance that is enough to make covariances well-defined."""
 
@@ -182,7 +183,9 @@ class MaximumLikelihood:
             variances = _variances(shape, found)
             if not np.isfinite(variances).all():
                 raise
-            positive = variances[variances > 0.0]
+            # What is left of equal numbers is how their mean was rounded.
+            noise = (_ROUNDED * np.abs(found.means).max(axis=0)) ** 2
+            positive = variances[variances > noise]
             enough = _ENOUGH * positive.min() if positive.size else _ENOUGH
             # Not lost beside the widest feature either, and more than it was.
             enough = max(enough, _ENOUGH**3 * variances.max(), 10.0 * self.reg_covar)

@@ -123,6 +123,15 @@ def test_one_component_of_any_rank_and_scale(
     assert (model.converged_, model.n_iter_) == (True, 2)
 
 
+def test_equal_rows_are_told_a_reg_covar_of_the_usual_size():
+    """And not one of how their mean was rounded, 5e-36."""
+    start = {"reg_covar": 0.0, "init_params": "random_from_data", "random_state": 0}
+    for value in (1.0, 0.1, 1e8, 0.0):
+        rows = np.full((50, 2), value)
+        with pytest.raises(IllDefinedCovarianceError, match="reg_covar=1e-06 is"):
+            GaussianMixture(2, **start).fit(rows)
+
+
 @pytest.mark.parametrize("log_noise", [-5, -7, -9, -11])
 @pytest.mark.parametrize("covariance_type", DENSE)
 def test_a_little_noise_is_enough_without_reg_covar(covariance_type, log_noise):
