@@ -87,7 +87,7 @@ class Pieces:
         self._may_sign = _can_be_signed(files)
         # What is fetched ahead by fsspec would be in vain: pieces lie apart.
         self._opened = files.open(path, "rb", cache_type="none")
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = _lock_of(self._opened)
         self._url: str | None = None
         self._signed = 0.0
         self.details = getattr(self._opened, "details", None) or files.info(path)
@@ -132,6 +132,13 @@ class Pieces:
             self._url = str(self._files.sign(self._path, expiration=_SECONDS_SIGNED))
             self._signed = monotonic()
         return self._url
+
+
+def _lock_of(opened: Any) -> threading.Lock:
+    """The lock of a file: fsspec's memory gives the same one to all who open it."""
+    held: dict[str, Any] = getattr(opened, "__dict__", {})
+    lock: threading.Lock = held.setdefault("_daskgmm_lock", threading.Lock())
+    return lock
 
 
 def _can_be_signed(files: Any) -> bool:

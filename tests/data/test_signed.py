@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -197,3 +198,28 @@ def test_behind_a_proxy_and_elsewhere_it_is_left_to_the_library(monkeypatch):
     memory.pipe_file("/x", CONTENT)
     pieces = Pieces(memory, "/x")
     assert read(pieces, 5, 10) == CONTENT[5:15]
+
+
+def test_a_file_that_all_who_open_it_share_is_read_by_one_at_a_time():
+    """As those of fsspec's memory: their position is everybody's."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/shared", CONTENT)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    wrong = []
+
+    def some(offset):
+        pieces = Pieces(memory, "/shared")
+        for first in range(offset, 290_000, 97):
+            if read(pieces, first, 50) != CONTENT[first : first + 50]:
+                wrong.append(first)
+
+    try:
+        threads = [threading.Thread(target=some, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
