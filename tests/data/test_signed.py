@@ -82,6 +82,20 @@ def test_pieces_are_those_of_the_object_and_s3fs_is_not_asked(files, by_s3fs):
     pieces.close()
 
 
+@pytest.mark.parametrize("relay", ["moto"], indirect=True)
+def test_a_public_object_is_read_without_credentials(relay, files, by_s3fs):
+    files.pipe_file(NAME, CONTENT)
+    files.chmod(NAME, "public-read")
+    nobody = s3fs.S3FileSystem(
+        anon=True, endpoint_url=relay.url, skip_instance_cache=True
+    )
+    pieces = Pieces(nobody, NAME)
+    assert "Signature" not in pieces._signed_url()
+    assert read(pieces, 7, 1_000) == CONTENT[7:1_007]
+    assert by_s3fs == []
+    fsspec.asyn.sync(nobody.loop, nobody._s3.close)
+
+
 def test_several_threads_read_at_once(files, by_s3fs):
     pieces, found = Pieces(files, NAME), {}
 
