@@ -19,7 +19,8 @@ AHEAD_BYTES: Final = 48_000_000
 _AT_ONCE: Final = 8
 """Requests of a process: to wait for one takes no time of a processor."""
 
-_free: Final[deque[bytearray]] = deque(maxlen=_AT_ONCE)
+_free: Final[deque[bytearray]] = deque(maxlen=4)
+"""Memory of ranges that were read, for the next ones."""
 _pools: Final[list[ThreadPoolExecutor]] = []
 after_fork(_pools.clear)  # its threads are not the child's
 
