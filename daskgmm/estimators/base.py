@@ -29,6 +29,7 @@ from daskgmm.em.precision import may_be_single
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.em.quantiles import Quantiles
 from daskgmm.errors import DataError
+from daskgmm.estimators.documented import Documented
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.criteria import Fit, fit_of, look_at
 from daskgmm.mixtures.gaussian import Mixture
@@ -69,7 +70,7 @@ def _n_rows(rows: Any) -> float:
     return math.inf if math.isnan(n) else n
 
 
-class MixtureBase(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc]
     """A mixture by its attributes: `GaussianMixture`'s are described there."""
 
     def _taken(self, X: Any, sample_weight: Any, *, reset: bool) -> _Taken:

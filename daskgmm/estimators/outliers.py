@@ -9,11 +9,12 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.estimators.documented import Documented
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.trained import TrainedMixture
 
 
-class MixtureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class MixtureOutlierDetector(Documented, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Detects rows of low density under a mixture, in data of any size.
 
     Parameters

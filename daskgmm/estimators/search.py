@@ -35,6 +35,7 @@ from daskgmm.em.search import (
     search,
 )
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
+from daskgmm.estimators.documented import Documented
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.trained import TrainedMixture, said_in_one_line, warn_of
 from daskgmm.execution.threads import single_threaded_blas
@@ -71,7 +72,7 @@ def _has_criteria(search: MixtureSearch) -> bool:
     return not search.bayesian
 
 
-class MixtureSearch(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class MixtureSearch(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc]
     """Chooses the number of components and the shape of covariances.
 
     All candidates, one for each pair of them, train in the same passes over the data.

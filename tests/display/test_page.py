@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import COVARIANCE_TYPES, blobs
 from sklearn import config_context
 
+import daskgmm
 from daskgmm import BayesianGaussianMixture, GaussianMixture, MixtureSearch, load
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -90,3 +92,16 @@ def test_a_search_shows_its_candidates_the_best_first():
     assert [row[0] for row in rows] == [str(i) for i in range(1, 21)]
     assert rows[0][1:3] == [str(value) for value in search.best_params_.values()]
     assert "8 more candidates not shown" in html
+
+
+@pytest.mark.parametrize(
+    "name", ["GaussianMixture", "BayesianGaussianMixture", "MixtureOutlierDetector"]
+)
+def test_the_page_links_to_the_documentation_if_there_is_one(name):
+    model = getattr(daskgmm, name)()
+    assert model._get_doc_link() == ""
+    assert "href" not in html_of(model)
+    with dask.config.set({"daskgmm.documentation-url": "https://a.org/docs/"}):
+        page = f"https://a.org/docs/api/generated/daskgmm.{name}.html"
+        assert model._get_doc_link() == page
+        assert f'href="{page}' in html_of(model)
