@@ -203,6 +203,14 @@ def _what_not_to_write_in(folder: str) -> str | None:
     """What a folder is, if nothing else must be written in it."""
     if os.path.isfile(as_path(folder)):
         return "a file"
+    try:
+        return _what_is_in(folder)
+    except StoreError:
+        return None  # whoever writes there will be told, and need not wait twice
+
+
+def _what_is_in(folder: str) -> str | None:
+    """What a folder is, by what is in it."""
     said = _document(folder, "zarr.json")
     if said.get("node_type") == "array" or _document(folder, ".zarray"):
         return "a Zarr array"
@@ -210,9 +218,9 @@ def _what_not_to_write_in(folder: str) -> str | None:
         return "a model"
     if _document(folder, DESCRIPTION):
         return "an output"
-    if what_is_at(f"{folder}/{DELTA_LOG}") is not None:
+    if _is_there(f"{folder}/{DELTA_LOG}"):
         return "a table of Delta Lake"
-    if is_parquet_name(folder) and what_is_at(folder) is not None:
+    if is_parquet_name(folder) and _is_there(folder):
         return "a folder of Parquet files"
     return None
 
@@ -224,9 +232,21 @@ def _document(folder: str, name: str) -> dict[str, Any]:
             f"{folder}/{name}", lambda files, path: files.cat_file(path)
         )
         found = json.loads(content)
+    except StoreError:
+        raise
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_there(url: str) -> bool:
+    """Whether there is something, as far as this user may know."""
+    try:
+        return what_is_at(url) is not None
+    except StoreError:
+        raise
+    except (OSError, ValueError):
+        return False
 
 
 def what_is_at(url: str) -> str | None:
