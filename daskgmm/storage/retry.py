@@ -185,13 +185,14 @@ def check_free(url: str | os.PathLike[str]) -> None:
     """
     place = absolute(url)
     check_writable(place)
-    for folder in folders_above(place):
-        what = _what_not_to_write_in(folder)
+    nearest = nearest_folder(place)
+    for i, folder in enumerate(folders_above(place)):
+        # Elsewhere each question is a request.
+        what = _what_not_to_write_in(folder, nearest is not None or i == 0)
         if what is not None:
             raise PlaceError(
                 f"{place} lies inside {folder}, which is {what}: choose another place."
             )
-    nearest = nearest_folder(place)
     if nearest is not None and not os.access(nearest, os.W_OK | os.X_OK):
         raise StoreError(
             f"{place} cannot be used: {nearest} is read-only for this user. Choose "
@@ -199,18 +200,18 @@ def check_free(url: str | os.PathLike[str]) -> None:
         )
 
 
-def _what_not_to_write_in(folder: str) -> str | None:
+def _what_not_to_write_in(folder: str, is_near: bool) -> str | None:
     """What a folder is, if nothing else must be written in it."""
     if os.path.isfile(as_path(folder)):
         return "a file"
     try:
-        return _what_is_in(folder)
+        return _what_is_in(folder, is_near)
     except StoreError:
         return None  # whoever writes there will be told, and need not wait twice
 
 
-def _what_is_in(folder: str) -> str | None:
-    """What a folder is, by what is in it."""
+def _what_is_in(folder: str, is_near: bool) -> str | None:
+    """What a folder is, by what is in it; nearer ones are looked at more closely."""
     said = _document(folder, "zarr.json")
     if said.get("node_type") == "array" or _document(folder, ".zarray"):
         return "a Zarr array"
@@ -218,7 +219,7 @@ def _what_is_in(folder: str) -> str | None:
         return "a model"
     if _document(folder, DESCRIPTION):
         return "an output"
-    if _is_there(f"{folder}/{DELTA_LOG}"):
+    if is_near and _is_there(f"{folder}/{DELTA_LOG}"):
         return "a table of Delta Lake"
     if is_parquet_name(folder) and _is_there(folder):
         return "a folder of Parquet files"
