@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
-import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
-import daskgmm
-
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE / "_pictures"))
 
 project = "daskgmm"
 author = "the daskgmm developers"
@@ -92,6 +87,5 @@ def copy_notebooks(app):
 
 def setup(app):
     """Connect the above."""
-    assert inspect.ismodule(daskgmm)
     app.connect("autodoc-skip-member", leave_out)
     app.connect("builder-inited", copy_notebooks)

@@ -167,7 +167,7 @@ class ParquetRows:
 
         Else as they are: their own cut depends on how many columns they have.
         """
-        if self.filters != other.filters or _runs(self.spans) != _runs(other.spans):
+        if self.filters != other.filters or _whole(self.spans) != _whole(other.spans):
             return self
         alike = copy(self)
         alike.spans = other.spans
@@ -180,7 +180,7 @@ class ParquetRows:
             _check_has(fragment, name)
 
 
-def _runs(blocks: Iterable[Iterable[Span]]) -> list[tuple[str, int, int]]:
+def _whole(blocks: Iterable[Iterable[Span]]) -> list[tuple[str, int, int]]:
     """Rows of files that follow each other, however they are cut."""
     runs: list[tuple[str, int, int]] = []
     for span in chain.from_iterable(blocks):

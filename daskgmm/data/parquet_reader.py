@@ -228,10 +228,11 @@ class Reading:
     def table(self, spans: Sequence[Span], columns: Sequence[str]) -> pa.Table:
         import pyarrow as pa
 
+        lasts = _last_groups(spans)
         tables = [
             pa.table({name: _values(batch, name) for name in columns})
             for span in spans
-            for _, batch in self._batches(span, spans, columns, len(columns))
+            for _, batch in self._batches(span, lasts[span.path], columns, len(columns))
         ]
         if not tables:
             return pa.table({name: pa.nulls(0) for name in columns})
@@ -258,8 +259,11 @@ class Reading:
 
     def _parts(self, spans: Sequence[Span]) -> Iterator[Part]:
         """The features' numbers, a few rows at a time."""
+        lasts = _last_groups(spans)
         for span in spans:
-            for row, batch in self._batches(span, spans, self.columns, self.n_features):
+            for row, batch in self._batches(
+                span, lasts[span.path], self.columns, self.n_features
+            ):
                 if batch.num_rows:
                     yield self._part(batch, _Where(span, None if self.filters else row))
 
@@ -280,21 +284,17 @@ class Reading:
         return Columns(tuple(columns))
 
     def _batches(
-        self,
-        span: Span,
-        spans: Sequence[Span],
-        columns: Sequence[str],
-        n_numbers: int,
+        self, span: Span, last: int, columns: Sequence[str], n_numbers: int
     ) -> Iterator[tuple[int, Any]]:
-        """Rows of one of the spans, a few at a time, less those that a filter drops.
+        """The span's rows, a few at a time, without those that a filter drops.
 
-        With each of them the row of the file where they began, before the filter.
+        With each of them the row of the file where they began, before the filter. Of
+        the file, row groups up to the last are wanted next.
         """
         partition = dict(span.partition)
         wanted = [name for name in columns if name not in partition]
         asked = [name for name in filter_columns(self.filters) if name not in partition]
         to_read = list(dict.fromkeys([*wanted, *asked]))
-        last = max(it.group for it in spans if it.path == span.path)
         while span.n_rows:
             batch = self._next(span, last, to_read, n_numbers)
             for picked in self._picked(batch, partition):
@@ -314,6 +314,14 @@ class Reading:
             table = table.filter(filter_expression(self.filters, table.schema.names))
         # None of an empty table, whose types are wanted all the same.
         return table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
+
+
+def _last_groups(spans: Iterable[Span]) -> dict[str, int]:
+    """The last row group of each file that is wanted."""
+    lasts: dict[str, int] = {}
+    for span in spans:
+        lasts[span.path] = max(span.group, lasts.get(span.path, 0))
+    return lasts
 
 
 def _copied(part: Part) -> NDArray[Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dask
 
-from daskgmm import config as config  # its default is part of Dask's configuration
-
 
 class Documented:
     """An estimator whose page in a notebook links to its description.
