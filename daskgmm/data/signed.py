@@ -8,6 +8,8 @@ request does not get.
 
 from __future__ import annotations
 
+import atexit
+import io
 import threading
 import urllib.request
 from collections import deque
@@ -62,6 +64,7 @@ def forget_connections() -> None:
         _idle.pop()[1].close()
 
 
+atexit.register(forget_connections)
 after_fork(forget_connections)  # one that two processes use gives both's answers
 
 
@@ -87,7 +90,7 @@ class Pieces:
         self._may_sign = _can_be_signed(files)
         # What is fetched ahead by fsspec would be in vain: pieces lie apart.
         self._opened = files.open(path, "rb", cache_type="none")
-        self._one_at_a_time = _lock_of(self._opened)
+        self._one_at_a_time = threading.Lock()
         self._url: str | None = None
         self._signed = 0.0
         self.details = getattr(self._opened, "details", None) or files.info(path)
@@ -103,9 +106,7 @@ class Pieces:
         """
         if self._may_sign and self._requested(first, memory):
             return
-        with self._one_at_a_time:
-            self._opened.seek(first)
-            found = self._opened.read(len(memory))
+        found = self._read(first, len(memory))
         if len(found) < len(memory):
             raise OSError(f"{self._path} ends at byte {first + len(found)}, too early.")
         memory[:] = found
@@ -113,6 +114,16 @@ class Pieces:
     def close(self) -> None:
         """Close the file."""
         self._opened.close()
+
+    def _read(self, first: int, n_bytes: int) -> bytes:
+        """What the file has from a place on, at most so many bytes."""
+        if isinstance(self._opened, io.BytesIO):
+            # fsspec's memory: one file for all who open it, and with it its position.
+            return self._opened.getvalue()[first : first + n_bytes]
+        with self._one_at_a_time:
+            self._opened.seek(first)
+            found: bytes = self._opened.read(n_bytes)
+        return found
 
     def _requested(self, first: int, memory: memoryview) -> bool:
         """Whether a plain request was answered; not if it is refused, or fails."""
@@ -132,13 +143,6 @@ class Pieces:
             self._url = str(self._files.sign(self._path, expiration=_SECONDS_SIGNED))
             self._signed = monotonic()
         return self._url
-
-
-def _lock_of(opened: Any) -> threading.Lock:
-    """The lock of a file: fsspec's memory gives the same one to all who open it."""
-    held: dict[str, Any] = getattr(opened, "__dict__", {})
-    lock: threading.Lock = held.setdefault("_daskgmm_lock", threading.Lock())
-    return lock
 
 
 def _can_be_signed(files: Any) -> bool:

@@ -214,13 +214,13 @@ def test_behind_a_proxy_and_elsewhere_it_is_left_to_the_library(monkeypatch):
     assert read(pieces, 5, 10) == CONTENT[5:15]
 
 
-def test_a_file_that_all_who_open_it_share_is_read_by_one_at_a_time():
+def test_who_reads_a_file_that_all_who_open_it_share_is_not_disturbed():
     """As those of fsspec's memory: their position is everybody's."""
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/shared", CONTENT)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    wrong = []
+    wrong, done = [], threading.Event()
 
     def some(offset):
         pieces = Pieces(memory, "/shared")
@@ -228,12 +228,19 @@ def test_a_file_that_all_who_open_it_share_is_read_by_one_at_a_time():
             if read(pieces, first, 50) != CONTENT[first : first + 50]:
                 wrong.append(first)
 
+    def others():
+        while not done.is_set():
+            Pieces(memory, "/shared")
+
     try:
         threads = [threading.Thread(target=some, args=(i,)) for i in range(4)]
-        for thread in threads:
+        disturbing = threading.Thread(target=others)
+        for thread in (disturbing, *threads):
             thread.start()
         for thread in threads:
             thread.join()
     finally:
+        done.set()
+        disturbing.join()
         sys.setswitchinterval(before)
     assert wrong == []
