@@ -148,6 +148,8 @@ class Passes:
     ) -> None:
         self._shards, self._at_first = shards, at_first
         self._totals: Totals | None = None
+        self._n_rows = 0.0
+        """About how many there are, or what they weigh: once they were read."""
 
     def one(
         self,
@@ -186,13 +188,14 @@ class Passes:
 
         leaf = e_step if self._at_first is None else checked_e_step
         shifts = {i: _shift(trainings[i], runs[i], proposed[i][0]) for i in turn}
-        found, in_single = _found(self._shards, proposed, shifts, leaf)
+        found, in_single = _found(self._shards, proposed, shifts, leaf, self._n_rows)
+        self._n_rows = found[turn[0]][0].weight
         if self._at_first is not None:
             self._at_first(round(found[turn[0]][0].weight))
         after(found)
         if unsound := [i for i in in_single if not _is_sound(trainings[i], runs[i])]:
             in_double = dict.fromkeys(unsound)
-            doubles, _ = _found(self._shards, proposed, in_double, e_step)
+            doubles, _ = _found(self._shards, proposed, in_double, e_step, self._n_rows)
             after(doubles)
             found |= doubles
         if not self._shards.is_fixed:
@@ -224,14 +227,15 @@ def _found(
     proposed: Mapping[int, Sequence[Mixture]],
     shifts: Mapping[int, NDArray[np.float64] | None],
     leaf: LeafFunction,
+    n_rows: float,
 ) -> tuple[dict[int, list[Moments]], list[int]]:
-    """Moments of the rows at what some runs proposed, in one pass.
+    """Moments of the rows, about so many, at what some runs proposed, in one pass.
 
     And those of the runs of which some are in single precision.
     """
     mixtures = [mixture for i in shifts for mixture in proposed[i]]
     of_all = [shifts[i] for i in shifts for _ in proposed[i]]
-    sent = message(mixtures, of_all)
+    sent = message(mixtures, of_all, n_rows)
     found = iter(moments(sent, shards.reduce(leaf, sent), mixtures))
     of_runs = iter(sent.in_single(len(mixtures)))
     singles = {i: any([next(of_runs) for _ in proposed[i]]) for i in shifts}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any, Final
 
 import numpy as np
 from numba import njit
 
 from daskgmm.kernel.few import FEW, add_few, few_log_joint
-from daskgmm.kernel.layout import stride
+from daskgmm.kernel.layout import is_wide, stride
+from daskgmm.kernel.listed import add_listed, list_live
 from daskgmm.kernel.products import add_dots, exact_squared_distances, squared_distances
 from daskgmm.kernel.simd import (
     COLUMNS,
@@ -27,13 +29,14 @@ from daskgmm.kernel.simd import (
     subtract,
     zeros,
 )
-from daskgmm.kernel.tile import JIT, ZERO, pitch_of, width_of
+from daskgmm.kernel.tile import INLINE, JIT, ZERO, pitch_of, width_of
 
 DEAD: Final = 1e-20
-"""Roots of responsibilities that are left out where rows have weight one.
+"""Roots of responsibilities, times weights, that are left out.
 
 All of them together, below 1e-40 each, are less than rounding of the 10 eps that each
-component's mass is given. Where rows have weights, and in float32, zeros are left out.
+component's mass is given. Where rows have weights, that is of the largest in the tile.
+In float32 there are none: zeros are left out.
 """
 _WIDE: Final = 8
 """Features from which on it is less work to look for them than to add them up."""
@@ -46,23 +49,28 @@ def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
     if d <= FEW:
         few_log_joint(plan, tile, width)
         return
-    half, length = constant(tile.joint, -0.5), plan.dense.shape[1]
-    means, factors = plan.means.reshape(-1), plan.dense.reshape(-1)
-    lows = plan.lows.reshape(-1)
-    pitch = pitch_of(tile.joint)
     for k in range(n_components):
-        offset = splat(plan.offsets, k, 1, 1)
-        for t in range(0, width, width_of(tile.joint)):
-            if is_single(tile.rows):
-                squares = exact_squared_distances(
-                    factors, k * length, tile.rows, t, means, lows, k * d, d
-                )
-            else:
-                squares = squared_distances(
-                    factors, k * length, tile.rows, t, means, lows, k * d, d
-                )
-            joint = multiply_add(squares, half, offset)
-            store(joint, tile.joint, k * pitch + t, 0, COLUMNS)
+        component_log_joint(plan, tile, k, width)
+
+
+@njit(**JIT)
+def component_log_joint(plan: Any, tile: Any, k: int, width: int) -> None:
+    """Log joint of one component."""
+    d, length = plan.means.shape[1], plan.dense.shape[1]
+    half, pitch = constant(tile.joint, -0.5), pitch_of(tile.joint)
+    means, factors = plan.means.reshape(-1), plan.dense.reshape(-1)
+    lows, offset = plan.lows.reshape(-1), splat(plan.offsets, k, 1, 1)
+    for t in range(0, width, width_of(tile.joint)):
+        if is_single(tile.rows):
+            squares = exact_squared_distances(
+                factors, k * length, tile.rows, t, means, lows, k * d, d
+            )
+        else:
+            squares = squared_distances(
+                factors, k * length, tile.rows, t, means, lows, k * d, d
+            )
+        joint = multiply_add(squares, half, offset)
+        store(joint, tile.joint, k * pitch + t, 0, COLUMNS)
 
 
 @njit(**JIT)
@@ -137,14 +145,29 @@ def _add_all(plan: Any, tile: Any, k: int, width: int, sums: Any) -> None:
     add_dots(tile.work, d, tile.work, ZERO, width, sums.dense, k * d * step, step)
 
 
+@njit(**INLINE)
+def _root_of_heaviest(tile: Any, width: int) -> float:
+    """Root of the largest weight of a tile's rows."""
+    heaviest = 0.0
+    for t in range(width):
+        heaviest = max(heaviest, np.float64(tile.weights[t]))
+    return sqrt(heaviest)
+
+
 @njit(**JIT)
 def add_dense(plan: Any, tile: Any, width: int, sums: Any, weighted: bool) -> None:
     """Add 1, e and e eᵀ of every component."""
-    dead = 0.0 if weighted else DEAD
+    dead = DEAD * _root_of_heaviest(tile, width) if weighted else DEAD
     n_components, d = plan.means.shape
     n_vectors = width // lanes(tile.joint)
     if d <= FEW:
         add_few(plan, tile, width, sums)
+        return
+    if is_wide(plan):
+        for k in range(n_components):
+            n_live = list_live(tile, k, width, dead)
+            if n_live > 0:
+                add_listed(plan, tile, k, n_live, sums)
         return
     for k in range(n_components):
         n_live = _find_live(tile, k, width, dead) if d >= _WIDE else n_vectors

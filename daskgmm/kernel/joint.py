@@ -111,12 +111,13 @@ def normalise_alike(
 
 
 @njit(**JIT)
-def find_most_probable(tile: Any, n_components: int, width: int) -> None:
-    """Numbers of the most probable components, into the line of scales."""
-    pitch = pitch_of(tile.joint)
+def find_most_probable(tile: Any, first: int, last: int, width: int) -> None:
+    """Numbers of a run's most probable components, into the line of scales."""
+    pitch, start = pitch_of(tile.joint), constant(tile.joint, float(first))
     for t in range(0, width, width_of(tile.joint)):
-        top, best = load(tile.joint, t, 0, 1, COLUMNS), zeros(tile.joint, COLUMNS)
-        for k in range(1, n_components):
+        top = load(tile.joint, first * pitch + t, 0, 1, COLUMNS)
+        best = add(zeros(tile.joint, COLUMNS), start)
+        for k in range(first + 1, last):
             line = load(tile.joint, k * pitch + t, 0, 1, COLUMNS)
             best = where_above(line, top, constant(top, float(k)), best)
             top = maximum(line, top)

@@ -21,6 +21,10 @@ Array = NDArray[np.float64]
 
 BAND: Final = 4
 """Rows of a register tile, and of a band of a packed matrix."""
+WIDE: Final = 16
+"""Features from which on the dense form has rows by row, too, and lists of them."""
+SPILL: Final = 64
+"""Numbers behind padded matrices: whole vectors of a row reach beyond its end."""
 _FOUR: Final = np.dtype((np.void, BAND * 8))
 """The numbers of a column of a band."""
 _AT_ONCE: Final = 2**12
@@ -58,6 +62,8 @@ class Plan(NamedTuple):
     quadratic: Array  # (K,) -½ λ if features have one λ, (K d,) `pack` of all, or (0,)
     lows: Array  # (K, d) if float32, and dense or diagonal; or (A, d)
     shift: Array  # (2, d) if float32, and pooled or natural; or (0, d)
+    axes: Array  # (⌈K/2⌉, 4 d), see `mixtures.bounds`, if dense; or (0, 0)
+    axis_means: Array  # (K, 4), the same
 
 
 class Sums(NamedTuple):
@@ -150,6 +156,13 @@ def _symmetric(n: int, whole: int) -> int:
 
 
 @for_both
+def is_wide(plan: Plan) -> bool:
+    """Whether a plan of the dense form has so many features."""
+    wide: bool = plan.dense.shape[0] > 0 and plan.means.shape[1] >= WIDE
+    return wide
+
+
+@for_both
 def is_isotropic(plan: Plan) -> bool:
     """Whether a plan of the natural form has one precision for all features."""
     same: bool = plan.quadratic.shape[0] == plan.offsets.shape[0]
@@ -179,6 +192,7 @@ def sums_ends(plan: Plan, whole: int) -> tuple[int, ...]:
     mass = plan.apart.shape[0] if has_raw else n
     drift = mass + mass * d
     dense = drift + n_dense * _symmetric(d, whole)
+    dense += SPILL if n_dense > 0 and whole > 0 else 0
     diagonal = dense + (mass * d if n_dense == 0 else 0)
     n_raw = n if has_raw else 0
     raw = diagonal + n_raw * (stride(columns, whole) if whole > 0 else columns)

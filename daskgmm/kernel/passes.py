@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from daskgmm.kernel.bounded import BETWEEN, bounded_log_joint
 from daskgmm.kernel.compiling import ASK, Compiled, sources, stamp_of
 from daskgmm.kernel.dense import add_dense
 from daskgmm.kernel.diagonal import add_apart, add_diagonal
@@ -29,6 +30,7 @@ from daskgmm.kernel.layout import (
     Plan,
     RowView,
     as_rows,
+    is_wide,
     packed_triangle,
     raw_width,
     readonly,
@@ -200,6 +202,8 @@ _ARGUMENTS: Final = (
     _QUADRATIC,
     _LOWS,
     _SHIFT,
+    _AXES,
+    _AXIS_MEANS,
     _ROWS,
     _WEIGHTS,
     _SUMS,
@@ -308,7 +312,14 @@ def _misfit_in_plan(plan: Any) -> Any:
     if plan.lows.shape != (n_in_parts if is_single(plan.means) else 0, d):
         return _LOWS
     n_parts = 2 if is_single(plan.means) and is_shifted else 0
-    return _FITS if plan.shift.shape == (n_parts, d) else _SHIFT
+    if plan.shift.shape != (n_parts, d):
+        return _SHIFT
+    n_axes, n_means = plan.axes.shape[0], plan.axis_means.shape[0]
+    if n_axes > 0 and (plan.axes.shape != (-(-n // 2), 4 * d) or not is_wide(plan)):
+        return _AXES
+    if n_means != (n if n_axes > 0 else 0):
+        return _AXIS_MEANS
+    return _FITS if n_means == 0 or plan.axis_means.shape[1] == 4 else _AXIS_MEANS
 
 
 @njit(**JIT)
@@ -412,22 +423,32 @@ def _make_enter(stamp: int) -> Callable[..., int]:
             tile_rows(d),
             len(plan.means),
         )
+        # Responsibilities are wanted however small they are.
+        can_bound = plan.axes.shape[0] > 0 and responsibilities.shape[0] == 0
+        n_before_next = 0
         for start in range(0, n, most):
             inside = min(most, n - start)
             width = whole_width(inside, scratch)
-            load_tile(rows, plan, start, inside, tile.rows)
+            load_tile(rows, plan, start, inside, tile)
+            weight = 0.0
+            if task == _ACCUMULATE:
+                weight = set_weights(weights, start, inside, tile.weights)
             if plan.upper.shape[0] > 0:
                 upper_joint(plan, tile, inside)
+            elif can_bound and n_before_next == 0:
+                n_found = bounded_log_joint(plan, tile, width)
+                if 3 * n_found > n_components * width:
+                    n_before_next = BETWEEN
             else:
                 log_joint(plan, tile, width)
+                n_before_next = max(0, n_before_next - 1)
             if task == _EVALUATE:
                 if labels.shape[0] > 0:
-                    find_most_probable(tile, n_components, width)
+                    find_most_probable(tile, ZERO, n_components, width)
                 else:
                     normalise(tile, ZERO, n_components, width)
                 _write_answers(tile, start, inside, labels, responsibilities, log_prob)
                 continue
-            weight = set_weights(weights, start, inside, tile.weights)
             padded.weight[0] += weight
             for run in range(plan.starts.shape[0] - 1):
                 first, last = plan.starts[run], plan.starts[run + 1]
@@ -475,6 +496,8 @@ def _no_plan(dtype: Any) -> Plan:
         quadratic=_empty(dtype, 1),
         lows=_empty(dtype, 2),
         shift=_empty(dtype, 2),
+        axes=_empty(dtype, 2),
+        axis_means=_empty(dtype, 2),
     )
 
 

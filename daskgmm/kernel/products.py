@@ -25,8 +25,9 @@ LINES: Final = 4 * COLUMNS
 _BAND_VECTORS: Final = BAND * COLUMNS
 
 
-def _make_product(n_rows: int, n_parts: int) -> Any:
-    n_vectors = n_rows * COLUMNS
+def make_product(n_rows: int, n_parts: int, n_columns: int = COLUMNS) -> Any:
+    """A function for so many rows, register tiles so wide."""
+    n_vectors = n_rows * n_columns
 
     @njit(**INLINE)
     def product(
@@ -38,7 +39,7 @@ def _make_product(n_rows: int, n_parts: int) -> Any:
         """
         tile, pitch = zeros(lines, n_vectors), pitch_of(lines)
         for j in range(n):
-            line = load(lines, j * pitch + t, 0, 1, COLUMNS)
+            line = load(lines, j * pitch + t, 0, 1, n_columns)
             if n_parts > 0:
                 line = subtract(line, splat(means, k + j, 1, 1))
             if n_parts > 1:
@@ -50,15 +51,17 @@ def _make_product(n_rows: int, n_parts: int) -> Any:
     return product
 
 
-def _make_squared_distances(n_parts: int) -> Any:
-    band, row = _make_product(BAND, n_parts), _make_product(1, n_parts)
+def make_squared_distances(n_parts: int, n_columns: int = COLUMNS) -> Any:
+    """A function for means in so many parts, register tiles so wide."""
+    band = make_product(BAND, n_parts, n_columns)
+    row = make_product(1, n_parts, n_columns)
 
     @njit(**INLINE)
     def squared_distances(
         packed: Any, at: int, lines: Any, t: int, means: Any, lows: Any, k: int, d: int
     ) -> Any:
         """Squares of a packed triangular matrix times lines less a mean, summed."""
-        sums = zeros(lines, COLUMNS)
+        sums = zeros(lines, n_columns)
         whole = d - d % BAND
         for last in range(BAND, whole + 1, BAND):
             tile = band(packed, at, last, lines, t, means, lows, k)
@@ -73,13 +76,13 @@ def _make_squared_distances(n_parts: int) -> Any:
     return squared_distances
 
 
-squared_distances: Final = _make_squared_distances(1)
-exact_squared_distances: Final = _make_squared_distances(2)
+squared_distances: Final = make_squared_distances(1)
+exact_squared_distances: Final = make_squared_distances(2)
 """The same of a mean in two parts."""
 
 
 def _make_multiply(n_parts: int) -> Any:
-    band, row = _make_product(BAND, n_parts), _make_product(1, n_parts)
+    band, row = make_product(BAND, n_parts), make_product(1, n_parts)
 
     @njit(**JIT)
     def multiply(

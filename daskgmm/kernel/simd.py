@@ -295,6 +295,29 @@ def count_above(_context: Any, x: Any, limit: Any) -> Any:
 
 
 @intrinsic
+def bits_above(_context: Any, x: Any, limit: Any) -> Any:
+    """A bit for each number of x, a vector: whether it is larger than the limit's."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        [vector], [most] = (_unpack(builder, arg) for arg in args)
+        lanes_above = builder.fcmp_ordered(">", vector, most)
+        bits = builder.bitcast(lanes_above, ir.IntType(vector.type.count))
+        return builder.zext(bits, context.get_value_type(types.intp))
+
+    return types.intp(x, limit), generate
+
+
+@intrinsic
+def first_bit(_context: Any, bits: Any) -> Any:
+    """The place of the lowest bit that is set; there is one."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
 def power_of_two(_context: Any, shifted: Any) -> Any:
     """2^n, n the whole number in the lowest bits."""
 
@@ -434,6 +457,32 @@ def load_square(_context: Any, array: Any, at: Any, step: Any, like: Any) -> Any
     return type_(array, types.intp, types.intp, like), generate
 
 
+@intrinsic
+def load_listed(
+    _context: Any, array: Any, places: Any, first: Any, step: Any, at: Any
+) -> Any:
+    """As many vectors as they have lanes, at array[places[first + i] step + at]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        of_array, of_places = signature.args[:2]
+        type_, vectors = signature.return_type, []
+        kind = _kind(type_)
+        for i in range(len(type_)):
+            of_row = builder.add(args[2], args[2].type(i))
+            row = _place(context, builder, of_places, args[1], of_row)
+            number = builder.load(row, typ=context.get_data_type(of_places.dtype))
+            at = builder.add(
+                builder.mul(builder.fptosi(number, args[3].type), args[3]), args[4]
+            )
+            place = _place(context, builder, of_array, args[0], at)
+            place = builder.bitcast(place, kind.vector.as_pointer())
+            vectors.append(builder.load(place, align=4, typ=kind.vector))
+        return context.make_tuple(builder, type_, vectors)
+
+    type_ = _tile(array, _vector_like(array).kind.lanes)
+    return type_(array, places, types.intp, types.intp, types.intp), generate
+
+
 @intrinsic(prefer_literal=True)
 def load_apart(_context: Any, array: Any, at: Any, like: Any, n: Any) -> Any:
     """Vectors of which array[at:] has the numbers by turns: of each the first, ..."""
@@ -508,6 +557,38 @@ def store(
         return context.get_dummy_value()
 
     return types.none(tile, array, types.intp, types.intp, n_columns), generate
+
+
+@intrinsic(prefer_literal=True)
+def part(_context: Any, tile: Any, first: Any, length: Any) -> Any:
+    """So many vectors of a register tile, from a first one on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        type_, start = signature.return_type, signature.args[1].literal_value
+        vectors = _unpack(builder, args[0])[start : start + len(type_)]
+        return context.make_tuple(builder, type_, vectors)
+
+    return _tile(tile, length.literal_value)(tile, first, length), generate
+
+
+@intrinsic(prefer_literal=True)
+def add_to(
+    _context: Any, tile: Any, array: Any, at: Any, step: Any, length: Any
+) -> Any:
+    """Add the rows of a register tile to array[at + i step], which is float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        of_array, columns = signature.args[1], signature.args[4].literal_value
+        type_, vectors = signature.args[0], _unpack(builder, args[0])
+        places = _places(context, builder, of_array, args[1:4], columns, type_)
+        for vector, place in zip(vectors, places, strict=True):
+            numbers = _converted(builder, vector, _DOUBLE.number)
+            wide = builder.bitcast(place, numbers.type.as_pointer())
+            before = builder.load(wide, align=8, typ=numbers.type)
+            builder.store(builder.fadd(before, numbers), wide, align=8)
+        return context.get_dummy_value()
+
+    return types.none(tile, array, types.intp, types.intp, length), generate
 
 
 @intrinsic

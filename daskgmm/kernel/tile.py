@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from daskgmm.kernel.compiling import for_both
-from daskgmm.kernel.layout import BAND, Array, Plan, sums_ends
+from daskgmm.kernel.layout import BAND, Array, Plan, is_wide, stride, sums_ends
 from daskgmm.kernel.simd import (
     COLUMNS,
     LANES,
@@ -27,6 +27,7 @@ from daskgmm.kernel.simd import (
     store,
     subtract,
     transpose,
+    zeros,
 )
 
 _AHEAD: Final = 2048
@@ -41,6 +42,7 @@ _TILE_NUMBERS: Final = 2**18
 """Numbers of a tile, so that it stays in the second-level cache."""
 ZERO: Final = np.int64(0)
 """For arguments: were it a literal, functions would be compiled for it once more."""
+_MOST_LANES: Final = 2 * LANES
 _PITCH: Final = 264
 _PITCH_SINGLE: Final = 272
 """From line to line: room for a tile and a vector, in an odd number of cache lines.
@@ -77,6 +79,12 @@ class Tile(NamedTuple):
     log_prob: Array
     scale: Array
     bands: Array  # a number for each band of components
+    by_row: Array  # rows once more, each up to whole vectors; or none, as what follows
+    parts: Array  # as many
+    centre: Array  # two such rows: a mean in two parts
+    listed: Array  # one line each: numbers of rows,
+    found: Array  # what they have,
+    least: Array  # and what all rows do
 
 
 class Padded(NamedTuple):
@@ -119,9 +127,11 @@ def scratch_size(plan: Plan) -> int:
     """Numbers of scratch memory that a tile needs."""
     n_components, d = plan.means.shape
     n_lines = 3 * d + 2 + n_components + 3
+    if is_wide(plan):
+        n_lines += 2 * stride(d, _MOST_LANES) + _MOST_LANES + 3
     # A register tile may reach beyond the last line of each of the four areas.
     size: int = (n_lines + 4 * COLUMNS) * _PITCH_SINGLE + n_components // BAND
-    return size
+    return size + (2 * stride(d, _MOST_LANES) if is_wide(plan) else 0)
 
 
 @njit(**INLINE)
@@ -140,11 +150,20 @@ def width_of(lines: Any) -> Any:
 def cut_tile(plan: Any, scratch: Any) -> Any:
     """Cut a tile out of scratch memory."""
     n_components, d = plan.means.shape
-    pitch = pitch_of(scratch)
+    pitch, wide = pitch_of(scratch), is_wide(plan)
+    # Lines behind the last one: squares of rows are turned as a whole.
+    more = _MOST_LANES if wide else 0
+    length = stride(d, _MOST_LANES) if wide else 0
     work = (d + COLUMNS) * pitch
     white = work + (d + 2 + COLUMNS) * pitch
-    joint = white + (d + COLUMNS) * pitch
+    joint = white + (d + COLUMNS + more) * pitch
     single = joint + (n_components + COLUMNS) * pitch
+    bands = single + 3 * pitch
+    by_row = bands + n_components // BAND
+    parts = by_row + length * pitch
+    centre = parts + length * pitch
+    listed = centre + 2 * length
+    line = pitch if wide else 0
     return Tile(
         rows=scratch[:work],
         work=scratch[work:white],
@@ -152,8 +171,14 @@ def cut_tile(plan: Any, scratch: Any) -> Any:
         joint=scratch[joint:single],
         weights=scratch[single : single + pitch],
         log_prob=scratch[single + pitch : single + 2 * pitch],
-        scale=scratch[single + 2 * pitch : single + 3 * pitch],
-        bands=scratch[single + 3 * pitch : single + 3 * pitch + n_components // BAND],
+        scale=scratch[single + 2 * pitch : bands],
+        bands=scratch[bands:by_row],
+        by_row=scratch[by_row:parts],
+        parts=scratch[parts:centre],
+        centre=scratch[centre:listed],
+        listed=scratch[listed : listed + line],
+        found=scratch[listed + line : listed + 2 * line],
+        least=scratch[listed + 2 * line : listed + 3 * line],
     )
 
 
@@ -187,8 +212,14 @@ _load_four: Final = _make_few(4)
 
 
 @njit(**JIT)
-def _load_rows(x: Any, d: int, step: int, start: int, inside: int, lines: Any) -> None:
-    """Copy rows to lines; past the end, the last row again."""
+def _load_rows(
+    x: Any, d: int, step: int, start: int, inside: int, lines: Any, by_row: Any
+) -> None:
+    """Copy rows to lines; past the end, the last row again.
+
+    And as they are, to rows that are filled up with zeros, if there is room for them.
+    """
+    length = stride(d, lanes(lines)) if by_row.shape[0] > 0 else 0
     pitch, n = pitch_of(lines), lanes(lines)
     together, blocks = inside // n * n, d // n * n
     begin: Any = ZERO
@@ -201,27 +232,53 @@ def _load_rows(x: Any, d: int, step: int, start: int, inside: int, lines: Any) -
             _load_four(x, start, together, lines)
         begin = together
     for first in range(begin, together, n):
-        at = (start + first) * step
+        at, its = (start + first) * step, first * length
         for i in range(0, blocks, n):
             for t in range(n):
                 prefetch(x, at + _AHEAD + t * step + i)
-            square = transpose(load_square(x, at + i, step, lines))
-            store(square, lines, i * pitch + first, pitch, 1)
+            square = load_square(x, at + i, step, lines)
+            if length > 0:
+                store(square, by_row, its + i, length, 1)
+            store(transpose(square), lines, i * pitch + first, pitch, 1)
         if blocks == d:
             continue
+        for t in range(n if length > 0 else 0):
+            store(zeros(lines, 1), by_row, its + t * length + length - n, 0, 1)
         # Some features once more; or lines behind the last one, which nobody has used.
         i = max(0, d - n)
         if at + (n - 1) * step + i + n <= x.shape[0]:
-            square = transpose(load_square(x, at + i, step, lines))
-            store(square, lines, i * pitch + first, pitch, 1)
+            square = load_square(x, at + i, step, lines)
+            if length > 0:
+                store(square, by_row, its + i, length, 1)
+            store(transpose(square), lines, i * pitch + first, pitch, 1)
             continue
         for i in range(blocks, d):
             for t in range(n):
                 lines[i * pitch + first + t] = x[at + t * step + i]
+                if length > 0:
+                    by_row[its + t * length + i] = x[at + t * step + i]
     for t in range(together, whole_width(inside, lines)):
         at = (start + min(t, inside - 1)) * step
         for i in range(d):
             lines[i * pitch + t] = x[at + i]
+            if length > 0:
+                by_row[t * length + i] = x[at + i]
+        for i in range(d, length):
+            by_row[t * length + i] = 0.0
+
+
+@njit(**JIT)
+def _turn(lines: Any, d: int, width: int, by_row: Any) -> None:
+    """Copy lines to rows that are filled up with zeros."""
+    pitch, n = pitch_of(lines), lanes(lines)
+    length = stride(d, n)
+    for first in range(0, width, n):
+        for i in range(0, length, n):
+            square = transpose(load_square(lines, i * pitch + first, pitch, lines))
+            store(square, by_row, first * length + i, length, 1)
+        for t in range(first, first + n):
+            for i in range(d, length):
+                by_row[t * length + i] = 0.0
 
 
 @njit(**JIT)
@@ -251,18 +308,20 @@ def _shift(shift: Any, lines: Any, width: int) -> None:
 
 
 @njit(**JIT)
-def load_tile(rows: Any, plan: Any, start: int, inside: int, lines: Any) -> None:
-    """Copy rows of any layout to lines."""
-    by_column, d = rows.columns.shape[0] > 0, rows.n_columns
+def load_tile(rows: Any, plan: Any, start: int, inside: int, tile: Any) -> None:
+    """Copy rows of any layout to lines, and to rows where there is room for them."""
+    by_column, d, lines = rows.columns.shape[0] > 0, rows.n_columns, tile.rows
     if rows.double.shape[0] > 0:
         if by_column:
             _load_columns(rows.double, rows.columns, start, inside, lines)
         else:
-            _load_rows(rows.double, d, rows.step, start, inside, lines)
+            _load_rows(rows.double, d, rows.step, start, inside, lines, tile.by_row)
     elif by_column:
         _load_columns(rows.single, rows.columns, start, inside, lines)
     else:
-        _load_rows(rows.single, d, rows.step, start, inside, lines)
+        _load_rows(rows.single, d, rows.step, start, inside, lines, tile.by_row)
+    if by_column and tile.by_row.shape[0] > 0:
+        _turn(lines, d, whole_width(inside, lines), tile.by_row)
     if plan.shift.shape[0] > 0:
         _shift(plan.shift, lines, whole_width(inside, lines))
 

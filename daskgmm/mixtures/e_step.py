@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from daskgmm.kernel.layout import (
     sums_in,
     triangle,
 )
+from daskgmm.mixtures import bounds
 from daskgmm.mixtures.covariance import CovarianceShape
 from daskgmm.mixtures.gaussian import Mixture
 from daskgmm.mixtures.single import (
@@ -265,7 +267,9 @@ AnyBlock = TypeVar("AnyBlock", bound=BlockLike)
 
 
 def message(
-    mixtures: Sequence[Mixture], shifts: Sequence[Array | None] | None = None
+    mixtures: Sequence[Mixture],
+    shifts: Sequence[Array | None] | None = None,
+    n_rows: float = math.inf,
 ) -> Message:
     """What a pass is to evaluate: mixtures of one number of features, of any shape.
 
@@ -276,6 +280,9 @@ def message(
         Where each is to be measured from if it may be evaluated in single precision,
         and stays exact enough; those of one array share the work on rows. See
         `single.shift_of`.
+    n_rows : float
+        About how many there are, by which to choose what pays. It makes no difference
+        to the numbers.
     """
     members: dict[tuple[str, int | None], list[int]] = {}
     points: dict[int | None, Array | None] = {None: None}
@@ -288,19 +295,20 @@ def message(
         members.setdefault((form, place), []).append(i)
     return Message(
         tuple(
-            _plan(form, [mixtures[i] for i in its], points[place])
+            _plan(form, [mixtures[i] for i in its], points[place], n_rows)
             for (form, place), its in members.items()
         ),
         tuple(map(tuple, members.values())),
     )
 
 
-def plan(mixture: Mixture, *, single: bool = False) -> EStep:
+def plan(mixture: Mixture, *, single: bool = False, n_rows: float = math.inf) -> EStep:
     """Lay out what the kernel needs of one mixture.
 
-    In single precision if that may be, and is exact enough.
+    In single precision if that may be, and is exact enough. See `message`.
     """
-    [e_step] = message([mixture], [shift_of(mixture) if single else None]).e_steps
+    shift = shift_of(mixture) if single else None
+    [e_step] = message([mixture], [shift], n_rows).e_steps
     return e_step
 
 
@@ -313,12 +321,16 @@ def _form(mixture: Mixture) -> str:
     return "natural" if _can_be_natural(mixture) else "diagonal"
 
 
-def _plan(form: str, mixtures: Sequence[Mixture], shift: Array | None) -> EStep:
+def _plan(
+    form: str, mixtures: Sequence[Mixture], shift: Array | None, n_rows: float
+) -> EStep:
     """The plan of a form; in single precision if there is a point to measure from."""
     if shift is None:
         has_origin = form in ("pooled", "natural")
         origins = [mixture.centre for mixture in mixtures if has_origin]
-        return EStep(_plan_about(form, mixtures, origins, far_apart))
+        return EStep(
+            _plan_about(form, mixtures, origins, far_apart, np.float64, n_rows)
+        )
     if is_measured_from_one_point(form):
         mixtures = [replace(its, means=its.means - shift) for its in mixtures]
     origin = np.zeros_like(shift)
@@ -327,6 +339,8 @@ def _plan(form: str, mixtures: Sequence[Mixture], shift: Array | None) -> EStep:
         mixtures,
         [origin] * len(mixtures),
         lambda mixture: ~are_exact_in_single(mixture, "natural", origin),
+        np.float32,
+        n_rows,
     )
     bases = [base_of(mixture) for mixture in mixtures]
     offsets = plan.offsets - np.repeat(bases, np.diff(plan.starts))
@@ -338,6 +352,8 @@ def _plan_about(
     mixtures: Sequence[Mixture],
     origins: Sequence[Array],
     apart: Callable[[Mixture], NDArray[np.bool_]],
+    dtype: Any,
+    n_rows: float,
 ) -> Plan:
     fields = _fields(mixtures)
     if form == "pooled":
@@ -353,6 +369,8 @@ def _plan_about(
         if form == "dense"
         else {"centres": fields["means"], "scales": _joined(factors)}
     )
+    if form == "dense" and all(bounds.pay(mixture, n_rows) for mixture in mixtures):
+        of_form |= bounds.axes(mixtures, dtype)
     return Plan(**{**fields, **of_form})
 
 
@@ -409,7 +427,7 @@ def _fields(mixtures: Sequence[Mixture]) -> dict[str, Any]:
 def _no_fields(d: int) -> dict[str, Any]:
     """Fields of a plan that are empty, made once: it takes a tenth of a small pass."""
     shapes = {
-        **dict.fromkeys(("dense", "pooled"), (0, 0)),
+        **dict.fromkeys(("dense", "pooled", "axes", "axis_means"), (0, 0)),
         "upper": (0, 0, 0),
         **dict.fromkeys(("origins", "centres", "scales", "lows", "shift"), (0, d)),
         **dict.fromkeys(("mixing", "linear", "quadratic"), (0,)),

@@ -97,7 +97,7 @@ class RefinedRuns:
 
 def look_again(mixtures: Sequence[tuple[Mixture, Mixture]]) -> list[Look]:
     """The message of a second pass: for each run the mixture, and the rough one."""
-    return [Look(plan(mixture), rough) for mixture, rough in mixtures]
+    return [Look(plan(mixture, n_rows=0), rough) for mixture, rough in mixtures]
 
 
 def refine(message: Sequence[Look], blocks: Iterator[BlockLike]) -> RefinedRuns:
