@@ -15,6 +15,10 @@ Listener = Callable[[object], None]
 """What is told of each `Step`, and of what else it may know."""
 
 
+COMPILING: Final = "compiling the kernel"
+"""The name of that step, and of the topic by which workers of a cluster tell of it."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final, final
+from weakref import WeakKeyDictionary
 
 import dask
 from dask.base import compute as compute_here
@@ -58,6 +59,7 @@ _MUCH: Final = 1e7
 Scheduler = Callable[..., Any]
 """What Dask runs graphs by: a client's `get`, or that of threads or of processes."""
 
+_compiling: Final[WeakKeyDictionary[Client, set[str]]] = WeakKeyDictionary()
 _chosen: Final[ContextVar[Scheduler | None]] = ContextVar("chosen", default=None)
 
 
@@ -297,14 +299,44 @@ def _wait(client: Client, future: Any, parts: Sequence[Delayed]) -> Any:
     coming = asyncio.run_coroutine_threadsafe(
         client.gather(future, asynchronous=True), loop.asyncio_loop
     )
-    while not wait_for([coming], timeout=_POLL).done:
-        watch.look()
-        if parts and steps.is_told():
+
+    def is_ready() -> bool:
+        ready = bool(wait_for([coming], timeout=_POLL).done)
+        if not ready:
+            watch.look()
+        return ready
+
+    is_told = bool(parts) and steps.is_told()
+    compiling = _compiling_on(client) if is_told else set()
+    while not is_ready():
+        if compiling:
+            with steps.within(steps.COMPILING):
+                while compiling and not is_ready():
+                    pass
+        if is_told:
             steps.advance(sum(map(is_finished, parts)), len(parts))
     try:
         return coming.result()
     except (CancelledError, CommClosedError) as error:
         raise _cancelled(client) from error
+
+
+def _compiling_on(client: Client) -> set[str]:
+    """Addresses of the workers that compile the kernel now, kept up to date.
+
+    Of those that began once this was asked.
+    """
+    if client not in _compiling:
+        busy = _compiling[client] = set()
+
+        def note(event: tuple[float, tuple[str, bool]]) -> None:
+            _, (address, begins) = event
+            (busy.add if begins else busy.discard)(address)
+
+        client.subscribe_topic(steps.COMPILING, note)
+    # A worker that died has never said that it was done.
+    _compiling[client].clear()
+    return _compiling[client]
 
 
 def _cancelled(client: Client) -> ClusterError:

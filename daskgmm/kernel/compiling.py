@@ -14,8 +14,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.resources import files
 from time import perf_counter
 from typing import Any, Final, TypeVar, final
@@ -31,7 +31,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 ASK: Final = -1
 """First argument of a call that asks for the stamp."""
 
-_COMPILING: Final = "compiling the kernel"
 _STAMP_BYTES: Final = 7
 """A stamp is an int64 above zero."""
 
@@ -116,7 +115,7 @@ class Compiled:
                 entry, is_kept = self._through_cache()
                 if entry is None:
                     entry = njit(**self._options)(self._function)
-                    with steps.within(_COMPILING):
+                    with _told():
                         self._compile(entry)
                 if not is_kept:
                     message = _not_kept(perf_counter() - began)
@@ -137,7 +136,7 @@ class Compiled:
             with suppress(Exception):
                 entry = njit(cache=True, **self._options)(self._function)
                 known = self._is_known(entry)
-                with nullcontext() if known else steps.within(_COMPILING):
+                with nullcontext() if known else _told():
                     self._compile(entry)
                 is_kept = True
         if entry is not None and not self._is_whole(entry):
@@ -166,18 +165,40 @@ class Compiled:
         entry.compile(tuple(map(typeof, self._examples)))
 
 
-def _notify(message: str) -> None:
-    """Warn the user: on a worker of Dask's, in the processes of its clients."""
+def _worker() -> Any:
+    """The worker of Dask's that this is, or None."""
     # Who is a worker has loaded it.
     distributed = sys.modules.get("distributed")
     try:
-        worker = None if distributed is None else distributed.get_worker()
+        return None if distributed is None else distributed.get_worker()
     except (AttributeError, ValueError):  # half loaded, or no worker
-        worker = None
+        return None
+
+
+def _notify(message: str) -> None:
+    """Warn the user: on a worker of Dask's, in the processes of its clients."""
+    worker = _worker()
     if worker is None:
         warnings.warn(message, stacklevel=2)
     else:
         worker.log_event("warn", message)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say that the kernel is compiled: here, and to the clients of a worker."""
+    worker = _worker()
+
+    def tell(*, begins: bool) -> None:
+        if worker is not None:
+            worker.log_event(steps.COMPILING, (worker.address, begins))
+
+    tell(begins=True)
+    try:
+        with steps.within(steps.COMPILING):
+            yield
+    finally:
+        tell(begins=False)
 
 
 def _may_keep(function: Callable[..., Any]) -> bool:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import dask
 import dask.array as da
@@ -22,9 +22,10 @@ from dask import delayed
 from distributed import Client, LocalCluster
 from sklearn.model_selection import GridSearchCV
 
-from daskgmm import GaussianMixture
+from daskgmm import GaussianMixture, steps
 from daskgmm.errors import ClusterError
 from daskgmm.execution.cluster import compute, each
+from daskgmm.kernel import compiling
 
 pytestmark = pytest.mark.timeout(100)
 
@@ -245,7 +246,7 @@ warnings.simplefilter("ignore")
 import dask, dask.array as da, numpy as np, pandas as pd, zarr
 from distributed import Client, LocalCluster
 from threadpoolctl import threadpool_info
-from daskgmm import GaussianMixture
+from daskgmm import GaussianMixture, steps
 from daskgmm.execution.threads import single_threaded_blas
 
 folder = sys.argv[1]
@@ -415,3 +416,23 @@ def test_what_has_not_begun_is_left_after_an_interrupt(tmp_path, request):
         n_begun = len(SPANS)
         time.sleep(1.0)
         assert len(SPANS) == n_begun < len(works)
+
+
+def compiled_for(seconds):
+    with compiling._told():
+        time.sleep(seconds)
+    time.sleep(seconds)
+
+
+def test_it_is_told_that_workers_compile(tmp_path):
+    """What they do then is not counting rows, or whatever they were asked for."""
+    with cluster(tmp_path) as running, Client(running):
+        for seconds in (1.2, 0.0):  # the second time nothing of the first is left
+            said = []
+            work = delayed(compiled_for)(seconds)
+            with steps.told_to(said.append):
+                steps.begin("counting rows")
+                compute(work, [work])
+            names = [name for name, _ in groupby(step.name for step in said)]
+            wanted = ["counting rows", steps.COMPILING, "counting rows"]
+            assert names == (wanted if seconds else wanted[:1])
