@@ -291,3 +291,30 @@ def _check_rows(X: da.Array) -> None:
             "required."
         )
     check_kind(meta_from_array(X), "X")
+
+
+def slices_of_some(
+    X: da.Array, n_blocks: int, n_rows: int, random: np.random.Generator
+) -> da.Array:
+    """A slice of each of some blocks, about so many rows in all.
+
+    Not more is kept, nor read where less can be.
+    """
+    chosen = sorted(random.permutation(X.numblocks[0])[:n_blocks].tolist())
+    each = -(-n_rows // max(len(chosen), 1))
+    lengths = np.array(X.chunks[0], dtype=float)
+    if np.isnan(lengths).any():
+        some: da.Array = X.blocks[chosen].map_blocks(_first, each)
+        return some
+    ends = np.cumsum(lengths)
+    slices = []
+    for block in chosen:
+        begin, end = int(ends[block] - lengths[block]), int(ends[block])
+        first = begin + int(random.integers(max(0, end - begin - each) + 1))
+        slices.append(X[first : min(first + each, end)])
+    return da.concatenate(slices) if slices else X
+
+
+def _first(block: Any, n_rows: int) -> Any:
+    # A copy: a view would hold the whole block.
+    return block[:n_rows].copy()

@@ -70,6 +70,8 @@ def history(model: TrainedMixture) -> Any:
 
     Raises
     ------
+    TypeError
+        If it is a search: its candidates train in the same passes.
     MissingLibraryError
         If pandas is not installed.
 
@@ -83,4 +85,15 @@ def history(model: TrainedMixture) -> Any:
     1       2    0 -2.189161       3
     """
     check_is_fitted(model)
+    refuse_search(model, "history")
     return as_table(getattr(model, "history_", as_columns(np.empty((0, 7)))))
+
+
+def refuse_search(model: Any, function: str) -> None:
+    """Raise a TypeError where a search is given for a mixture."""
+    if hasattr(model, "best_estimator_"):
+        raise TypeError(
+            f"{function} takes a fitted mixture, not a {type(model).__name__}. Of a "
+            "search, results_ has what became of each candidate, and plot_criterion "
+            "draws it; fit the parameters in best_params_ to follow one fit."
+        )

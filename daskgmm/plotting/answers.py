@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _POINTS: Final = 20_000
 """Rows that are drawn, at most."""
+_NAMED: Final = 10
+"""Components that a legend has room for."""
 _SURE: Final = 0.5
 """Entropy, as a part of what it can be, above which a row is nobody's."""
 
@@ -60,6 +62,7 @@ def plot_responsibilities(
     labels, n_components = shares.argmax(axis=1), shares.shape[1]
     unsure = entr(shares).sum(axis=1) / max(np.log(n_components), 1e-300)
     ax = style.new_axes(ax)
+    heaviest = np.argsort(-np.bincount(labels, minlength=n_components))[:_NAMED]
     for k, (colour, marker) in enumerate(style.markers(n_components)):
         its = labels == k
         if its.any():
@@ -71,11 +74,14 @@ def plot_responsibilities(
                 marker=marker,
                 alpha=np.clip(1.0 - unsure[its], 0.12, 1.0),
                 linewidths=0,
-                label=f"{k} ({its.mean():.1%})",
+                label=f"{k} ({its.mean():.1%})" if k in heaviest else None,
                 rasterized=True,
             )
     nobodys = float((unsure > _SURE).mean())
-    ax.legend(frameon=False, fontsize="small", title="component")
+    title = "component"
+    if n_components > _NAMED:
+        title = f"the {_NAMED} largest of {n_components} components"
+    ax.legend(frameon=False, fontsize="small", title=title)
     across, below = (names_of(model)[place] for place in places)
     style.tidy(ax, xlabel=across, ylabel=below)
     ax.set_title(f"{nobodys:.1%} of rows are between components", fontsize="small")
@@ -108,10 +114,17 @@ def plot_outliers(
 
     Raises
     ------
+    TypeError
+        If it is no detector.
     ValueError
         If the detector knows no such features.
     """
     check_is_fitted(detector)
+    if not hasattr(detector, "estimator_"):
+        raise TypeError(
+            "plot_outliers draws what a fitted MixtureOutlierDetector finds, not a "
+            f"{type(detector).__name__}: fit MixtureOutlierDetector(mixture)."
+        )
     model = detector.estimator_
     places = places_of(features, model, 2, 2)
     table = some_rows(rows, model, _POINTS)

@@ -21,7 +21,7 @@ _FEW: Final = 5_000
 """Rows up to which each is a point."""
 _MOST_BINS: Final = 200
 _FEW_CURVES: Final = 15
-"""Components up to which their curves have numbers: of more, they cover each other."""
+"""Components whose curves have numbers: of more, these cover each other."""
 _MOST_PAIRS: Final = 6
 """Features that `plot_pairs` draws, unless it is told."""
 
@@ -108,6 +108,7 @@ def plot_pairs(
     wanted = list(range(min(d, _MOST_PAIRS))) if features is None else features
     places = places_of(wanted, model, 2, d)
     m = len(places)
+    table = None if rows is None else some_rows(rows, model)
     if axes is None:
         from matplotlib import pyplot as plt
 
@@ -116,7 +117,6 @@ def plot_pairs(
         )
     if np.shape(axes) != (m, m):
         raise ValueError(f"axes must have the shape {(m, m)}, not {np.shape(axes)}.")
-    table = None if rows is None else some_rows(rows, model)
     for i, below in enumerate(places):
         for j, across in enumerate(places):
             _draw_cell(axes[i, j], model, below, across, table)
@@ -173,11 +173,12 @@ def _draw_one(
     z = (x[:, np.newaxis] - means) / deviations
     curves = weights * np.exp(-0.5 * z**2) / (deviations * np.sqrt(2.0 * np.pi))
     stress = style.emphasis(weights)
+    heaviest = np.argsort(-weights)[:_FEW_CURVES]
     for k, (colour, line) in enumerate(style.strokes(len(weights))):
         ax.plot(
             x, curves[:, k], color=colour, linestyle=line, linewidth=2.2 * stress[k]
         )
-        if labelled and len(weights) <= _FEW_CURVES:
+        if labelled and k in heaviest:
             _number(ax, k, (means[k], curves[:, k].max()), colour)
     ax.plot(x, curves.sum(axis=1), color=style.foreground(), linewidth=1, alpha=0.8)
     for mean in [] if true is None else true[:, 0]:

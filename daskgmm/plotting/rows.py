@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.validation import validate_data
 
-from daskgmm.data.dask_array import as_dask, with_care
+from daskgmm.data.dask_array import as_dask, slices_of_some, with_care
 from daskgmm.data.gaps import Gaps
 from daskgmm.data.inputs import open_input
 
@@ -20,39 +21,48 @@ Feature = str | int
 
 
 def some_rows(X: Any, model: Any, most: int = MOST) -> NDArray[np.float64]:
-    """Rows without NaN: all, or so many of them, drawn with a fixed seed.
+    """Rows without NaN: all, or about so many of them, drawn with a fixed seed.
 
     Parameters
     ----------
     X : rows of any kind that a mixture takes
     model : fitted mixture
-        Of as many features, or of these names.
+        Of as many features, of the same names if both have names.
     most : int
 
     Raises
     ------
     ValueError
-        If they have another number of features.
+        If they have other features.
     """
     random = np.random.default_rng(0)
     gaps = Gaps(model.missing_chunks, model.nan)
     given = open_input(X, gaps)
-    rows: Any = given.rows
-    if given.is_lazy:
-        blocks = with_care(as_dask(rows, gaps), gaps)
-        n_blocks = blocks.numblocks[0]
-        chosen = random.permutation(n_blocks)[:_BLOCKS]
-        rows = blocks.blocks[sorted(chosen.tolist())].compute()
-    table = np.ma.filled(np.ma.asarray(rows, dtype=np.float64), np.nan)
     d = len(model.means_[0])
-    if table.ndim != 2 or table.shape[1] != d:
+    names = given.names
+    if hasattr(model, "feature_names_in_") and hasattr(names, "columns"):
+        validate_data(model, names, reset=False, skip_check_array=True)
+    if np.ndim(names) != 2 or names.shape[1] != d:
         raise ValueError(
-            f"X has the shape {table.shape}, and the mixture has {d} features."
+            f"X has the shape {np.shape(names)}, and the mixture has {d} features."
         )
-    table = table[~np.isnan(table).any(axis=1)]
-    if len(table) > most:
-        table = table[np.sort(random.choice(len(table), most, replace=False))]
-    return table
+    if given.is_lazy:
+        drawn = slices_of_some(as_dask(given.rows, gaps), _BLOCKS, most, random)
+        some: Any = with_care(drawn, gaps).compute()
+    else:
+        some = _some_here(given.rows, most, random)
+    table = np.ma.filled(np.ma.asarray(some, dtype=np.float64), np.nan)
+    return table[~np.isnan(table).any(axis=1)]
+
+
+def _some_here(rows: Any, most: int, random: np.random.Generator) -> Any:
+    """Rows in memory, or mapped into it; only those that are drawn are copied."""
+    if len(rows) <= most:
+        return rows
+    # One of each stretch: to draw without replacement takes a number for each row.
+    places = (np.arange(most) + random.random(most)) * (len(rows) / most)
+    places = np.unique(places.astype(np.intp))
+    return rows.iloc[places] if hasattr(rows, "iloc") else np.asanyarray(rows)[places]
 
 
 def names_of(model: Any) -> list[str]:

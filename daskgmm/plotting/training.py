@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.estimators.models import refuse_search
 from daskgmm.plotting import style
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
     from daskgmm.estimators.search import MixtureSearch
     from daskgmm.estimators.trained import TrainedMixture
+
+_FEW_RUNS: Final = 8
+"""Runs up to which each is named."""
 
 
 def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
@@ -32,10 +36,13 @@ def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
 
     Raises
     ------
+    TypeError
+        If it is a search.
     ValueError
         If no passes are known, as of a model that was made of another one.
     """
     check_is_fitted(model)
+    refuse_search(model, "plot_convergence")
     told = getattr(model, "history_", None)
     if told is None or not len(told["n_pass"]):
         raise ValueError("The model has no history of passes: it was not fitted here.")
@@ -43,9 +50,15 @@ def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
     runs = np.unique(told["run"])
     last = {run: told["bound"][told["run"] == run][-1] for run in runs}
     kept = min(last, key=lambda run: (abs(last[run] - model.lower_bound_), run))
+    first_other = next((run for run in runs if run != kept), None)
     for run, (colour, line) in zip(runs, style.strokes(len(runs)), strict=True):
         its = told["run"] == run
         is_kept = run == kept
+        label: str | None = f"run {run}, kept" if is_kept else f"run {run}"
+        if len(runs) > _FEW_RUNS and not is_kept:
+            # Of so many, names would cover the picture.
+            colour, line = style.ROWS, "-"
+            label = f"{len(runs) - 1} other runs" if run == first_other else None
         ax.plot(
             told["n_pass"][its],
             told["bound"][its],
@@ -53,11 +66,14 @@ def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
             linestyle=line,
             linewidth=2.2 if is_kept else 1.0,
             marker="." if its.sum() < 30 else None,
-            label=f"run {run}, kept" if is_kept else f"run {run}",
+            zorder=3 if is_kept else 2,
+            label=label,
         )
     if len(runs) > 1:
         ax.legend(frameon=False, fontsize="small")
     style.count_along(ax)
+    # Not as what is beside a number that stands apart.
+    ax.ticklabel_format(axis="y", useOffset=False)
     return style.tidy(ax, xlabel="pass", ylabel="lower bound")
 
 
@@ -74,8 +90,18 @@ def plot_criterion(search: MixtureSearch, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib Axes
+
+    Raises
+    ------
+    TypeError
+        If it is no search.
     """
     check_is_fitted(search)
+    if not hasattr(search, "results_"):
+        raise TypeError(
+            "plot_criterion draws a fitted MixtureSearch, not a "
+            f"{type(search).__name__}."
+        )
     ax = style.new_axes(ax)
     found, lines = search.results_, dict[str, list[tuple[int, float]]]()
     for params, value in zip(found["params"], found[search.criterion], strict=True):

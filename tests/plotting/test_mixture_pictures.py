@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from functools import partial
+
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -15,14 +18,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from sklearn.exceptions import NotFittedError
 
-from daskgmm import BayesianGaussianMixture, GaussianMixture
+from daskgmm import (
+    BayesianGaussianMixture,
+    GaussianMixture,
+    MixtureOutlierDetector,
+)
 from daskgmm.plotting import (
     plot_convergence,
     plot_mixture,
+    plot_outliers,
     plot_pairs,
     plot_responsibilities,
     style,
 )
+from daskgmm.plotting.rows import some_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -281,6 +290,69 @@ def test_of_lazy_rows_only_some_blocks_are_read(tmp_path, kind):
     if kind == "dask":
         assert read == [100] * 8
         assert len(shown) == 800
+
+
+class Noted:
+    """Rows that note how many were asked for; Dask may pickle them."""
+
+    rows, read = blobs(2, 400_000, 2, 2), []
+    shape, dtype, ndim = rows.shape, rows.dtype, 2
+
+    def __getitem__(self, where):
+        found = Noted.rows[where]
+        Noted.read.append(len(found))
+        return found
+
+
+@pytest.mark.parametrize("n_blocks", [1, 8])
+def test_not_more_is_read_than_is_drawn(n_blocks):
+    """Of blocks that are slices of something, slices of them are read."""
+    rows = Noted.rows
+    model = GaussianMixture(2, random_state=0).fit(rows[:1000])
+    lazy = da.from_array(Noted(), chunks=(len(rows) // n_blocks, 2), asarray=False)
+    Noted.read.clear()
+    table = some_rows(lazy, model, 4_000)
+    assert len(table) == sum(Noted.read) == 4_000
+    # Of all of the blocks, not of their beginning.
+    assert {tuple(row) for row in table} != {tuple(row) for row in rows[:4_000]}
+
+
+def test_of_mapped_memory_only_what_is_drawn_is_copied(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((1_000_000, 4), dtype=np.float32))
+    rows = np.load(tmp_path / "x.npy", mmap_mode="r")
+    model = GaussianMixture(1).fit(np.random.default_rng(0).normal(size=(100, 4)))
+    tracemalloc.start()
+    table = some_rows(rows, model, 10_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 9_000 <= len(table) <= 10_000
+    assert peak < 4_000_000
+
+
+@pytest.mark.parametrize(
+    "draw", [plot_mixture, plot_pairs, plot_responsibilities, plot_outliers]
+)
+@pytest.mark.parametrize(
+    "wrap", [lambda table: table, partial(dd.from_pandas, npartitions=2)]
+)
+def test_features_of_other_names_or_in_another_order_are_refused(draw, wrap):
+    table = pd.DataFrame(blobs(2, 300, 2, 2), columns=["a", "b"])
+    model = GaussianMixture(2, random_state=0)
+    if draw is plot_outliers:
+        model = MixtureOutlierDetector(model)
+    model.fit(table)
+    for other in (table[["b", "a"]], table.set_axis(["a", "c"], axis=1)):
+        with pytest.raises(ValueError, match="feature names"):
+            draw(model, wrap(other))
+    assert not plt.get_fignums()
+
+
+def test_of_many_curves_the_heaviest_have_numbers():
+    model = GaussianMixture(20, random_state=0, max_iter=1)
+    model.fit(np.linspace(0, 1, 400)[:, np.newaxis] ** 2)
+    drawn = plot_mixture(model, ax=axes())
+    numbers = {int(text.get_text()) for text in drawn.texts}
+    assert numbers == set(np.argsort(-model.weights_)[:15].tolist())
 
 
 def test_rows_with_nan_are_not_drawn_and_others_are_refused():

@@ -10,6 +10,7 @@ from conftest import blobs
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+import daskgmm
 from daskgmm import GaussianMixture, MixtureOutlierDetector, MixtureSearch
 from daskgmm.plotting import (
     plot_convergence,
@@ -96,3 +97,41 @@ def test_outliers_are_those_of_the_detector(lazy):
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [
         f"{(~out).sum()} rows", f"{out.sum()} outliers",
     ]  # fmt: skip
+
+
+def test_of_many_runs_the_kept_one_has_a_name():
+    """A legend of thirty lines is larger than the picture."""
+    rows = blobs(3, 300, 2, 3)
+    model = GaussianMixture(3, n_init=30, random_state=0).fit(rows)
+    drawn = plot_convergence(model, ax=axes())
+    names = [text.get_text() for text in drawn.get_legend().get_texts()]
+    assert len(names) == 2
+    assert sum(name.endswith("kept") for name in names) == 1
+    assert "29 other runs" in names
+    assert len(drawn.lines) == 30
+    drawn.figure.canvas.draw()
+    assert drawn.yaxis.get_offset_text().get_text() == ""
+
+
+def test_of_many_components_the_largest_have_names():
+    rows = blobs(3, 1000, 2, 3)
+    model = GaussianMixture(50, random_state=0, max_iter=2).fit(rows)
+    drawn = plot_responsibilities(model, rows, ax=axes())
+    legend = drawn.get_legend()
+    assert legend.get_title().get_text() == "the 10 largest of 50 components"
+    shares = np.bincount(model.predict(rows), minlength=50)
+    named = [int(text.get_text().split()[0]) for text in legend.get_texts()]
+    assert sorted(named) == sorted(np.argsort(-shares)[:10])
+
+
+def test_what_is_not_drawn_is_refused_by_name():
+    rows = blobs(3, 200, 2, 2)
+    model = GaussianMixture(2, random_state=0).fit(rows)
+    search = MixtureSearch(2, random_state=0).fit(rows)
+    for draw in (plot_convergence, daskgmm.history):
+        with pytest.raises(TypeError, match=f"{draw.__name__} takes a fitted mixture"):
+            draw(search)
+    with pytest.raises(TypeError, match="plot_criterion draws a fitted MixtureSearch"):
+        plot_criterion(model)
+    with pytest.raises(TypeError, match="plot_outliers draws what a fitted"):
+        plot_outliers(model, rows)
