@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import runpy
 import warnings
@@ -11,6 +13,7 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -87,8 +90,10 @@ def test_notebook_runs_and_finds_the_known_mixture():
                 "int(gm.converged_), gm.n_iter_)"
             )
         )
+        stored = _pictures(notebook)
         client = nbclient.NotebookClient(notebook, timeout=120)
         client.execute()
+    _assert_alike(_pictures(notebook), stored)
     stated = np.array(notebook.cells[-1].outputs[0].text.split(), dtype=float)
     weights, means = stated[:3], stated[3:9].reshape(3, 2)
     order = np.argsort(weights)
@@ -96,6 +101,26 @@ def test_notebook_runs_and_finds_the_known_mixture():
     np.testing.assert_allclose(weights[order], np.take(WEIGHTS, expected), atol=1.5e-4)
     np.testing.assert_allclose(means[order], np.take(MEANS, expected, 0), atol=1e-3)
     assert stated[9:].tolist() == [1, 4]
+
+
+def _pictures(notebook):
+    """All pictures of a notebook, as numbers."""
+    code = (cell for cell in notebook.cells if cell.cell_type == "code")
+    data = (output.get("data", {}) for cell in code for output in cell.outputs)
+    encoded = (its["image/png"] for its in data if "image/png" in its)
+    return [imread(io.BytesIO(base64.b64decode(one)))[..., :3] for one in encoded]
+
+
+def _assert_alike(pictures, others):
+    """As far as the eye sees from afar: size, ink, and colour; not the last pixel."""
+    assert len(pictures) == len(others)
+    for one, other in zip(pictures, others, strict=True):
+        np.testing.assert_allclose(one.shape, other.shape, rtol=0.02)
+        inked, before = ((its < 0.95).any(axis=2).mean() for its in (one, other))
+        np.testing.assert_allclose(inked, before, rtol=0.1)
+        np.testing.assert_allclose(
+            one.mean(axis=(0, 1)), other.mean(axis=(0, 1)), atol=0.01
+        )
 
 
 NOTEBOOKS = {
@@ -134,8 +159,9 @@ def test_stored_outputs_of_a_notebook_are_those_of_a_run(name):
 def test_other_notebooks_run_from_top_to_bottom(name):
     """And say the same numbers again, where they say but numbers."""
     notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
-    before = _said(notebook)
+    before, pictures = _said(notebook), _pictures(notebook)
     nbclient.NotebookClient(notebook, timeout=400).execute()
+    _assert_alike(_pictures(notebook), pictures)
     after = _said(notebook)
     assert len(after) == len(before) > 2
     for now, then in zip(after, before, strict=True):

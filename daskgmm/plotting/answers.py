@@ -81,7 +81,14 @@ def plot_responsibilities(
     title = "component"
     if n_components > _NAMED:
         title = f"the {_NAMED} largest of {n_components} components"
-    ax.legend(frameon=False, fontsize="small", title=title)
+    # Points may lie behind it.
+    ax.legend(
+        framealpha=0.85,
+        edgecolor="none",
+        markerscale=1.6,
+        fontsize="small",
+        title=title,
+    )
     across, below = (names_of(model)[place] for place in places)
     style.tidy(ax, xlabel=across, ylabel=below)
     ax.set_title(f"{nobodys:.1%} of rows are between components", fontsize="small")
