@@ -20,17 +20,24 @@ class DataError(DaskGMMError, ValueError):
 
 
 class InterruptedFit(KeyboardInterrupt):
-    """A fit was broken off by hand: the message says what was kept of it.
+    """A fit was interrupted: the message says what was kept of it.
 
     Attributes
     ----------
     checkpoint : str or None
-        Where it goes on from.
+        From which the same fit resumes, if a state was kept.
+    unwritten : str or None
+        The checkpoint to which no state had been written yet.
     """
 
-    def __init__(self, message: str, checkpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        checkpoint: str | None = None,
+        unwritten: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.unwritten = checkpoint, unwritten
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it: whoever stopped it knows where."""

@@ -52,7 +52,7 @@ def test_a_beginner_gets_what_is_shown(tmp_path, monkeypatch, capsys):
 
 WITH_EXAMPLES = [
     page
-    for page in [*PAGES, ROOT / "README.md"]
+    for page in PAGES
     if RUN.search(page.read_text(encoding="utf-8")) and page.stem != "getting_started"
 ]
 
@@ -61,6 +61,20 @@ WITH_EXAMPLES = [
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name)
 def test_examples_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     run_page(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_is_a_script(tmp_path):
+    """It starts processes, which import it: saved to a file, it must run as well."""
+    [code] = RUN.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    (tmp_path / "script.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("[[")
+    assert (tmp_path / "model.zarr").is_dir()
 
 
 def commands(page):

@@ -65,9 +65,9 @@ def fit(**given: Any) -> None:
     """Fit a mixture to the rows in STORE, and save it as MODEL.
 
     STORE is a Zarr array of shape (rows, features), or Parquet: a file, a folder or a
-    glob. Each iteration reads it once and prints a line: the number of the pass, the
-    mean log likelihood of a row (the bound), its change, the speed, and how long it
-    goes on at most.
+    glob. Each pass reads it once, or what does not stay in memory, and prints a line:
+    the number of the pass, the mean log likelihood of a row (the bound), its change,
+    the speed, and the time left at most. Large data take few passes.
 
     \b
       daskgmm fit rows.zarr model.zarr -k 8 --n-init 5 --seed 0
@@ -75,8 +75,8 @@ def fit(**given: Any) -> None:
       daskgmm fit rows.zarr model.zarr -k 30 --bayesian
       daskgmm fit rows.zarr model.zarr -k 8 --dry-run
 
-    With --checkpoint, a fit that was broken off goes on when the same command is given
-    again, and ends with the same model to the last bit. It also goes on with a larger
+    With --checkpoint, a fit that was interrupted resumes when the same command is given
+    again, and ends with the same model to the last bit. It also resumes with a larger
     --max-iter or a lower --tol, with more restarts, or accelerated.
     """  # noqa: D301
     training = given["training"]

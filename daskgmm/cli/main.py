@@ -162,7 +162,7 @@ _TRACEBACK: Final = "DASKGMM_TRACEBACK"
 
 @final
 class _Interrupted(click.ClickException):
-    """A command was broken off by hand: it ends as the shell expects."""
+    """A command was interrupted: it ends as the shell expects."""
 
     exit_code = 130
 
@@ -172,19 +172,21 @@ class _Interrupted(click.ClickException):
 
 
 _RESUMED: Final = ("predict", "sample")
-"""Commands that go on where they broke off."""
+"""Commands that resume where they stopped."""
 
 
 def _what_was_kept(error: KeyboardInterrupt, command: str | None) -> str:
     if isinstance(error, InterruptedFit):
+        if error.unwritten is not None:
+            return f"Interrupted; {error}"
         if error.checkpoint is None:
             return (
                 "Interrupted; nothing was kept. With --checkpoint, the same command "
-                "goes on where it broke off."
+                "resumes where it stopped."
             )
-        return f"Interrupted. The same command goes on from {error.checkpoint}."
+        return f"Interrupted. The same command resumes from {error.checkpoint}."
     if command in _RESUMED:
-        return "Interrupted. The same command goes on where this one broke off."
+        return "Interrupted. The same command resumes where this one stopped."
     return "Interrupted."
 
 

@@ -51,8 +51,8 @@ from daskgmm.storage.urls import absolute as place
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace another output that is there. The unfinished one of this very "
-    "command is gone on with: to begin anew, remove it.",
+    help="Replace another output that is there. The unfinished one of this same "
+    "command is resumed: to begin again, remove it.",
 )
 @dry_run_option
 @json_option
@@ -71,9 +71,9 @@ def predict(**given: Any) -> None:
       daskgmm predict model.zarr cells.parquet labels.parquet --key id
       daskgmm predict model.zarr rows.zarr outliers.zarr --outliers 0.01
 
-    A command that was broken off, by an error or in any other way, goes on when it is
-    given again; what is done is kept. OUT says of itself whether it is complete, and so
-    does "daskgmm info OUT".
+    A command that was interrupted, by an error or in any other way, resumes when it is
+    given again; what was done is kept. OUT says of itself whether it is complete, and
+    so does "daskgmm info OUT".
     """  # noqa: D301
     kind, out = given["kind"], given["out"]
     if given["outliers"] is not None and kind != "labels":

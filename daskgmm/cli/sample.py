@@ -30,8 +30,8 @@ from daskgmm.storage.urls import absolute as place
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace another output that is there. The unfinished one of this very "
-    "command is gone on with: to begin anew, remove it.",
+    help="Replace another output that is there. The unfinished one of this same "
+    "command is resumed: to begin again, remove it.",
 )
 @json_option
 def sample(**given: Any) -> None:

@@ -135,7 +135,7 @@ def _concentrations(
     "--stop-losers",
     is_flag=True,
     help="End candidates early that, as it is predicted, can win no more. Those that "
-    "are accelerated, and with --criterion held_out all, go on to the end.",
+    "are accelerated, and with --criterion held_out all, run to the end.",
 )
 @bayesian_option
 @click.option(
@@ -169,7 +169,7 @@ def select(**given: Any) -> None:
       daskgmm select rows.zarr model.zarr -k 30 --bayesian \
         --weight-concentration 0.001,0.1,10
 
-    With --checkpoint, a search that was broken off goes on when the same command is
+    With --checkpoint, a search that was interrupted resumes when the same command is
     given again, and ends with the same model to the last bit.
     """  # noqa: D301
     training, bayesian = given["training"], given["bayesian"]

@@ -157,7 +157,7 @@ _TRAINING_OPTIONS: Final = (
     click.option(
         "--accelerate/--no-accelerate",
         default=None,
-        help="Have EM go on on the rows that were drawn, between the passes, so that "
+        help="Let EM run on the rows that were drawn, between the passes, so that "
         "far fewer passes lead to the same place.  [default: if there are 20 rows for "
         "each that is drawn]",
     ),
@@ -186,7 +186,7 @@ _TRAINING_OPTIONS: Final = (
         type=place,
         metavar="PLACE",
         help="Keep the state of the fit there, a folder or URL. If the same command "
-        "was broken off, it goes on from it.",
+        "was interrupted, it resumes from there.",
     ),
     click.option(
         "--checkpoint-interval",

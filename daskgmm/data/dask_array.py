@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final, final
 
 import dask.array as da
@@ -296,12 +297,15 @@ def _check_rows(X: da.Array) -> None:
 def slices_of_some(
     X: da.Array, n_blocks: int, n_rows: int, random: np.random.Generator
 ) -> da.Array:
-    """A slice of each of some blocks, about so many rows in all.
+    """Slices of some blocks, about so many rows in all.
 
-    Not more is kept, nor read where less can be.
+    Not more is kept, nor read where less can be: a single slice of a block is all that
+    Dask asks its source for. Rows may be in some order: so of fewer blocks, several
+    slices are taken, that lie all over them.
     """
     chosen = sorted(random.permutation(X.numblocks[0])[:n_blocks].tolist())
     each = -(-n_rows // max(len(chosen), 1))
+    n_slices = n_blocks // max(len(chosen), 1)
     lengths = np.array(X.chunks[0], dtype=float)
     if np.isnan(lengths).any():
         some: da.Array = X.blocks[chosen].map_blocks(_first, each)
@@ -310,8 +314,14 @@ def slices_of_some(
     slices = []
     for block in chosen:
         begin, end = int(ends[block] - lengths[block]), int(ends[block])
-        first = begin + int(random.integers(max(0, end - begin - each) + 1))
-        slices.append(X[first : min(first + each, end)])
+        if end - begin <= each:
+            slices.append(X[begin:end])
+            continue
+        size = -(-each // n_slices)
+        bounds = np.linspace(begin, end, -(-each // size) + 1).astype(int)
+        for first, last in pairwise(bounds.tolist()):
+            start = first + int(random.integers(max(0, last - first - size) + 1))
+            slices.append(X[start : min(start + size, last)])
     return da.concatenate(slices) if slices else X
 
 

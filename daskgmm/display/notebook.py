@@ -89,7 +89,7 @@ class Notebook:
     def _ended(self, *, broken: bool) -> Html:
         """What stays: where it ended, and the curves."""
         last, time = self._seen.last, words.seconds(self._clock() - self._seen.began)
-        how = "broken off" if broken else "done"
+        how = "interrupted" if broken else "done"
         if last is None:
             return Html(f"<div><code>{how}, {time}</code></div>", f"{how}, {time}")
         said = f"{last.n_pass} passes, {time}"

@@ -17,12 +17,12 @@ from daskgmm.steps import Listener, told_to
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Show how fits, and searches, within it go on.
+    """Show how fits, and searches, within it progress.
 
     In a terminal a bar: what is done, how much of it, rows and bytes in a second, the
-    bound and its change, how many starts go on, and how long the rest may take. In a
-    notebook the same, and at the end the curve of the bounds. Elsewhere, as in a log, a
-    line after each pass, and each ten seconds.
+    bound and its change, how many starts are still running, and how long the rest may
+    take. In a notebook the same, and at the end the curve of the bounds. Elsewhere, as
+    in a log, a line after each pass, and each ten seconds.
 
     Examples
     --------

@@ -46,7 +46,7 @@ def of_runs(progress: Progress) -> str:
     """How many runs go on, if there are several; else nothing."""
     if progress.n_runs == 1:
         return ""
-    return f"{progress.n_live} of {progress.n_runs} starts go on"
+    return f"{progress.n_live} of {progress.n_runs} starts still running"
 
 
 def speed(n_rows: float, n_bytes: float, time: float) -> str:

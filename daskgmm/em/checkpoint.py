@@ -106,11 +106,14 @@ class Checkpoint:
     interval : Interval
     parameters : mapping
         What makes the fit this one and no other, by the names that the user knows.
+    has_state : bool
+        Whether a state of the fit was found, or written.
     """
 
     url: str | os.PathLike[str]
     interval: Interval
     parameters: Mapping[str, Any]
+    has_state: bool = False
     _identity: dict[str, Any] = field(default_factory=dict)
     _slot: int = 0
     _passes: int = 0
@@ -153,6 +156,7 @@ class Checkpoint:
         self._check(whole[newest].parameters)
         state = _decode(whole[newest].fitted)
         self._slot, self._passes = 1 - newest, state.n_passes
+        self.has_state = True
         return state
 
     def keep(self, state: State, *, at_once: bool) -> None:
@@ -166,6 +170,7 @@ class Checkpoint:
             return
         model = models.Model(_KIND, self._identity, _encode(state))
         models.write(self._place(self._slot), model)
+        self.has_state = True
         self._slot, self._passes = 1 - self._slot, state.n_passes
         self._written = monotonic()
 
@@ -185,7 +190,7 @@ class Checkpoint:
         if its_format != FORMAT:
             raise CheckpointError(
                 f"The checkpoint at {self.url} has format {its_format}, and this "
-                f"version of daskgmm goes on from format {FORMAT} alone: fit with the "
+                f"version of daskgmm resumes from format {FORMAT} only: fit with the "
                 "version that wrote it, or choose another place, or delete it."
             )
         return model

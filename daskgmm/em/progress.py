@@ -197,7 +197,8 @@ class Reporter:
     def _report_iteration(self, progress: Progress) -> None:
         line = f"  Iteration {progress.n_pass}"
         if progress.n_runs > 1:
-            line += f" ({progress.n_live} of {progress.n_runs} initializations go on)"
+            runs = f"{progress.n_live} of {progress.n_runs}"
+            line += f" ({runs} initializations still running)"
         if self._verbose >= 2:
             lapse = self._seconds - self._since
             line += f"\t time lapse {lapse:.5f}s\t ll change {progress.change:.5f}"

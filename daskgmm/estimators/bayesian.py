@@ -82,7 +82,7 @@ default='kmeans'
     random_state : int, RandomState instance or None, default=None
         Seed for the starts, and for `sample`.
     warm_start : bool, default=False
-        Whether another `fit` goes on from where the last one ended.
+        Whether another `fit` continues where the last one ended.
     verbose : int, default=0
         1 prints iterations, 2 also the time and the change of the bound.
     verbose_interval : int, default=10

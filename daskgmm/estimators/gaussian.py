@@ -62,7 +62,7 @@ default='kmeans'
     random_state : int, RandomState instance or None, default=None
         Seed for the starts, and for `sample`.
     warm_start : bool, default=False
-        Whether another `fit` goes on from where the last one ended.
+        Whether another `fit` continues where the last one ended.
     verbose : int, default=0
         1 prints iterations, 2 also the time and the change of the bound.
     verbose_interval : int, default=10
@@ -74,12 +74,12 @@ default='kmeans'
         for each free parameter of the mixture, if that is more, or as many as
         `daskgmm.sample-memory` of Dask's configuration holds, if that is fewer.
     accelerate : 'auto' or bool, default='auto'
-        Whether EM goes on on the rows that were drawn, before the first pass and
+        Whether EM also runs on the rows that were drawn, before the first pass and
         between two passes, so that far fewer passes lead to the same place. Its fixed
         points are those of EM on all rows; `tol` ends it likewise. With 'auto' it does
         if there are 20 rows or more for each of those that are drawn, and the start is
         not given completely; without more rows than are drawn, it never does. Restarts
-        begin on the rows that were drawn, and the best three there go on.
+        begin on the rows that were drawn; the best three of them see all rows.
     missing_chunks : {'error', 'fill'}, default='error'
         What a chunk that is not in its Zarr store is: an error, or, as for Zarr, full
         of the array's fill value.

@@ -71,7 +71,7 @@ def history(model: TrainedMixture) -> Any:
     Raises
     ------
     TypeError
-        If it is a search: its candidates train in the same passes.
+        If it is no mixture. Of a search, `results_` has what became of candidates.
     MissingLibraryError
         If pandas is not installed.
 
@@ -84,16 +84,17 @@ def history(model: TrainedMixture) -> Any:
     0       1    0 -2.189161       3
     1       2    0 -2.189161       3
     """
-    check_is_fitted(model)
-    refuse_search(model, "history")
+    check_is_mixture(model, "history")
     return as_table(getattr(model, "history_", as_columns(np.empty((0, 7)))))
 
 
-def refuse_search(model: Any, function: str) -> None:
-    """Raise a TypeError where a search is given for a mixture."""
-    if hasattr(model, "best_estimator_"):
-        raise TypeError(
-            f"{function} takes a fitted mixture, not a {type(model).__name__}. Of a "
-            "search, results_ has what became of each candidate, and plot_criterion "
-            "draws it; fit the parameters in best_params_ to follow one fit."
-        )
+def check_is_mixture(model: Any, function: str) -> None:
+    """Raise an error where a model is not fitted, or is no mixture."""
+    check_is_fitted(model)
+    if hasattr(model, "means_"):
+        return
+    holds = [name for name in ("best_estimator_", "estimator_") if hasattr(model, name)]
+    advice = f": its {holds[0]} is one" if holds else ""
+    raise TypeError(
+        f"{function} takes a fitted mixture, not a {type(model).__name__}{advice}."
+    )

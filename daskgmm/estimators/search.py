@@ -103,7 +103,7 @@ class MixtureSearch(Documented, DensityMixin, BaseEstimator):  # type: ignore[mi
         worse than that of one which has ended, with all that its bound may still gain.
         That is predicted from its last two gains (Aitken's acceleration), so it is not
         certain. Candidates that are accelerated, and with criterion='held_out' all,
-        always go on to the end.
+        always run to the end.
     n_init, tol, reg_covar, max_iter, init_params : optional
         As of `GaussianMixture`, for each candidate.
     random_state : int, RandomState instance or None, default=None
@@ -269,7 +269,7 @@ degrees_of_freedom_prior, covariance_prior : optional
             Called with a `SearchProgress` after each pass over the data.
         checkpoint : str or path, default=None
             Where to keep the state of all candidates: the same search of the same data
-            goes on from there, and ends with the same bits.
+            resumes from there, and ends with the same bits.
         checkpoint_interval : int or str, default='1 minute'
             As of `GaussianMixture.fit`.
 
@@ -308,13 +308,14 @@ degrees_of_freedom_prior, covariance_prior : optional
             if callback is not None:
                 callback(progress)
 
-        with said_in_one_line(checkpoint), single_threaded_blas():
+        with said_in_one_line(checkpoint) as keepers, single_threaded_blas():
             # Of a candidate, so that rows are taken as a fit alone takes them.
             source = candidates[0]._taken(X, sample_weight, reset=True).source()
             keeper = None
             if checkpoint is not None:
                 described = self._described(source)
                 keeper = Checkpoint(checkpoint, interval, described)
+                keepers.append(keeper)
             holds_out = self.criterion == "held_out"
             settings = SearchSettings(
                 [its._settings(source.n_features) for its in candidates],

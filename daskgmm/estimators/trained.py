@@ -109,14 +109,14 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
             ends with that error, and the estimator is as it was before.
         checkpoint : str or path, default=None
             Where to keep the state of all runs: a folder, or any URL that fsspec
-            knows. If the state of the same fit to the same data is there, the fit goes
-            on from it, and ends with the same bits as one that was never broken off.
+            knows. If the state of the same fit to the same data is there, the fit
+            resumes from it, and ends with the same bits as one that never stopped.
         checkpoint_interval : int or str, default='1 minute'
             How often: after so many passes over the data, or after a time such as
             '30s'. The starts and the end are kept in any case.
 
             A fit with a larger `max_iter`, a lower `tol`, more restarts or
-            acceleration goes on from there too; the first two end with the same bits
+            acceleration resumes from there too; the first two end with the same bits
             as one that had them from the start.
         keep_on_interrupt : bool, default=False
             Whether an interrupt, as by Ctrl-C or by stopping a notebook's cell, ends
@@ -154,7 +154,7 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
         check_apart({"checkpoint": checkpoint}, read)
         tasks = Tasks(self, X, y, sample_weight)
         with (
-            said_in_one_line(checkpoint),
+            said_in_one_line(checkpoint) as keepers,
             self._restored_on_error(),
             single_threaded_blas(),
         ):
@@ -180,6 +180,7 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
                     self._what_is_fitted(source, warm),
                 )
             )
+            keepers.append(keeper)
             with random_state_of(self.random_state) as random_state:
                 outcome = train(
                     source,
@@ -192,7 +193,7 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
                 )
             self._set_attributes(outcome, source.dtype)
         tasks.ended()
-        goes_on = f"fit goes on from {checkpoint}" if checkpoint else None
+        goes_on = f"fit resumes from {checkpoint}" if checkpoint else None
         warn_of(self, goes_on, stopped=outcome.stopped, stacklevel=_CALLER)
         return self
 
@@ -270,8 +271,8 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
         estimated = self._estimated()
         self._check_n_features(
             n_features,
-            " With warm_start=True a fit goes on from the parameters of the last one: "
-            "to begin anew, set it to False.",
+            " With warm_start=True a fit continues from the parameters of the last "
+            "one: to begin anew, set it to False.",
         )
         return Run(estimated, previous=self.lower_bound_)
 
@@ -413,25 +414,30 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
 
 
 @contextmanager
-def said_in_one_line(checkpoint: Any) -> Iterator[None]:
-    """Say what was kept of a fit that is interrupted.
+def said_in_one_line(checkpoint: Any) -> Iterator[list[Checkpoint | None]]:
+    """Say what was kept of a fit that is interrupted, by its keeper if it has one.
 
     Raises
     ------
     InterruptedFit
         Instead of what an interrupt is otherwise.
     """
+    keepers: list[Checkpoint | None] = []
     try:
-        yield
+        yield keepers
     except KeyboardInterrupt:
-        kept = (
-            "nothing was kept. With checkpoint=…, a fit continues where it stopped; "
-            "with keep_on_interrupt=True, it ends with what it has found."
-            if checkpoint is None
-            else f"the same fit goes on from the checkpoint {checkpoint}."
-        )
         place = None if checkpoint is None else str(checkpoint)
-        raise InterruptedFit(kept, place) from None
+        if any(keeper is not None and keeper.has_state for keeper in keepers):
+            message = f"the same fit resumes from the checkpoint {place}."
+            raise InterruptedFit(message, place) from None
+        advice = (
+            "With checkpoint=…, a fit resumes where it stopped; with "
+            "keep_on_interrupt=True, it ends with what it has found."
+            if place is None
+            else f"No state had been written to the checkpoint {place} yet."
+        )
+        message = f"nothing was kept. {advice}"
+        raise InterruptedFit(message, unwritten=place) from None
 
 
 def warn_of(

@@ -40,7 +40,7 @@ class Written:
     n_parts : int
         Chunks or shards, or files.
     n_found : int
-        Parts that were there already, from a run that broke off.
+        Parts that were there already, from a run that was interrupted.
     """
 
     n_rows: int
@@ -224,8 +224,8 @@ def _write_parts(
             raise StoreError(f"{len(lost)} parts that were written are not there.")
     except BaseException as error:
         error.add_note(
-            f"{output.url} is not complete. The same command goes on where this one "
-            "broke off; or remove it."
+            f"{output.url} is not complete. Give the same command again to resume "
+            "it, or remove it."
         )
         raise
     output.describe({**said, "complete": True, **output.contents()})
@@ -281,7 +281,7 @@ def how_to_write(
     if not complete and not overwrite:
         raise PlaceError(
             f"{output.url} is the unfinished output of another command: "
-            f"{'; '.join(differing)}. Give that command again to go on with it, "
+            f"{'; '.join(differing)}. Give that command again to resume it, "
             "choose another place, or pass --overwrite to replace it."
         )
     if not overwrite:

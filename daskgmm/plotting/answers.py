@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import entr
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
 from daskgmm.plotting.rows import Feature, names_of, places_of, some_rows
 
@@ -52,10 +53,12 @@ def plot_responsibilities(
 
     Raises
     ------
+    TypeError
+        If it is no mixture.
     ValueError
         If `model` has no such features.
     """
-    check_is_fitted(model)
+    check_is_mixture(model, "plot_responsibilities")
     places = places_of(features, model, 2, 2)
     table = some_rows(rows, model, _POINTS)
     shares = np.asarray(_plain(model).predict_proba(table))

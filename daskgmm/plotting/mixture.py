@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
 from daskgmm.plotting.rows import Feature, names_of, places_of, some_rows
 
@@ -59,10 +59,12 @@ def plot_mixture(
 
     Raises
     ------
+    TypeError
+        If it is no mixture.
     ValueError
         If `model` has no such features.
     """
-    check_is_fitted(model)
+    check_is_mixture(model, "plot_mixture")
     if features is None:
         features = (0, 1) if len(model.means_[0]) > 1 else 0
     is_single = isinstance(features, str | int | np.integer)
@@ -100,10 +102,12 @@ def plot_pairs(
 
     Raises
     ------
+    TypeError
+        If it is no mixture.
     ValueError
         If `model` has no such features, or `axes` are not as many.
     """
-    check_is_fitted(model)
+    check_is_mixture(model, "plot_pairs")
     d = len(model.means_[0])
     wanted = list(range(min(d, _MOST_PAIRS))) if features is None else features
     places = places_of(wanted, model, 2, d)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from daskgmm.estimators.models import refuse_search
+from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
 
 if TYPE_CHECKING:
@@ -37,12 +37,11 @@ def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     TypeError
-        If it is a search.
+        If it is no mixture.
     ValueError
         If no passes are known, as of a model that was made of another one.
     """
-    check_is_fitted(model)
-    refuse_search(model, "plot_convergence")
+    check_is_mixture(model, "plot_convergence")
     told = getattr(model, "history_", None)
     if told is None or not len(told["n_pass"]):
         raise ValueError("The model has no history of passes: it was not fitted here.")

@@ -108,7 +108,7 @@ def test_fit_prints_a_line_for_each_pass(run, store, tmp_path):
 
 def test_fit_counts_the_starts_that_go_on(run, store, tmp_path):
     result = run("fit", store, tmp_path / "m", "-k", K, "--seed", 0, "--n-init", 3)
-    assert "of 3 starts go on" in result.stdout
+    assert "of 3 starts still running" in result.stdout
 
 
 def test_fit_passes_its_options_on(run, store, tmp_path):
@@ -249,7 +249,7 @@ def test_predict_keeps_what_is_done_when_it_fails(run, model, tmp_path, rows):
     array = zarr.create_array(path, data=broken, chunks=(700, D))
     result = run("predict", model, path, out)
     assert_failed(result, "NaN in block 3, row 400, column 1.*out is not complete")
-    assert "The same command goes on where this one broke off" in result.stderr
+    assert "Give the same command again to resume it" in result.stderr
     assert zarr.open_array(str(out), mode="r").attrs["daskgmm"]["complete"] is False
     missing = re.search(r"(\d) of 5 chunks missing", run_alone("info", out).stdout)
     array[2500, 1] = rows[2500, 1]
@@ -452,9 +452,9 @@ def test_a_longer_fit_goes_on_from_the_checkpoint(run, store, tmp_path):
     args = ["fit", store, tmp_path / "m", *common, "--checkpoint", place]
     result = run(*args, "--max-iter", 2)
     assert "Did not converge in 2 iterations" in result.output
-    assert f"With a larger --max-iter, it goes on from {place}." in result.output
+    assert f"With a larger --max-iter, it resumes from {place}." in result.output
     result = run(*args, "--max-iter", 4, "--overwrite")
-    assert "Going on from the checkpoint after pass 2." in result.output
+    assert "Resuming from the checkpoint after pass 2." in result.output
     expected = GaussianMixture(K, random_state=0, tol=0, max_iter=4).fit(str(store))
     np.testing.assert_array_equal(load(tmp_path / "m").means_, expected.means_)
 

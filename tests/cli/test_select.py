@@ -264,7 +264,7 @@ def test_a_search_that_was_broken_off_goes_on(run, store, tmp_path, monkeypatch)
     assert not (tmp_path / "m").exists()
     result = run(store, tmp_path / "m", *args, *kept)
     assert result.exit_code == 0, result.output
-    assert "Going on from the checkpoint after pass 4." in result.stdout
+    assert "Resuming from the checkpoint after pass 4." in result.stdout
     whole = run(store, tmp_path / "whole", *args)
     assert rows_of_table(result.stdout) == rows_of_table(whole.stdout)
     assert_same(load(tmp_path / "m"), load(tmp_path / "whole"))

@@ -199,7 +199,7 @@ def test_time_to_go_is_that_of_this_pass_and_of_those_that_are_likely():
     # Nothing tells: then it is what there may be at most.
     seen.hear(progress_of(10, (0.0, 4.0, 9.0), (0.0, 1.0, 2.0)))
     assert "at most 79.0 s to go" in seen.said()
-    assert "2 of 2 starts go on" in seen.said()
+    assert "2 of 2 starts still running" in seen.said()
     seen.hear(progress_of(11, (0.0, 4.0, 9.0), live=False))
     assert "to go" not in seen.said()
 
@@ -325,7 +325,7 @@ def test_a_notebook_has_a_bar_and_then_the_curve(x):
         steps.told_to(broken),
     ):
         raise KeyboardInterrupt
-    assert handle.shown[-1]["text/plain"].startswith("broken off")
+    assert handle.shown[-1]["text/plain"].startswith("interrupted")
 
 
 def test_pictures_in_a_notebook_are_few(x):

@@ -213,11 +213,11 @@ def test_what_collapsed_at_last_is_not_gone_on_from(tmp_path):
 
 def test_the_warning_says_that_a_longer_fit_goes_on(tmp_path):
     x = blobs(0, 3000, 3, 3, spread=1.5)
-    with pytest.warns(ConvergenceWarning, match="larger max_iter, fit goes on from"):
+    with pytest.warns(ConvergenceWarning, match="larger max_iter, fit resumes from"):
         model(max_iter=2).fit(x, checkpoint=tmp_path)
     with pytest.warns(ConvergenceWarning) as caught:
         model(max_iter=2).fit(x)
-    assert "goes on" not in str(caught[0].message)
+    assert "resumes" not in str(caught[0].message)
 
 
 def test_what_was_ended_is_not_done_again(tmp_path):

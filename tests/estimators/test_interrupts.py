@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_otherwise_nothing_changes_and_one_line_says_so(x, kind):
     assert issubclass(InterruptedFit, KeyboardInterrupt)
 
 
-def test_before_the_first_pass_nothing_can_be_kept():
+def test_before_the_first_pass_nothing_can_be_kept(tmp_path):
     def interrupted(block):
         signal.raise_signal(signal.SIGINT)
 
@@ -81,6 +82,14 @@ def test_before_the_first_pass_nothing_can_be_kept():
     x = x.map_blocks(interrupted, dtype=float, meta=np.empty((0, 2)))
     with dask.config.set(scheduler="synchronous"), pytest.raises(InterruptedFit):
         GaussianMixture(2).fit(x, keep_on_interrupt=True)
+    said = f"nothing was kept. No state had been written to the checkpoint {tmp_path}"
+    with (
+        dask.config.set(scheduler="synchronous"),
+        pytest.raises(InterruptedFit, match=re.escape(said)) as caught,
+    ):
+        GaussianMixture(2).fit(x, checkpoint=tmp_path / "c")
+    assert caught.value.checkpoint is None
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -90,11 +99,11 @@ def test_the_checkpoint_goes_on(tmp_path, x, kind, keep):
     kept = {"checkpoint": tmp_path / "c", "checkpoint_interval": 1}
     told = {"callback": interrupt_after(3), "keep_on_interrupt": keep, **kept}
     if keep:
-        with pytest.warns(ConvergenceWarning, match=r"goes on from .*c\."):
+        with pytest.warns(ConvergenceWarning, match=r"resumes from .*c\."):
             model.fit(x, **told)
         model = new(kind)
     else:
-        with pytest.raises(InterruptedFit, match="goes on from the checkpoint .*c"):
+        with pytest.raises(InterruptedFit, match="resumes from the checkpoint .*c"):
             model.fit(x, **told)
     with pytest.warns(ConvergenceWarning, match="did not converge"):
         model.fit(x, **kept)
@@ -106,7 +115,7 @@ def test_a_search_says_so_too(tmp_path, x):
     search = Search((1, 2), covariance_type="full", random_state=0, tol=0, max_iter=5)
     with pytest.raises(InterruptedFit, match="nothing was kept"):
         search.fit(x, callback=interrupt_after(2))
-    with pytest.raises(InterruptedFit, match="goes on from the checkpoint"):
+    with pytest.raises(InterruptedFit, match="resumes from the checkpoint"):
         search.fit(x, callback=interrupt_after(2), checkpoint=tmp_path / "c")
 
 
@@ -157,14 +166,14 @@ def test_a_command_ends_with_one_line_and_goes_on(tmp_path):
     assert code == 130
     end = [line for line in said.splitlines() if line and not line.startswith("pass ")]
     assert end == [
-        "Interrupted; nothing was kept. With --checkpoint, the same command goes on "
-        "where it broke off."
+        "Interrupted; nothing was kept. With --checkpoint, the same command resumes "
+        "where it stopped."
     ]
     kept = ["--checkpoint", tmp_path / "c", "--checkpoint-interval", 1]
     said, code = interrupted(*fit, *kept, after="pass   3")
     assert code == 130
-    assert said.splitlines()[-1].startswith("Interrupted. The same command goes on fr")
+    assert said.splitlines()[-1].startswith("Interrupted. The same command resumes fr")
     said, _ = interrupted(*fit, *kept, after="pass ")
-    assert said.startswith("Going on from the checkpoint after pass ")
+    assert said.startswith("Resuming from the checkpoint after pass ")
     assert "Traceback" not in said
     assert not (tmp_path / "m").exists()

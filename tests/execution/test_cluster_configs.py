@@ -168,10 +168,10 @@ def test_slurm_sbatch_is_requeued_and_resumes(queue, tmp_path, store, expected):
     wait_until(lambda: job in jobs(queue, "PENDING"), "the job is in the queue again")
 
     # SLURM lets two minutes go by, from the end of the old run's processes on.
-    wait_until(lambda: said("Going on from"), "the job runs again", 240)
+    wait_until(lambda: said("Resuming from"), "the job runs again", 240)
     wait_until(lambda: said("The model is in"), "the job ends", 120)
     text = log.read_text()
-    went_on = int(re.search(r"Going on from the checkpoint after pass (\d+)", text)[1])
+    went_on = int(re.search(r"Resuming from the checkpoint after pass (\d+)", text)[1])
     assert 5 <= went_on < load(model).n_passes_
     assert text.count(f"pass {went_on:3d}  ") == 1
     assert_same(model, expected)

@@ -242,7 +242,7 @@ def test_a_part_that_is_lost_is_noticed(out, write):
 
     with pytest.raises(StoreError, match="1 parts .* are not there") as caught:
         write(answer, out, observer=observer)
-    assert "The same command goes on" in " ".join(caught.value.__notes__)
+    assert "Give the same command again to resume" in " ".join(caught.value.__notes__)
     assert described(out)["complete"] is False
     assert write(answer, out).n_found == 9
 
@@ -423,7 +423,7 @@ def test_an_error_on_a_cluster_leaves_what_is_done(out, write):
         pytest.raises(ZeroDivisionError) as caught,
     ):
         write(broken, out)
-    assert "The same command goes on" in " ".join(caught.value.__notes__)
+    assert "Give the same command again to resume" in " ".join(caught.value.__notes__)
     assert described(out)["complete"] is False
     n_parts = len(parts(out))
     assert n_parts > 0

@@ -312,9 +312,15 @@ def test_not_more_is_read_than_is_drawn(n_blocks):
     lazy = da.from_array(Noted(), chunks=(len(rows) // n_blocks, 2), asarray=False)
     Noted.read.clear()
     table = some_rows(lazy, model, 4_000)
-    assert len(table) == sum(Noted.read) == 4_000
-    # Of all of the blocks, not of their beginning.
-    assert {tuple(row) for row in table} != {tuple(row) for row in rows[:4_000]}
+    # Of a single block, which is read once, less is kept.
+    assert sum(Noted.read) == (len(rows) if n_blocks == 1 else len(table))
+    assert 3_900 <= len(table) <= 4_100
+    # Of all of the blocks, as rows may be in some order.
+    place = {tuple(row): i for i, row in enumerate(rows.tolist())}
+    counts, _ = np.histogram(
+        [place[tuple(row)] for row in table.tolist()], 8, range=(0, len(rows))
+    )
+    assert counts.min() > 300
 
 
 def test_of_mapped_memory_only_what_is_drawn_is_copied(tmp_path):
@@ -341,10 +347,11 @@ def test_features_of_other_names_or_in_another_order_are_refused(draw, wrap):
     if draw is plot_outliers:
         model = MixtureOutlierDetector(model)
     model.fit(table)
+    before = plt.get_fignums()
     for other in (table[["b", "a"]], table.set_axis(["a", "c"], axis=1)):
         with pytest.raises(ValueError, match="feature names"):
             draw(model, wrap(other))
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 def test_of_many_curves_the_heaviest_have_numbers():

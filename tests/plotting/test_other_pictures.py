@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -15,7 +17,9 @@ from daskgmm import GaussianMixture, MixtureOutlierDetector, MixtureSearch
 from daskgmm.plotting import (
     plot_convergence,
     plot_criterion,
+    plot_mixture,
     plot_outliers,
+    plot_pairs,
     plot_responsibilities,
 )
 
@@ -128,9 +132,12 @@ def test_what_is_not_drawn_is_refused_by_name():
     rows = blobs(3, 200, 2, 2)
     model = GaussianMixture(2, random_state=0).fit(rows)
     search = MixtureSearch(2, random_state=0).fit(rows)
-    for draw in (plot_convergence, daskgmm.history):
-        with pytest.raises(TypeError, match=f"{draw.__name__} takes a fitted mixture"):
-            draw(search)
+    detector = MixtureOutlierDetector().fit(rows)
+    functions = (plot_convergence, daskgmm.history, plot_mixture, plot_pairs)
+    for draw in (*functions, partial(plot_responsibilities, rows=rows)):
+        for other, name in ((search, "best_estimator_"), (detector, "estimator_")):
+            with pytest.raises(TypeError, match=f"a fitted mixture.*its {name} is one"):
+                draw(other)
     with pytest.raises(TypeError, match="plot_criterion draws a fitted MixtureSearch"):
         plot_criterion(model)
     with pytest.raises(TypeError, match="plot_outliers draws what a fitted"):

@@ -152,7 +152,7 @@ class _Resumed:
         if isinstance(event, Pass | SearchProgress):
             before = event.n_pass - 1
             if self._first and before:
-                self._report.say(f"Going on from the checkpoint after pass {before}.")
+                self._report.say(f"Resuming from the checkpoint after pass {before}.")
             self._first = False
 
 

@@ -50,6 +50,6 @@ def tell_trained(
     if not mixture.converged_:
         report.say("Raise --max-iter or --tol, or try other starts.")
         if goes_on_from is not None:
-            report.say(f"With a larger --max-iter, it goes on from {goes_on_from}.")
+            report.say(f"With a larger --max-iter, it resumes from {goes_on_from}.")
     if mixture.n_rows_skipped_:
         report.say(f"{mixture.n_rows_skipped_:,} rows with NaN were left out.")
