@@ -63,6 +63,16 @@ class Cluster:
         return {name: file for name, file in named.items() if file is not None}
 
 
+def _size(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    """A number of bytes as Dask takes it; what is none is refused before that loads."""
+    if value != "auto" and not _SIZE.fullmatch(value.strip()):
+        raise click.BadParameter(
+            f"{value!r} is not a size: write 2GB, 500MiB or the like, or auto."
+        )
+    return value
+
+
+_SIZE: Final = re.compile(r"\d+(\.\d*)?(e\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
 _existing_file: Final = click.Path(exists=True, dir_okay=False)
 
 _CLUSTER_OPTIONS: Final = (
@@ -111,6 +121,7 @@ _CLUSTER_OPTIONS: Final = (
         metavar="SIZE",
         default="auto",
         show_default=True,
+        callback=_size,
         help="Memory of each process of the local cluster, such as 2GB; 'auto' shares "
         "this machine's between them.",
     ),

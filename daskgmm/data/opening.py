@@ -17,7 +17,7 @@ from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, MissingLibraryError, StoreError
-from daskgmm.storage.retry import patiently
+from daskgmm.storage.retry import patiently, what_is_at
 from daskgmm.storage.urls import absolute
 from daskgmm.storage.zarr_store import ZarrArray, name_of
 
@@ -110,6 +110,8 @@ def open_for(
     columns = None if columns is None else column_names(columns)
     found = find_files(place, storage_options, version)
     if found is None:
+        # What is not there at all is not told to be of another kind.
+        meant = _meant(_open_zarr(place, array, storage_options), decode_cf)
         for name, given in (
             ("columns", columns),
             ("filters", filters),
@@ -117,7 +119,7 @@ def open_for(
         ):
             if given:
                 raise DataError(f"{place} is not Parquet, which `{name}` is for.")
-        return _meant(_open_zarr(place, array, storage_options), decode_cf)
+        return meant
     for name, given in (("array", array), ("decode_cf", decode_cf)):
         if given is not None:
             raise DataError(f"{place} is Parquet, and has no {name} {given!r}.")
@@ -162,12 +164,28 @@ def open_node(
     except StoreError:
         raise
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"There is no Zarr array and no Parquet at {what}.") from None
+        raise StoreError(
+            f"There is no Zarr array and no Parquet at {what}.{_is_file(place)}"
+        ) from None
     except ImportError as error:
         raise _needs_library(what, place, error) from None
     except Exception as error:
         # An unknown protocol, and what libraries raise.
         raise StoreError(f"No Zarr array can be opened at {what}: {error}") from None
+
+
+def _is_file(place: str) -> str:
+    """A word on a file that is there, but is neither."""
+    try:
+        if what_is_at(place) != "file":
+            return ""
+    except Exception:  # it was asked for before, and what failed is said
+        return ""
+    return (
+        " It is a file of another kind: of files, .parquet and .zip (of a Zarr array) "
+        "are read. Write it as Zarr or Parquet, or open it in Python and give the "
+        "array or table."
+    )
 
 
 def _zarr_node(

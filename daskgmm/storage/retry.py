@@ -153,9 +153,21 @@ def naming_failures(place: str) -> Iterator[None]:
             attempts = config.count("storage-retries") + 1
             message = (
                 f"The store at {place} cannot be used, after {attempts} attempts: "
-                f"{what}. Try again later."
+                f"{what}. {_advice(error)}"
             )
         raise StoreError(message) from None
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a store that fails."""
+    # Asked for again nevertheless: machines in a cloud get theirs by a request.
+    if "Credential" in type(error).__name__:
+        return (
+            "Give credentials to the library that reads it, on every machine that "
+            "does: by its environment variables, its file in the home folder, or the "
+            "service account of the machine."
+        )
+    return "Try again later."
 
 
 def ask_files(url: str, question: Callable[[Any, str], _T]) -> _T:

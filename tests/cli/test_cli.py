@@ -804,6 +804,14 @@ def daskgmm(*args):
     )
 
 
+@pytest.mark.parametrize("size", ["lots", "2 potatoes", "-1GB", ""])
+def test_what_is_no_size_is_refused_by_its_option(store, tmp_path, size):
+    result = run("fit", store, tmp_path / "m", "-k", K, f"--memory-limit={size}")
+    assert result.exit_code == 2
+    assert "'--memory-limit'" in result.output
+    assert "is not a size: write 2GB" in " ".join(result.output.split())
+
+
 def test_a_local_cluster_is_started_and_left(store, tmp_path, rows):
     options = ("--workers", 1, "--threads-per-worker", 2, "--memory-limit", "2GB")
     args = ("fit", store, tmp_path / "m", "-k", K, "--seed", 0)

@@ -170,6 +170,15 @@ def test_a_folder_without_parquet(tmp_path):
         model().fit(f"{tmp_path}/*.parquet")
 
 
+def test_what_is_not_there_and_what_is_of_another_kind(tmp_path):
+    """Neither is only "not Parquet"."""
+    with pytest.raises(StoreError, match="no Zarr array and no Parquet at .*nothing"):
+        open_rows(tmp_path / "nothing", columns=["x", "y"])
+    (tmp_path / "rows.csv").write_text("1,2\n")
+    with pytest.raises(StoreError, match=r"rows.csv\. It is a file of another kind"):
+        open_rows(tmp_path / "rows.csv")
+
+
 def test_an_empty_file_of_no_types(tmp_path, x, expected):
     """As pandas writes an empty part: its columns are all null."""
     folder = tmp_path / "x"

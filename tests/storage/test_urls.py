@@ -6,9 +6,12 @@ import os
 
 import numpy as np
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from daskgmm import GaussianMixture
+from daskgmm.errors import StoreError
 from daskgmm.storage import urls
+from daskgmm.storage.retry import naming_failures
 from daskgmm.storage.urls import absolute, check_apart
 
 
@@ -183,3 +186,17 @@ def test_a_store_without_a_name_in_it_is_not_written_to(here, place):
     with pytest.raises(ValueError, match=f"{place} names no folder"):
         model.fit(x).save(place)
     assert sorted(os.listdir(".")) == before
+
+
+def test_who_lacks_credentials_is_told_so():
+    """As s3fs says it; waiting does not help."""
+    with (
+        pytest.raises(StoreError, match="NoCredentialsError.*Give credentials to"),
+        naming_failures("s3://bucket/rows.zarr"),
+    ):
+        raise NoCredentialsError
+    with (
+        pytest.raises(StoreError, match="Try again later"),
+        naming_failures("s3://bucket/rows.zarr"),
+    ):
+        raise ConnectionResetError
