@@ -806,7 +806,8 @@ def daskgmm(*args):
 
 @pytest.mark.parametrize("size", ["lots", "2 potatoes", "-1GB", ""])
 def test_what_is_no_size_is_refused_by_its_option(store, tmp_path, size):
-    result = run("fit", store, tmp_path / "m", "-k", K, f"--memory-limit={size}")
+    limit = f"--memory-limit={size}"
+    result = run_alone("fit", store, tmp_path / "m", "-k", K, limit)
     assert result.exit_code == 2
     assert "'--memory-limit'" in result.output
     assert "is not a size: write 2GB" in " ".join(result.output.split())
