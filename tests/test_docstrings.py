@@ -6,6 +6,8 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+from itertools import pairwise
 
 import pytest
 
@@ -37,3 +39,15 @@ def test_examples_do_what_they_say(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["GaussianMixture", "load", "open_rows", "Progress"])
 def test_what_people_use_has_an_example(name):
     assert ">>> " in inspect.getdoc(getattr(daskgmm, name))
+
+
+CLASSES = [name for name in daskgmm.__all__ if inspect.isclass(getattr(daskgmm, name))]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_parameters_and_attributes_are_described(name):
+    """A type alone does not say what something is."""
+    lines = inspect.getdoc(getattr(daskgmm, name)).splitlines()
+    for line, after in pairwise([*lines, ""]):
+        if re.match(r"\w[\w, ]* : ", line):
+            assert after.startswith("    "), line

@@ -98,13 +98,17 @@ default='kmeans'
     Attributes
     ----------
     weights_ : ndarray of shape (K,)
+        Expected mixing proportions.
     means_ : ndarray of shape (K, d)
+        Expected mean of each component.
     covariances_, precisions_, precisions_cholesky_ : ndarray
         (K, d, d), (d, d), (K, d) or (K,) by `covariance_type`.
     weight_concentration_ : tuple of two ndarrays, or ndarray, each of shape (K,)
         Of a Dirichlet process both parameters; of a distribution the one.
     mean_precision_ : ndarray of shape (K,)
+        How precise each mean is, in units of its component's precision.
     degrees_of_freedom_ : ndarray of shape (K,), or float if tied
+        Of the Wishart distribution of each precision.
     weight_concentration_prior_, mean_precision_prior_, mean_prior_, \
 degrees_of_freedom_prior_, covariance_prior_
         The priors, those that were not given included.
@@ -116,7 +120,9 @@ entropy_ : optional
     lower_bounds_ : list of float
         The same after each iteration.
     n_features_in_ : int
+        Number of features, d.
     feature_names_in_ : ndarray of shape (d,)
+        Their names, where all are strings.
 
     Examples
     --------

@@ -96,9 +96,12 @@ default='kmeans'
     Attributes
     ----------
     weights_ : ndarray of shape (K,)
+        Mixing proportions, which sum to one.
     means_ : ndarray of shape (K, d)
+        Mean of each component.
     covariances_, precisions_, precisions_cholesky_ : ndarray
-        (K, d, d), (d, d), (K, d) or (K,) by `covariance_type`.
+        Covariances, their inverses, and the upper triangular factors U of these, with
+        U Uᵀ the inverse: (K, d, d), (d, d), (K, d) or (K,) by `covariance_type`.
     converged_ : bool
         Whether the best run gained less than `tol` in its last iteration.
     n_iter_ : int
@@ -120,7 +123,7 @@ default='kmeans'
     init_size_ : int
         What `init_size` came to: rows that are drawn, if there are more.
     accelerated_ : bool
-        Whether EM went on on the rows that were drawn: see `accelerate`.
+        Whether EM also ran on the rows that were drawn: see `accelerate`.
     history_ : dict of ndarrays, each of shape (m,)
         For each pass, and each run that took part in it: `n_pass`, from 1; `run`, from
         0; `bound`, and its `change`; and of the pass, `seconds`, `n_rows`, and
@@ -146,7 +149,7 @@ default='kmeans'
 
     Notes
     -----
-    Wherever rows are given as `X`, answers come back in their kind:
+    Answers are of the kind that rows are given in as `X`:
 
     - array-like, memory map or pandas DataFrame: NumPy arrays, and the work is done on
       this process's threads;

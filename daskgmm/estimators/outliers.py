@@ -32,6 +32,7 @@ class MixtureOutlierDetector(Documented, OutlierMixin, BaseEstimator):  # type: 
         Log density below which rows are outliers: the quantile of the rows that were
         fitted, found in two more passes over them.
     n_features_in_ : int
+        Number of features, d.
     feature_names_in_ : ndarray of shape (d,)
         As of `GaussianMixture`.
 

@@ -137,6 +137,7 @@ degrees_of_freedom_prior, covariance_prior : optional
     best_estimator_ : GaussianMixture or BayesianGaussianMixture
         Fitted with the best parameters.
     best_params_ : dict
+        Of the best candidate, the parameters in which candidates differ.
     best_index_ : int
         Its place in `results_`.
     best_score_ : float
@@ -144,6 +145,7 @@ degrees_of_freedom_prior, covariance_prior : optional
     n_passes_ : int
         Passes of EM over the data, for all candidates together.
     n_batches_ : int
+        Groups of candidates that shared their passes.
     init_size_ : int
         Rows that were drawn, for all candidates.
     accelerated_ : bool
@@ -151,6 +153,7 @@ degrees_of_freedom_prior, covariance_prior : optional
     random_state_ : int
         The seed: a fit alone with it ends with the same bits.
     n_features_in_ : int
+        Number of features, d.
     feature_names_in_ : ndarray of shape (d,)
         As of `GaussianMixture`.
 
