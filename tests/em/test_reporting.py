@@ -43,7 +43,7 @@ def test_several_runs_each_begin_and_end(capsys):
     for i in range(4):
         assert f"Initialization {i}\n" in out
         assert f"Initialization {i} converged." in out
-    assert "(4 of 4 initializations go on)" in out
+    assert "(4 of 4 initializations still running)" in out
 
 
 def test_a_callback_is_told_of_each_pass():
