@@ -154,6 +154,18 @@ def test_stored_outputs_of_a_notebook_are_those_of_a_run(name):
     assert pictures == NOTEBOOKS[name]
 
 
+def test_small_workers_find_the_kernel_compiled():
+    """Compiling takes 400 MB, for which Dask ends a worker of 800 MB."""
+    limited = 0
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+        code = (cell.source for cell in notebook.cells if cell.cell_type == "code")
+        before, found, _ = "\n".join(code).partition("memory_limit=")
+        limited += bool(found)
+        assert not found or "GaussianMixture().fit(" in before, name
+    assert limited == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != "seed_walkthrough"])
 def test_other_notebooks_run_from_top_to_bottom(name):
