@@ -17,8 +17,8 @@ from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, MissingLibraryError, StoreError
-from daskgmm.storage.retry import patiently, what_is_at
-from daskgmm.storage.urls import absolute
+from daskgmm.storage.retry import patiently
+from daskgmm.storage.urls import absolute, as_path
 from daskgmm.storage.zarr_store import ZarrArray, name_of
 
 Opened = ZarrArray | ParquetRows | da.Array
@@ -175,11 +175,8 @@ def open_node(
 
 
 def _is_file(place: str) -> str:
-    """A word on a file that is there, but is neither."""
-    try:
-        if what_is_at(place) != "file":
-            return ""
-    except Exception:  # it was asked for before, and what failed is said
+    """A word on a file of this machine that is there, but is neither."""
+    if not os.path.isfile(as_path(place)):
         return ""
     return (
         " It is a file of another kind: of files, .parquet and .zip (of a Zarr array) "

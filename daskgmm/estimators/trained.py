@@ -171,16 +171,11 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
                 )
 
             warm = self._warm_run(source.n_features)
-            keeper = (
-                None
-                if checkpoint is None
-                else Checkpoint(
-                    checkpoint,
-                    interval,
-                    self._what_is_fitted(source, warm),
-                )
-            )
-            keepers.append(keeper)
+            keeper = None
+            if checkpoint is not None:
+                fitted = self._what_is_fitted(source, warm)
+                keeper = Checkpoint(checkpoint, interval, fitted)
+                keepers.append(keeper)
             with random_state_of(self.random_state) as random_state:
                 outcome = train(
                     source,
@@ -414,7 +409,7 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
 
 
 @contextmanager
-def said_in_one_line(checkpoint: Any) -> Iterator[list[Checkpoint | None]]:
+def said_in_one_line(checkpoint: Any) -> Iterator[list[Checkpoint]]:
     """Say what was kept of a fit that is interrupted, by its keeper if it has one.
 
     Raises
@@ -422,12 +417,12 @@ def said_in_one_line(checkpoint: Any) -> Iterator[list[Checkpoint | None]]:
     InterruptedFit
         Instead of what an interrupt is otherwise.
     """
-    keepers: list[Checkpoint | None] = []
+    keepers: list[Checkpoint] = []
     try:
         yield keepers
     except KeyboardInterrupt:
         place = None if checkpoint is None else str(checkpoint)
-        if any(keeper is not None and keeper.has_state for keeper in keepers):
+        if any(keeper.has_state for keeper in keepers):
             message = f"the same fit resumes from the checkpoint {place}."
             raise InterruptedFit(message, place) from None
         advice = (

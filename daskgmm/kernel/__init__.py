@@ -19,7 +19,9 @@ component's own mean, so nothing cancels. The caller chooses one of four:
   diagonal.
 
 Where few rows of a tile have a part in a component, as with many features, those are
-added up one by one. With up to three features, all of a component stays in registers.
+added up one by one, or gathered; and of the dense form, log joints that cannot matter
+are not computed at all. With up to three features, all of a component stays in
+registers.
 
 Rows go through in tiles that stay in the cache, stored as *lines*: features × rows, so
 that a vector holds one feature of several rows. Products are made in register tiles of

@@ -16,10 +16,11 @@ from typing import Any, Final
 import numpy as np
 from numba import njit
 
+from daskgmm.kernel.dense import make_store_joint
 from daskgmm.kernel.joint import find_most_probable
 from daskgmm.kernel.layout import BAND
 from daskgmm.kernel.listed import gather, list_bits
-from daskgmm.kernel.products import make_product, make_squared_distances
+from daskgmm.kernel.products import make_product
 from daskgmm.kernel.simd import (
     COLUMNS,
     add,
@@ -27,7 +28,6 @@ from daskgmm.kernel.simd import (
     add_to_rows,
     bits_above,
     constant,
-    is_single,
     lanes,
     load,
     maximum,
@@ -92,27 +92,7 @@ def _bound(plan: Any, tile: Any, width: int, reach: float) -> None:
                 _store_bound(plan, tile, k + 1, t, part(z, _TWO, _TWO), reach)
 
 
-def _make_find(n_columns: int) -> Any:
-    inexact = make_squared_distances(1, n_columns)
-    exact = make_squared_distances(2, n_columns)
-
-    @njit(**INLINE)
-    def find_vectors(plan: Any, tile: Any, k: int, t: int) -> None:
-        """Log joint of one component for some vectors of gathered rows."""
-        d, length = plan.means.shape[1], plan.dense.shape[1]
-        half, offset = constant(tile.joint, -0.5), splat(plan.offsets, k, 1, 1)
-        means, factors = plan.means.reshape(-1), plan.dense.reshape(-1)
-        lows, start = plan.lows.reshape(-1), k * length
-        if is_single(tile.rows):
-            squares = exact(factors, start, tile.white, t, means, lows, k * d, d)
-        else:
-            squares = inexact(factors, start, tile.white, t, means, lows, k * d, d)
-        store(multiply_add(squares, half, offset), tile.found, t, 0, n_columns)
-
-    return find_vectors
-
-
-_find_all, _find_two, _find_one = (_make_find(n) for n in (COLUMNS, 2, 1))
+_store_wide, _store_two, _store_one = (make_store_joint(n) for n in (COLUMNS, 2, 1))
 
 
 @njit(**INLINE)
@@ -125,11 +105,11 @@ def _find(plan: Any, tile: Any, k: int, n: int) -> None:
     gather(tile, plan.means.shape[1], n)
     for t in range(0, n, width_of(tile.joint)):
         if n - t > 2 * n_lanes:
-            _find_all(plan, tile, k, t)
+            _store_wide(plan, k, tile.white, t, tile.found, t)
         elif n - t > n_lanes:
-            _find_two(plan, tile, k, t)
+            _store_two(plan, k, tile.white, t, tile.found, t)
         else:
-            _find_one(plan, tile, k, t)
+            _store_one(plan, k, tile.white, t, tile.found, t)
     for i in range(n):
         row, joint = np.int64(tile.listed[i]), tile.found[i]
         tile.joint[k * pitch + row] = joint
@@ -164,10 +144,8 @@ def _list_others(tile: Any, k: int, width: int) -> int:
     nothing, n_lanes = constant(tile.joint, -inf), lanes(tile.joint)
     n, all_of_them, start = 0, (1 << n_lanes) - 1, k * pitch_of(tile.joint)
     for t in range(0, width, n_lanes):
-        least, bound = (
-            load(tile.least, t, 0, 1, 1),
-            load(tile.joint, start + t, 0, 1, 1),
-        )
+        least = load(tile.least, t, 0, 1, 1)
+        bound = load(tile.joint, start + t, 0, 1, 1)
         left = where_above(least, bound, nothing, bound)
         store(left, tile.joint, start + t, 0, 1)
         done = bits_above(least, bound) | _are_guessed(tile, k, t)

@@ -11,7 +11,7 @@ from numba import njit
 from daskgmm.kernel.few import FEW, add_few, few_log_joint
 from daskgmm.kernel.layout import is_wide, stride
 from daskgmm.kernel.listed import add_listed, list_live
-from daskgmm.kernel.products import add_dots, exact_squared_distances, squared_distances
+from daskgmm.kernel.products import add_dots, make_squared_distances
 from daskgmm.kernel.simd import (
     COLUMNS,
     add_lane_sums,
@@ -42,6 +42,32 @@ _WIDE: Final = 8
 """Features from which on it is less work to look for them than to add them up."""
 
 
+def make_store_joint(n_columns: int) -> Any:
+    """A function for so many vectors of rows of data."""
+    squared_distances = make_squared_distances(1, n_columns)
+    exact_squared_distances = make_squared_distances(2, n_columns)
+
+    @njit(**INLINE)
+    def store_joint(plan: Any, k: int, lines: Any, t: int, out: Any, at: int) -> None:
+        """Log joint of a component for lines from t on, to out[at:]."""
+        d, length = plan.means.shape[1], plan.dense.shape[1]
+        half, offset = constant(lines, -0.5), splat(plan.offsets, k, 1, 1)
+        means, factors = plan.means.reshape(-1), plan.dense.reshape(-1)
+        lows, start, mean = plan.lows.reshape(-1), k * length, k * d
+        if is_single(lines):
+            squares = exact_squared_distances(
+                factors, start, lines, t, means, lows, mean, d
+            )
+        else:
+            squares = squared_distances(factors, start, lines, t, means, lows, mean, d)
+        store(multiply_add(squares, half, offset), out, at, 0, n_columns)
+
+    return store_joint
+
+
+_store_joint: Final = make_store_joint(COLUMNS)
+
+
 @njit(**JIT)
 def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
     """Log joint of all components."""
@@ -49,28 +75,10 @@ def dense_log_joint(plan: Any, tile: Any, width: int) -> None:
     if d <= FEW:
         few_log_joint(plan, tile, width)
         return
+    pitch = pitch_of(tile.joint)
     for k in range(n_components):
-        component_log_joint(plan, tile, k, width)
-
-
-@njit(**JIT)
-def component_log_joint(plan: Any, tile: Any, k: int, width: int) -> None:
-    """Log joint of one component."""
-    d, length = plan.means.shape[1], plan.dense.shape[1]
-    half, pitch = constant(tile.joint, -0.5), pitch_of(tile.joint)
-    means, factors = plan.means.reshape(-1), plan.dense.reshape(-1)
-    lows, offset = plan.lows.reshape(-1), splat(plan.offsets, k, 1, 1)
-    for t in range(0, width, width_of(tile.joint)):
-        if is_single(tile.rows):
-            squares = exact_squared_distances(
-                factors, k * length, tile.rows, t, means, lows, k * d, d
-            )
-        else:
-            squares = squared_distances(
-                factors, k * length, tile.rows, t, means, lows, k * d, d
-            )
-        joint = multiply_add(squares, half, offset)
-        store(joint, tile.joint, k * pitch + t, 0, COLUMNS)
+        for t in range(0, width, width_of(tile.joint)):
+            _store_joint(plan, k, tile.rows, t, tile.joint, k * pitch + t)
 
 
 @njit(**JIT)

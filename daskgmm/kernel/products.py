@@ -76,11 +76,6 @@ def make_squared_distances(n_parts: int, n_columns: int = COLUMNS) -> Any:
     return squared_distances
 
 
-squared_distances: Final = make_squared_distances(1)
-exact_squared_distances: Final = make_squared_distances(2)
-"""The same of a mean in two parts."""
-
-
 def _make_multiply(n_parts: int) -> Any:
     band, row = make_product(BAND, n_parts), make_product(1, n_parts)
 

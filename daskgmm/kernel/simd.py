@@ -280,15 +280,19 @@ def _each_in_bits(operation: Callable[..., Any]) -> Any:
     return typed
 
 
+def _bits_above(builder: Any, args: Any) -> Any:
+    """A bit for each lane of a vector: whether it is above the limit's."""
+    [vector], [most] = (_unpack(builder, arg) for arg in args)
+    lanes_above = builder.fcmp_ordered(">", vector, most)
+    return builder.bitcast(lanes_above, ir.IntType(vector.type.count))
+
+
 @intrinsic
 def count_above(_context: Any, x: Any, limit: Any) -> Any:
     """How many numbers of x, a vector, are larger than that of the limit."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        [vector], [most] = (_unpack(builder, arg) for arg in args)
-        lanes_above = builder.fcmp_ordered(">", vector, most)
-        bits = ir.IntType(vector.type.count)
-        count = builder.ctpop(builder.bitcast(lanes_above, bits))
+        count = builder.ctpop(_bits_above(builder, args))
         return builder.zext(count, context.get_value_type(types.intp))
 
     return types.intp(x, limit), generate
@@ -299,9 +303,7 @@ def bits_above(_context: Any, x: Any, limit: Any) -> Any:
     """A bit for each number of x, a vector: whether it is larger than the limit's."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        [vector], [most] = (_unpack(builder, arg) for arg in args)
-        lanes_above = builder.fcmp_ordered(">", vector, most)
-        bits = builder.bitcast(lanes_above, ir.IntType(vector.type.count))
+        bits = _bits_above(builder, args)
         return builder.zext(bits, context.get_value_type(types.intp))
 
     return types.intp(x, limit), generate
@@ -541,22 +543,33 @@ def splat(_context: Any, array: Any, at: Any, step: Any, length: Any) -> Any:
     return type_(array, types.intp, types.intp, length), generate
 
 
-@intrinsic(prefer_literal=True)
-def store(
-    _context: Any, tile: Any, array: Any, at: Any, step: Any, n_columns: Any
+def _to_places(
+    write: Callable[[Any, Any, Any], None], tile: Any, array: Any, n_columns: Any
 ) -> Any:
-    """Write the rows of a register tile to array[at + i step]."""
+    """Typing and code of what is done with each vector of a tile, and its place."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         of_array, columns = signature.args[1], signature.args[4].literal_value
         type_, vectors = signature.args[0], _unpack(builder, args[0])
         places = _places(context, builder, of_array, args[1:4], columns, type_)
         for vector, place in zip(vectors, places, strict=True):
-            place = builder.bitcast(place, vector.type.as_pointer())
-            builder.store(vector, place, align=4)
+            write(builder, vector, place)
         return context.get_dummy_value()
 
     return types.none(tile, array, types.intp, types.intp, n_columns), generate
+
+
+@intrinsic(prefer_literal=True)
+def store(
+    _context: Any, tile: Any, array: Any, at: Any, step: Any, n_columns: Any
+) -> Any:
+    """Write the rows of a register tile to array[at + i step]."""
+
+    def write(builder: Any, vector: Any, place: Any) -> None:
+        place = builder.bitcast(place, vector.type.as_pointer())
+        builder.store(vector, place, align=4)
+
+    return _to_places(write, tile, array, n_columns)
 
 
 @intrinsic(prefer_literal=True)
@@ -573,22 +586,17 @@ def part(_context: Any, tile: Any, first: Any, length: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def add_to(
-    _context: Any, tile: Any, array: Any, at: Any, step: Any, length: Any
+    _context: Any, tile: Any, array: Any, at: Any, step: Any, n_columns: Any
 ) -> Any:
     """Add the rows of a register tile to array[at + i step], which is float64."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        of_array, columns = signature.args[1], signature.args[4].literal_value
-        type_, vectors = signature.args[0], _unpack(builder, args[0])
-        places = _places(context, builder, of_array, args[1:4], columns, type_)
-        for vector, place in zip(vectors, places, strict=True):
-            numbers = _converted(builder, vector, _DOUBLE.number)
-            wide = builder.bitcast(place, numbers.type.as_pointer())
-            before = builder.load(wide, align=8, typ=numbers.type)
-            builder.store(builder.fadd(before, numbers), wide, align=8)
-        return context.get_dummy_value()
+    def add_there(builder: Any, vector: Any, place: Any) -> None:
+        numbers = _converted(builder, vector, _DOUBLE.number)
+        place = builder.bitcast(place, numbers.type.as_pointer())
+        before = builder.load(place, align=8, typ=numbers.type)
+        builder.store(builder.fadd(before, numbers), place, align=8)
 
-    return types.none(tile, array, types.intp, types.intp, length), generate
+    return _to_places(add_there, tile, array, n_columns)
 
 
 @intrinsic

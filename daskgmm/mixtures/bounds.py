@@ -56,12 +56,14 @@ def axes(mixtures: Sequence[Mixture], dtype: Any = np.float64) -> dict[str, Arra
         `axis_means`, (K, 4): minus the coordinates of the mean, and what those of rows
         may be off by, as a part of their distance from zero, and beyond.
     """
-    along = np.concatenate([_along(mixture) for mixture in mixtures])
     means = np.concatenate([mixture.means for mixture in mixtures])
     n_components, d = means.shape
-    coordinates = np.einsum("kda,kd->ka", along, means)
+    # Where a scatter is no number in range, axes are NaN: nothing is left out then.
+    with np.errstate(all="ignore"):
+        along = np.concatenate([_along(mixture) for mixture in mixtures])
+        coordinates = np.einsum("kda,kd->ka", along, means)
+        lengths = np.sqrt(np.einsum("kda,kda->ka", along, along))
     rounding = (d + 3) * np.finfo(dtype).eps
-    lengths = np.sqrt(np.einsum("kda,kda->ka", along, along))
     off = rounding * np.stack([lengths, np.abs(coordinates)]).sum(axis=2)
     # A register tile has both axes of two components.
     in_pairs = np.zeros((stride(n_components, 2), 2, d))

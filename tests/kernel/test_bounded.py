@@ -159,6 +159,23 @@ def test_rows_that_nothing_explains_are_as_without_bounds():
         assert got.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-110, 1e110])
+def test_without_axes_nothing_is_left_out(size):
+    """As of rows so large or small that their scatter leaves the range of numbers."""
+    mixture = mixture_of(7, 5, 30)
+    x = rows_of(mixture, 7) * size
+    mixture.means[...] *= size
+    mixture.covariances[...] = mixture.covariances * size * size
+    mixture.factors[...] /= size
+    found = plan(mixture, n_rows=MANY).plan
+    if size == 1.0:
+        nothing = readonly(np.full(found.axes.shape, np.nan))
+        found = found._replace(axes=nothing)
+    wanted = log_prob(unbounded(found), x)
+    assert np.isfinite(wanted).all()
+    assert log_prob(found, x).tobytes() == wanted.tobytes()
+
+
 def test_axes_that_do_not_fit_are_refused():
     step = plan(mixture_of(6), n_rows=MANY)
     x = rows_of(mixture_of(6), 6)

@@ -24,7 +24,7 @@ from daskgmm.mixtures.single import shift_of
 
 def with_upper(mixture):
     """A plan to ask about few rows, however small its matrices are."""
-    packed = plan(mixture).plan
+    packed = plan(mixture, n_rows=0).plan
     factors = mixture.factors if packed.dense.size else mixture.factors[np.newaxis]
     nothing = np.empty((0, 0))
     return EStep(packed._replace(dense=nothing, pooled=nothing, upper=factors))
