@@ -22,6 +22,21 @@ from daskgmm.mixtures.e_step import message as message_of
 from daskgmm.mixtures.single import shift_of
 
 
+def compile_both():
+    """Before calls are drawn, by the kernel's help: that would be taken for slow."""
+    for dtype in (np.float64, np.float32):
+        nothing = readonly(np.zeros((1, 1), dtype=dtype))
+        scratch = np.zeros(0, dtype=dtype)
+        single = passes._no_plan(dtype)._replace(means=nothing)
+        with pytest.raises(ValueError, match="The kernel was given"):
+            passes._run(passes._COLLECT, single, scratch=scratch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    compile_both()
+
+
 def with_upper(mixture):
     """A plan to ask about few rows, however small its matrices are."""
     packed = plan(mixture, n_rows=0).plan
@@ -322,6 +337,7 @@ def all_guarded(value, at_end):
 
 def touch_only_what_is_given():
     """Run calls, in order or not, on such memory: a wrong access ends the process."""
+    compile_both()
 
     @settings(max_examples=150, deadline=None, database=None)
     @given(call=calls(("find", "accumulate", "collect", "evaluate"), 0))
