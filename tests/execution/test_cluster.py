@@ -169,8 +169,10 @@ def test_a_worker_is_killed(tmp_path, seed, accelerate):
             assert_same(model(**parameters).fit(slow_rows()), expected)
 
 
-def test_a_worker_is_killed_with_what_it_keeps(tmp_path, expected):
+def test_a_worker_is_killed_with_what_it_keeps(tmp_path, expected, monkeypatch):
     """Another one reads again what was in its memory."""
+    # Work that goes over to an idle worker is read there again, too.
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING", "False")
     with cluster(tmp_path, 2) as (running, _), dask.config.set(KEPT):
         read = []
 
