@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import click
 
+from daskgmm.storage.glance import holds_array, holds_model, is_empty
 from daskgmm.storage.urls import check_apart
 
 _NOT_WRITTEN: Final = frozenset(
@@ -26,6 +27,43 @@ def check_format(out: str) -> None:
             f"{out} would be no {suffix[1:].upper()}: what is written is Parquet if "
             "the name of OUT ends in .parquet, and else a Zarr array. Choose such a "
             "name."
+        )
+
+
+def check_there(**places: str | None) -> None:
+    """Refuse arguments that should be there, and are not."""
+    for name, place in places.items():
+        if place is not None and is_empty(place):
+            raise click.ClickException(f"{name}: there is nothing at {place}.")
+
+
+def check_model(model: str) -> None:
+    """Refuse what is no model, in the words of who loads them."""
+    if is_empty(model):
+        raise click.ClickException(f"There is no model at {model}.")
+    if holds_array(model):
+        raise click.ClickException(f"{model} holds no model, but a Zarr array.")
+
+
+def check_new_model(model: str, *, overwrite: bool) -> None:
+    """Refuse to write where a model is."""
+    if holds_model(model) and not overwrite:
+        raise click.ClickException(exists(model))
+
+
+def exists(place: str) -> str:
+    """What is said of something in the place of what is to be written."""
+    return f"{place} exists: pass --overwrite to replace it."
+
+
+def check_picture(picture: str, *, overwrite: bool) -> None:
+    """Refuse to draw over a picture, or in a folder that is not there."""
+    target = Path(picture)
+    if target.exists() and not overwrite:
+        raise click.ClickException(exists(picture))
+    if not target.parent.is_dir():
+        raise click.ClickException(
+            f"There is no folder {target.parent}: make it before."
         )
 
 

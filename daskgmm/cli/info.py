@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from daskgmm.cli.checks import check_there
 from daskgmm.cli.options import json_option
 from daskgmm.storage.urls import absolute as place
 
@@ -21,6 +22,7 @@ def info(**given: Any) -> None:
       daskgmm info labels.zarr
       daskgmm info cells.parquet --json
     """  # noqa: D301
+    check_there(MODEL_OR_STORE=given["what"])
     from daskgmm.cli.work.info import info as work
 
     work(**given)

@@ -187,7 +187,7 @@ def _what_was_kept(error: KeyboardInterrupt, command: str | None) -> str:
         return f"Interrupted. The same command resumes from {error.checkpoint}."
     if command in _RESUMED:
         return "Interrupted. The same command resumes where this one stopped."
-    return "Interrupted."
+    return f"Interrupted {error}".rstrip() + "."
 
 
 def _warn(message: Warning | str, *_where: Any) -> None:

@@ -16,9 +16,12 @@ import click
 SHAPES: Final = ("full", "tied", "diag", "spherical")
 """Types of covariances, as `daskgmm.mixtures.covariance` has them."""
 
+_OPERATORS: Final = "==, !=, <, <=, >, >=, in and not in"
 _SIGNS: Final = re.compile(r"[<>=!&|~]+")
 _SIGNS_AT_END: Final = re.compile(r"[<>=!&|~]+$")
-_FILTER: Final = re.compile(r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\sin\s)\s*(.+?)\s*")
+_FILTER: Final = re.compile(
+    r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\s(?:not\s+)?in\s)\s*(.+?)\s*"
+)
 
 
 @final
@@ -176,19 +179,19 @@ def _filter(text: str) -> tuple[str, str, Any]:
     found = _FILTER.fullmatch(text)
     if found is None:
         raise click.BadParameter(
-            f"{text!r} is not of the form 'COLUMN OP VALUE', with OP one of == != < <= "
-            "> >= in."
+            f"{text!r} is not of the form 'COLUMN OP VALUE', with OP one of "
+            f"{_OPERATORS}."
         )
-    column, operator, value = found[1], found[2].strip(), _literal(found[3])
+    column, operator, value = found[1], " ".join(found[2].split()), _literal(found[3])
     # What is no operator splits into one that is, and signs on either side.
     before, after = _SIGNS_AT_END.search(column), _SIGNS.match(found[3])
     if before or after:
         signs = (before or ("",))[0] + operator + (after or ("",))[0]
         raise click.BadParameter(
             f"{text!r} has the operator {signs!r}, which there is not: use one of "
-            "== != < <= > >= in."
+            f"{_OPERATORS}."
         )
-    if operator == "in":
+    if operator.endswith("in"):
         value = value.split(",") if isinstance(value, str) else value
         several = isinstance(value, list | tuple | set)
         value = [
@@ -235,7 +238,7 @@ _DATA_OPTIONS: Final = (
         multiple=True,
         callback=_filters,
         help="Use only rows for which this holds, if STORE is Parquet: 'x > 3', "
-        "'day == \"mon\"', 'site in 1,4'. OP is one of == != < <= > >= in. Give it "
+        f"'day == \"mon\"', 'site in 1,4'. OP is one of {_OPERATORS}. Give it "
         "several times, and all must hold.",
     ),
     click.option(

@@ -7,7 +7,12 @@ from typing import Any, Final
 
 import click
 
-from daskgmm.cli.checks import check_arguments_apart
+from daskgmm.cli.checks import (
+    check_arguments_apart,
+    check_model,
+    check_picture,
+    check_there,
+)
 from daskgmm.cli.options import data_options, missing_option, nan_option
 from daskgmm.storage.urls import absolute as place
 
@@ -86,6 +91,9 @@ def plot(**given: Any) -> None:
     check_arguments_apart(
         {"PICTURE": picture}, {"MODEL": given["model"], "STORE": store}
     )
+    check_model(given["model"])
+    check_there(STORE=store)
+    check_picture(picture, overwrite=given.pop("overwrite"))
     from daskgmm.cli.work.plot import plot as work
 
     work(**given, store=store, picture=picture)

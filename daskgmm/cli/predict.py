@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_arguments_apart, check_format
+from daskgmm.cli.checks import (
+    check_arguments_apart,
+    check_format,
+    check_model,
+    check_there,
+)
 from daskgmm.cli.options import (
     cluster_options,
     data_options,
@@ -81,6 +86,8 @@ def predict(**given: Any) -> None:
     read = {"MODEL": given["model"], "STORE": given["store"]}
     check_arguments_apart({"OUT": out}, read)
     check_format(out)
+    check_model(given["model"])
+    check_there(STORE=given["store"])
     from daskgmm.cli.work.predict import predict as work
 
     work(**given)

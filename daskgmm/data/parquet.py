@@ -25,6 +25,7 @@ from daskgmm.data.parquet_reader import (
     Footer,
     Reading,
     Span,
+    as_group,
     batch_rows,
     column_path,
     filter_columns,
@@ -572,15 +573,26 @@ def _picked_fragments(found: Any, filters: Filters | None) -> list[Any]:
     except pa.ArrowInvalid:
         picked = []  # a column is missing, say: found and named below
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise _do_not_fit(filters, error) from error
+        raise _does_not_fit(filters, found.schema, error) from error
     return picked or list(found.get_fragments())
 
 
-def _do_not_fit(filters: Filters, error: Exception) -> DataError:
-    return DataError(
-        f"The filters {filters!r} do not fit the columns that they look at, which must "
-        f"be of the values' type, and no lists: {error}"
-    )
+def _does_not_fit(filters: Filters, schema: Any, error: Exception) -> DataError:
+    """Which filter compares a column with what it cannot be compared with."""
+    import pyarrow as pa
+
+    nothing = schema.empty_table()
+    for name, operator, value in (f for group in filters for f in as_group(group)):
+        try:
+            one = filter_expression([(name, operator, value)], schema.names)
+            nothing.filter(one)
+        except (pa.ArrowException, ValueError):
+            return DataError(
+                f"The filter {name} {operator} {value!r} does not fit the column "
+                f"{name}, which holds {_type(schema, name, 'the table')}: a column is "
+                "compared with values of its own type, and lists are not."
+            )
+    return DataError(f"The filters {filters!r} do not fit the table: {error}")
 
 
 def _with_footer(fragment: Any, filters: Filters | None) -> Any:

@@ -12,10 +12,12 @@ import os
 import pkgutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import dask
 import yaml  # type: ignore[import-untyped]
@@ -32,6 +34,7 @@ from distributed.utils import silence_logging_cmgr
 
 from daskgmm import config
 from daskgmm.errors import ClusterError
+from daskgmm.execution.forking import beyond_interrupts
 
 _SIZES: Final = {"workers", "jobs", "cores", "memory"}
 _LEAST: Final = ("minimum", "minimum_jobs", "minimum_cores", "minimum_memory")
@@ -41,6 +44,7 @@ _ADAPT: Final = {
     *("interval", "target_duration", "wait_count"),
 }
 
+_C = TypeVar("_C")
 _PORT: Final = 8786
 """That of Dask's schedulers, unless they are told another one."""
 _POLL: Final = 0.05
@@ -95,6 +99,29 @@ def join(
                 "of its own authority."
             ) from error
         yield client
+
+
+def started(make: Callable[[], _C]) -> _C:
+    """A cluster, whose processes here are not interrupted from this terminal.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If this one is meanwhile; it says so.
+    """
+    coming = beyond_interrupts(make)
+    try:
+        return coming.result()
+    except KeyboardInterrupt:
+        coming.add_done_callback(_close)
+        raise KeyboardInterrupt(
+            "while workers were starting: nothing was read or written"
+        ) from None
+
+
+def _close(made: Future[Any]) -> None:
+    if made.exception() is None:
+        made.result().close()
 
 
 @final
@@ -219,7 +246,7 @@ class Deployment:
     def _make(self, factory: Callable[..., Any]) -> AbstractContextManager[Cluster]:
         arguments = {**self.arguments, **self._security()}
         try:
-            cluster = factory(**arguments)
+            cluster = started(partial(factory, **arguments))
         except (TypeError, ValueError) as error:
             raise self._wrong("arguments", str(error)) from error
         except Exception as error:  # anything: the classes are of many packages
@@ -228,8 +255,8 @@ class Deployment:
             ) from error
         if not isinstance(cluster, Cluster):
             raise self._wrong("cluster", f"{self.cluster} is no cluster class")
-        started: AbstractContextManager[Cluster] = cluster
-        return started
+        of_class: AbstractContextManager[Cluster] = cluster
+        return of_class
 
     def _security(self) -> dict[str, Security]:
         if not self.security:

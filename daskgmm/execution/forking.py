@@ -6,9 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from multiprocessing import resource_tracker
+from typing import TypeVar
 
 import dask.threaded
+
+_T = TypeVar("_T")
 
 
 def after_fork(forget: Callable[[], None]) -> None:
@@ -33,10 +38,20 @@ def _forget_pools() -> None:
 after_fork(_forget_pools)
 
 
-def leave_interrupts() -> None:
-    """Have this process, a worker, go on where a terminal interrupts all of its own.
+def beyond_interrupts(make: Callable[[], _T]) -> Future[_T]:
+    """Make something whose processes go on where a terminal interrupts all of its own.
 
-    Whoever started the workers ends them.
+    Whoever had them started ends them. What blocks a signal is inherited: by threads
+    that a thread begins, and by processes that they start.
     """
-    with suppress(ValueError):  # only the main thread can say so
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Starting it lets signals through again; it ignores them by itself.
+    resource_tracker.ensure_running()
+    pool = ThreadPoolExecutor(1, initializer=_block_interrupts)
+    made = pool.submit(copy_context().run, make)
+    pool.shutdown(wait=False)
+    return made
+
+
+def _block_interrupts() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -26,8 +26,8 @@ from daskgmm.outputs.base import (
     names_at,
     write_output,
 )
+from daskgmm.storage.glance import OURS
 from daskgmm.storage.retry import (
-    OURS,
     is_failure,
     naming_failures,
     patient_store,

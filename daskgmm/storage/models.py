@@ -22,8 +22,8 @@ import zarr
 from numpy.typing import NDArray
 
 from daskgmm.errors import ModelFileError, NewerFormatError, PlaceError, StoreError
+from daskgmm.storage.glance import OURS
 from daskgmm.storage.retry import (
-    OURS,
     ask_files,
     check_free,
     naming_failures,

@@ -17,6 +17,7 @@ from zarr.storage import WrapperStore
 
 from daskgmm import config
 from daskgmm.errors import DaskGMMError, PlaceError, StoreError
+from daskgmm.storage.glance import OURS
 from daskgmm.storage.urls import (
     absolute,
     as_path,
@@ -28,8 +29,6 @@ from daskgmm.storage.urls import (
 from daskgmm.storage.zarr_internals import make_store_path, sync
 
 _T = TypeVar("_T")
-OURS: Final = "daskgmm"
-"""The attribute of Zarr arrays and groups in which this package says what they are."""
 DESCRIPTION: Final = "_daskgmm.json"
 """The same beside Parquet files; readers pass over names that begin like this."""
 DELTA_LOG: Final = "_delta_log"

@@ -15,7 +15,7 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-_CHAIN: Final = "::"
+CHAIN: Final = "::"
 """Between the links of a URL such as ``zip://rows.zarr::s3://bucket/data.zip``."""
 _LOCAL: Final = ("file", "local")
 _WILD: Final = "*?["
@@ -40,8 +40,8 @@ def absolute(place: str | os.PathLike[str]) -> str:
     text = os.fsdecode(place)
     if not text or "\0" in text:
         raise ValueError(f"{text!r} names no place: give a path or a URL.")
-    links = text.split(_CHAIN)
-    return _CHAIN.join(_absolute_link(link, len(links) > 1) for link in links)
+    links = text.split(CHAIN)
+    return CHAIN.join(_absolute_link(link, len(links) > 1) for link in links)
 
 
 def _absolute_link(link: str, chained: bool) -> str:
@@ -62,7 +62,7 @@ def _absolute_path(path: str) -> str:
 def as_path(place: str) -> str:
     """A place of this machine as a plain path; any other as it is."""
     protocol, path = split_protocol(place)
-    if protocol not in _LOCAL or _CHAIN in place:
+    if protocol not in _LOCAL or CHAIN in place:
         return place
     return str(path)
 
@@ -136,7 +136,7 @@ _Link = tuple[str, str]
 
 def _links(place: str) -> list[_Link]:
     """Where the links of a URL lead."""
-    return list(map(_resolved, filter(_has_path, absolute(place).split(_CHAIN))))
+    return list(map(_resolved, filter(_has_path, absolute(place).split(CHAIN))))
 
 
 def _has_path(link: str) -> bool:
@@ -242,7 +242,7 @@ def check_writable(place: str) -> None:
     ValueError
         If the name has such characters, or is of several places.
     """
-    if _CHAIN in place:
+    if CHAIN in place:
         raise ValueError(
             f"{place} leads through other places, and can only be read: choose a place "
             "to write to without '::'."

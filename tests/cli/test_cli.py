@@ -732,6 +732,8 @@ def test_columns_of_parquet(run, store, model, tmp_path, rows, kind, names, meth
         (["third == 1"], lambda t: t["third"] == 1),
         (["day in 'mon','wed'"], lambda t: t["day"] != "tue"),
         (["third in [0, 2]"], lambda t: t["third"] != 1),
+        (["third not  in 0,2"], lambda t: t["third"] == 1),
+        (["day not in mon, wed"], lambda t: t["day"] == "tue"),
         (["day != mon"], lambda t: t["day"] != "mon"),
     ],
 )

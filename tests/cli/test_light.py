@@ -38,12 +38,13 @@ sys.exit(code)
 """
 
 
-def ask(*arguments):
+def ask(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, "-c", ASK.format(heavy=HEAVY), *arguments],
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
     )
 
 
@@ -81,6 +82,44 @@ MISTAKES = [
 def test_so_do_mistakes(tmp_path, arguments, message):
     done = ask(*arguments)
     assert done.returncode == 2, done.stderr
+    *said, loaded = done.stderr.splitlines()
+    assert message in " ".join(said)
+    assert loaded == "loaded:"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A model, and rows."""
+    folder = tmp_path_factory.mktemp("places")
+    rows = blobs(0, 20, 2, 1)
+    GaussianMixture(1).fit(rows).save(folder / "m")
+    create_zarr(folder / "x", rows, chunks=(10, 2))
+    return folder
+
+
+MISPLACED = [
+    (("fit", "rows", "new", "-k", "2"), "STORE: there is nothing at"),
+    (("fit", "x", "m", "-k", "2"), "m exists: pass --overwrite"),
+    (("select", "x", "m", "-k", "2"), "m exists: pass --overwrite"),
+    (("select", "rows", "new", "-k", "2"), "STORE: there is nothing at"),
+    (("fit", "x", "new", "-k", "2", "--weights", "w"), "--weights: there is nothing"),
+    (("predict", "n", "x", "o"), "There is no model at"),
+    (("predict", "m", "rows", "o"), "STORE: there is nothing at"),
+    (("predict", "x", "m", "o"), "x holds no model, but a Zarr array"),
+    (("score", "m", "rows"), "STORE: there is nothing at"),
+    (("score", "x", "m"), "x holds no model, but a Zarr array"),
+    (("sample", "x", "o", "-n", "3"), "x holds no model, but a Zarr array"),
+    (("info", "nothing"), "MODEL_OR_STORE: there is nothing at"),
+    (("plot", "n", "p.png"), "There is no model at"),
+    (("plot", "m", "rows", "p.png"), "STORE: there is nothing at"),
+    (("plot", "m", "x", "nowhere/p.png"), "There is no folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISPLACED)
+def test_so_do_places_where_something_else_is(places, arguments, message):
+    done = ask(*arguments, cwd=places)
+    assert done.returncode == 1, done.stderr
     *said, loaded = done.stderr.splitlines()
     assert message in " ".join(said)
     assert loaded == "loaded:"

@@ -13,6 +13,7 @@ import dask
 import dask.array as da
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from conftest import blobs, create_zarr
 from nbclient import NotebookClient
@@ -137,8 +138,11 @@ def test_a_notebook_shows_one_line(tmp_path):
     assert line.startswith("Interrupted: nothing was kept.")
 
 
-def interrupted(*arguments, after):
-    """What a command says that is interrupted with all its processes, as by Ctrl-C."""
+def interrupted(*arguments, after=None):
+    """What a command says that is interrupted with all its processes, as by Ctrl-C.
+
+    After some words, or while it starts its workers.
+    """
     command = subprocess.Popen(
         [sys.executable, "-m", "daskgmm", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -149,12 +153,31 @@ def interrupted(*arguments, after):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     said = ""
-    while after not in said:
-        said += command.stdout.readline()
-    time.sleep(0.2)
+    while after is None and len(psutil.Process(command.pid).children()) < 3:
+        time.sleep(0.02)
+    while after and after not in said:
+        line = command.stdout.readline()
+        assert line, f"it ended early: {said}"
+        said += line
+    time.sleep(0.5)
     os.killpg(command.pid, signal.SIGINT)
     rest, _ = command.communicate(timeout=60)
     return said + rest, command.returncode
+
+
+@pytest.mark.slow
+def test_a_command_ends_with_one_line_while_its_workers_start(tmp_path):
+    """They are processes of the same terminal, and hear nothing."""
+    create_zarr(tmp_path / "x", blobs(0, 400, 2, 2), chunks=(50, 2))
+    said, code = interrupted(
+        *("fit", tmp_path / "x", tmp_path / "m", "-k", 2, "--workers", 2)
+    )
+    assert code == 130
+    assert said.split("\n") == [
+        "",
+        "Interrupted while workers were starting: nothing was read or written.",
+        "",
+    ]
 
 
 @pytest.mark.slow
@@ -164,7 +187,9 @@ def test_a_command_ends_with_one_line_and_goes_on(tmp_path):
     fit += ["--no-accelerate", "--max-iter", 3000]
     said, code = interrupted(*fit, after="pass   2")
     assert code == 130
-    end = [line for line in said.splitlines() if line and not line.startswith("pass ")]
+    # Before the first pass, what takes seconds is told as well.
+    _, *_, end = said.split("pass ")
+    end = [line for line in end.splitlines()[1:] if line]
     assert end == [
         "Interrupted; nothing was kept. With --checkpoint, the same command resumes "
         "where it stopped."

@@ -60,7 +60,8 @@ def fit(
     began = perf_counter()
     with report.passes(), connect(cluster), told_at_the_end():
         mixture.fit(rows, **training.of_fit())
-    mixture.save(model, overwrite=overwrite)
+        # Before the cluster is closed, which an interrupt may break off.
+        mixture.save(model, overwrite=overwrite)
     _tell_fitted(mixture, model, training, perf_counter() - began, report)
 
 

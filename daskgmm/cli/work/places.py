@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from multiprocessing import get_context
 
 import dask
@@ -22,7 +23,6 @@ from daskgmm.data.parquet import ParquetRows
 from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.execution import deploy
-from daskgmm.execution.forking import leave_interrupts
 
 
 def open_rows(data: Data, store: str, features: Sequence[str] | None = None) -> Opened:
@@ -104,16 +104,18 @@ def _threads(cluster: Cluster) -> Iterator[None]:
 @contextmanager
 def _local(cluster: Cluster) -> Iterator[Client]:
     with (
-        LocalCluster(
-            n_workers=cluster.n_workers,
-            threads_per_worker=cluster.threads_per_worker,
-            memory_limit=cluster.memory_limit,
-            dashboard_address=cluster.dashboard or "127.0.0.1:0",  # any free port
-            silence_logs=logging.CRITICAL,
+        deploy.started(
+            partial(
+                LocalCluster,
+                n_workers=cluster.n_workers,
+                threads_per_worker=cluster.threads_per_worker,
+                memory_limit=cluster.memory_limit,
+                dashboard_address=cluster.dashboard or "127.0.0.1:0",  # any free port
+                silence_logs=logging.CRITICAL,
+            )
         ) as workers,
         Client(workers) as client,
     ):
-        client.run(leave_interrupts)
         yield client
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from daskgmm.cli.options import Data
 from daskgmm.cli.work.places import open_rows
-from daskgmm.errors import MissingLibraryError, PlaceError
+from daskgmm.errors import MissingLibraryError
 from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.plotting import (
@@ -31,15 +31,10 @@ def plot(
     dpi: int,
     missing_chunks: str,
     nan: str,
-    overwrite: bool,
     data: Data,
 ) -> None:
     """See the command."""
     target = Path(picture)
-    if target.exists() and not overwrite:
-        raise PlaceError(f"{picture} exists: pass --overwrite to replace it.")
-    if not target.parent.is_dir():
-        raise PlaceError(f"There is no folder {target.parent}: make it before.")
     try:
         from matplotlib import use
     except ImportError:

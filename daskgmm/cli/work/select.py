@@ -77,7 +77,7 @@ def select(
     began = perf_counter()
     with report.search(criterion), connect(cluster), told_at_the_end():
         search.fit(rows, **training.of_fit())
-    search.save(model, overwrite=overwrite)
+        search.save(model, overwrite=overwrite)  # before the cluster is closed
     _tell_chosen(search, model, perf_counter() - began, report)
 
 

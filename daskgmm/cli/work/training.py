@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from daskgmm.cli.checks import exists
 from daskgmm.cli.work.report import Report
 from daskgmm.errors import PlaceError, SkippedRowsWarning
 from daskgmm.estimators.trained import TrainedMixture
@@ -20,7 +21,7 @@ def check_model(model: str, *, overwrite: bool) -> None:
     """Refuse, before any work, a place where a model must not be written."""
     check_free(model)
     if existing(model) is not None and not overwrite:
-        raise PlaceError(f"{model} exists: pass --overwrite to replace it.")
+        raise PlaceError(exists(model))
 
 
 @contextmanager

@@ -1,0 +1,55 @@
+"""A first look at places of this machine, which loads no library that is slow to load.
+
+What it does not find out, whoever opens the place will.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Final
+
+from fsspec.core import split_protocol
+
+from daskgmm.storage.urls import CHAIN, as_path, is_wild
+
+OURS: Final = "daskgmm"
+"""The attribute of Zarr arrays and groups in which this package says what they are."""
+
+
+def is_empty(place: str) -> bool:
+    """Whether nothing is at a place; False of URLs, and of what may be a glob."""
+    path = _path(place)
+    return path is not None and not os.path.lexists(path)
+
+
+def holds_model(place: str) -> bool:
+    """Whether a folder is a model."""
+    return OURS in (_zarr_document(place).get("attributes") or {}) and not (
+        holds_array(place)
+    )
+
+
+def holds_array(place: str) -> bool:
+    """Whether a folder is a Zarr array."""
+    return _zarr_document(place).get("node_type") == "array"
+
+
+def _path(place: str) -> str | None:
+    """A place as a path of this machine; None if it is another one, or several."""
+    path = as_path(place)
+    is_elsewhere = split_protocol(path)[0] is not None or CHAIN in path
+    return None if is_elsewhere or is_wild(path) else path
+
+
+def _zarr_document(place: str) -> dict[str, Any]:
+    """What a folder says of itself in Zarr's format 3."""
+    path = _path(place)
+    if path is None:
+        return {}
+    try:
+        with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
+            said = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
