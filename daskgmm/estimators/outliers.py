@@ -9,12 +9,18 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from daskgmm.estimators.documented import Documented
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.trained import TrainedMixture
 
 
-class MixtureOutlierDetector(Documented, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class MixtureOutlierDetector(
+    CallbackSupportMixin,  # type: ignore[misc]
+    Documented,
+    OutlierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """Detects rows of low density under a mixture, in data of any size.
 
     Parameters
@@ -57,6 +63,7 @@ class MixtureOutlierDetector(Documented, OutlierMixin, BaseEstimator):  # type: 
         self.estimator = estimator
         self.contamination = contamination
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(
         self, X: Any, y: None = None, sample_weight: Any = None, **fit_params: Any
     ) -> Self:
@@ -83,13 +90,17 @@ class MixtureOutlierDetector(Documented, OutlierMixin, BaseEstimator):  # type: 
         """
         self._validate_params()
         estimator = GaussianMixture() if self.estimator is None else self.estimator
-        model = clone(estimator).fit(X, sample_weight=sample_weight, **fit_params)
+        model = clone(estimator)
+        tasks = Tasks(self, X, y, sample_weight, 1)
+        with tasks.handed_on(model):
+            model.fit(X, sample_weight=sample_weight, **fit_params)
         offset = model.score_quantile(X, self.contamination, sample_weight)
         self.estimator_, self.offset_ = model, offset
         for name in ("n_features_in_", "feature_names_in_"):
             self.__dict__.pop(name, None)
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
+        tasks.ended()
         return self
 
     def score_samples(self, X: Any) -> Any:

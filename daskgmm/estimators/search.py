@@ -34,7 +34,9 @@ from daskgmm.em.search import (
     SearchSettings,
     search,
 )
+from daskgmm.em.state import Status
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
+from daskgmm.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from daskgmm.estimators.documented import Documented
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.trained import TrainedMixture, said_in_one_line, warn_of
@@ -72,7 +74,12 @@ def _has_criteria(search: MixtureSearch) -> bool:
     return not search.bayesian
 
 
-class MixtureSearch(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc]
+class MixtureSearch(
+    CallbackSupportMixin,  # type: ignore[misc]
+    Documented,
+    DensityMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """Chooses the number of components and the shape of covariances.
 
     All candidates, one for each pair of them, train in the same passes over the data.
@@ -250,6 +257,7 @@ degrees_of_freedom_prior, covariance_prior : optional
         self.degrees_of_freedom_prior = degrees_of_freedom_prior
         self.covariance_prior = covariance_prior
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(
         self,
         X: Any,
@@ -269,7 +277,9 @@ degrees_of_freedom_prior, covariance_prior : optional
         y : ignored
         sample_weight : array-like of shape (n,), default=None
         callback : callable, default=None
-            Called with a `SearchProgress` after each pass over the data.
+            Called with a `SearchProgress` after each pass over the data. Callbacks of
+            scikit-learn (`set_callbacks`) are told of passes too; those that would end
+            a fit do not end a search.
         checkpoint : str or path, default=None
             Where to keep the state of all candidates: the same search of the same data
             resumes from there, and ends with the same bits.
@@ -302,6 +312,7 @@ degrees_of_freedom_prior, covariance_prior : optional
         interval = parse_interval(checkpoint_interval)
         read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
         check_apart({"checkpoint": checkpoint}, read)
+        tasks = Tasks(self, X, y, sample_weight, None)
         seed = self._seed()
         candidates = self._candidates(seed)
 
@@ -310,7 +321,9 @@ degrees_of_freedom_prior, covariance_prior : optional
                 print(_line(progress))
             if callback is not None:
                 callback(progress)
+            tasks.passed(goes_on=_n_ended(progress) < len(progress.scored))
 
+        tasks.begin_pass()
         with said_in_one_line(checkpoint) as keepers, single_threaded_blas():
             # Of a candidate, so that rows are taken as a fit alone takes them.
             source = candidates[0]._taken(X, sample_weight, reset=True).source()
@@ -328,6 +341,7 @@ degrees_of_freedom_prior, covariance_prior : optional
             )
             outcome = search(source, settings, seed, observe, keeper)
         self._set(outcome, candidates, source.dtype)
+        tasks.ended()
         warn_of(self.best_estimator_, None)
         return self
 
@@ -546,9 +560,13 @@ def _results(
 
 def _line(progress: SearchProgress) -> str:
     """What `verbose` prints of a pass."""
-    statuses = [its.status.value for its in progress.scored]
-    n_ended = sum(status not in ("waiting", "training") for status in statuses)
     return (
-        f"Pass {progress.n_pass}: {n_ended} of {len(statuses)} candidates have ended "
-        f"({progress.seconds:.3g} s)"
+        f"Pass {progress.n_pass}: {_n_ended(progress)} of {len(progress.scored)} "
+        f"candidates have ended ({progress.seconds:.3g} s)"
+    )
+
+
+def _n_ended(progress: SearchProgress) -> int:
+    return sum(
+        its.status not in (Status.WAITING, Status.TRAINING) for its in progress.scored
     )

@@ -152,7 +152,9 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
         interval = parse_interval(checkpoint_interval)
         read = {"X": place_of(X), "sample_weight": place_of(sample_weight)}
         check_apart({"checkpoint": checkpoint}, read)
-        tasks = Tasks(self, X, y, sample_weight)
+        tasks = Tasks(self, X, y, sample_weight, self.max_iter)
+        if self.max_iter:
+            tasks.begin_pass()
         with (
             said_in_one_line(checkpoint) as keepers,
             self._restored_on_error(),
@@ -167,7 +169,8 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
                 if callback is not None:
                     callback(progress)
                 return tasks.passed(
-                    progress, lambda: self._as_fitted_to(so_far(), source.dtype)
+                    lambda: self._as_fitted_to(so_far(), source.dtype),
+                    goes_on=progress.n_live > 0,
                 )
 
             warm = self._warm_run(source.n_features)
@@ -189,7 +192,7 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
             self._set_attributes(outcome, source.dtype)
         tasks.ended()
         goes_on = f"fit resumes from {checkpoint}" if checkpoint else None
-        warn_of(self, goes_on, stopped=outcome.stopped, stacklevel=_CALLER)
+        warn_of(self, goes_on, stopped=outcome.stopped)
         return self
 
     def _as_fitted_to(self, outcome: Outcome, dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -440,7 +443,6 @@ def warn_of(
     how_to_go_on: str | None,
     *,
     stopped: str = "",
-    stacklevel: int = 3,
 ) -> None:
     """Warn, where the caller's caller stands, of what a fit did not do."""
     if stopped == "interrupt":
@@ -448,7 +450,7 @@ def warn_of(
             f"The fit was interrupted, and ends with what {model.n_passes_} passes "
             "found." + (f" Given again, {how_to_go_on}." if how_to_go_on else ""),
             ConvergenceWarning,
-            stacklevel=stacklevel,
+            stacklevel=_CALLER,
         )
     elif not model.converged_ and model.max_iter > 0 and not stopped:
         goes_on = f" With a larger max_iter, {how_to_go_on}." if how_to_go_on else ""
@@ -457,11 +459,11 @@ def warn_of(
             "Try different init parameters, or increase max_iter, "
             "tol, or check for degenerate data." + goes_on,
             ConvergenceWarning,
-            stacklevel=stacklevel,
+            stacklevel=_CALLER,
         )
     if model.n_rows_skipped_:
         warnings.warn(
             f"{model.n_rows_skipped_} rows with NaN were left out of the fit.",
             SkippedRowsWarning,
-            stacklevel=stacklevel,
+            stacklevel=_CALLER,
         )

@@ -11,7 +11,12 @@ from conftest import blobs
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
-from daskgmm import BayesianGaussianMixture, GaussianMixture
+from daskgmm import (
+    BayesianGaussianMixture,
+    GaussianMixture,
+    MixtureOutlierDetector,
+    MixtureSearch,
+)
 from daskgmm.errors import DataError
 
 callback = pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has it")
@@ -125,3 +130,41 @@ def test_without_a_pass_there_is_no_task_for_one():
 def test_what_is_no_callback_is_refused():
     with pytest.raises(TypeError, match="FitCallback protocol"):
         GaussianMixture(2).set_callbacks(print)
+
+
+@pytest.mark.parametrize("criterion", ["bic", "held_out"])
+def test_each_pass_of_a_search_is_a_task(criterion):
+    recorder, lines = Recorder(stop_after=1), []
+    search = MixtureSearch((1, 2), covariance_type="full", criterion=criterion)
+    search.set_params(random_state=0).set_callbacks(recorder)
+    search.fit(blobs(0, 600, 2, 3, spread=2.0), callback=lines.append)
+    passes = [
+        f"{what} pass {i}" for i in range(len(lines)) for what in ("begin", "end")
+    ]
+    assert len(lines) == search.n_passes_ > 1
+    assert recorder.told == [
+        *("setup", "begin fit 0"),
+        *passes,
+        *("end fit 0", "teardown"),
+    ]
+
+
+def test_the_fit_within_a_detector_is_a_task(capsys):
+    x, recorder = blobs(0, 300, 2, 3, spread=4.0), Recorder()
+    mixture = GaussianMixture(3, random_state=0)
+    detector = MixtureOutlierDetector(mixture).set_callbacks(recorder)
+    detector.fit(x)
+    around = ["setup", "begin fit 0", "begin mixture 0"]
+    assert recorder.told == [*around, "end mixture 0", "end fit 0", "teardown"]
+    assert "_skl_callbacks" not in vars(detector.estimator_)
+    detector.set_callbacks(callback.ProgressBar(max_propagation_depth=None)).fit(x)
+    out = capsys.readouterr().out
+    assert "MixtureOutlierDetector - fit" in out
+    assert "GaussianMixture - fit" in out
+
+
+def test_warnings_are_where_a_search_was_asked_for():
+    search = MixtureSearch(2, covariance_type="full", max_iter=1, tol=0)
+    with pytest.warns(UserWarning, match="did not converge") as caught:
+        search.fit(blobs(0, 300, 2, 3))
+    assert caught[0].filename == __file__
