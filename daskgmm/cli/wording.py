@@ -18,6 +18,11 @@ _WORDS: Final = tuple(
             r"filters=\[\('([^']*)', '>', float\('-inf'\)\)\]",
             r"--filter '\1 > -1e999'",
         ),
+        (
+            r"Expected n_samples >= n_components but got n_components = (\d+), "
+            r"n_samples = (\d+)",
+            r"--components \1 is more than there are rows: \2.",
+        ),
         (r"nan='skip'", "--nan skip"),
         (r"missing_chunks='fill'", "--missing-chunks fill"),
         (r"decode_cf=True", "--decode-cf"),

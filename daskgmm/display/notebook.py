@@ -99,5 +99,6 @@ class Notebook:
             curves = bounds_svg([run.bounds for run in last.runs])
         elif isinstance(last, SearchProgress):
             said = f"{said}, {len(last.scored)} candidates"
+            curves = bounds_svg([its.run.bounds for its in last.scored])
         line = f"{how}: {said}"
         return Html(f"<div><code>{escape(line)}</code><br>{curves}</div>", line)

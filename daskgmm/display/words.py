@@ -38,8 +38,9 @@ def candidate(
 
 
 def of_bound(progress: Progress) -> str:
-    """The bound after a pass, and its change."""
-    return f"bound {progress.bound:.6f}  change {progress.change:.2e}"
+    """The bound after a pass, and its change since the one before, if there is one."""
+    change = f"  change {progress.change:.2e}" if math.isfinite(progress.change) else ""
+    return f"bound {progress.bound:.6f}{change}"
 
 
 def of_runs(progress: Progress) -> str:

@@ -584,6 +584,12 @@ def test_a_dry_run_tells_how_many_passes_are_likely(store, tmp_path):
     assert told["likely_passes"] is None
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_more_components_than_rows(run, store, tmp_path, dry):
+    said = run("fit", store, tmp_path / "m", "-k", N + 1, *dry)
+    assert_failed(said, f"--components {N + 1} is more than there are rows: {N}.")
+
+
 def test_a_dry_run_asks_no_scheduler(store, tmp_path):
     scheduler = ("--scheduler", "tcp://127.0.0.1:9")
     args = ("fit", store, tmp_path / "m", "-k", K, "--dry-run", *scheduler)

@@ -221,7 +221,7 @@ def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
     clock.now = 38.0
     log(Step("pass 2", 1, 4))
     assert len(lines) == 3
-    assert lines[2].startswith("pass   1  bound 1.000000  change inf  500 rows/s")
+    assert lines[2].startswith("pass   1  bound 1.000000  500 rows/s")
     clock.now = 39.5
     log(Step("pass 2", 2, 4))
     assert lines[3] == "pass 2: 50% read, 10.5 s so far, about 10.5 s to go"
@@ -319,6 +319,12 @@ def test_a_notebook_has_a_bar_and_then_the_curve(x):
     assert re.match(r"done: \d+ passes, .*bound -", texts[-1])
     html = handle.shown[-1]["text/html"]
     assert html.count("<polyline") == 2
+    search = MixtureSearch((1, 2, 3), covariance_type="full", random_state=0)
+    with Notebook(handle, clock) as picture, steps.told_to(tick):
+        search.fit(x)
+    html = handle.shown[-1]["text/html"]
+    assert "3 candidates" in html
+    assert html.count("<polyline") == 3
     with (
         pytest.raises(KeyboardInterrupt),
         Notebook(handle) as broken,

@@ -18,7 +18,9 @@ from sklearn.exceptions import ConvergenceWarning
 from daskgmm import config
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.gaps import Gaps
+from daskgmm.em.fit import check_enough
 from daskgmm.em.progress import Progress
+from daskgmm.em.scan import of_lengths
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.execution.tree import leaf_bounds, most_sums
 from daskgmm.mixtures.covariance import SHAPES
@@ -145,6 +147,8 @@ def forecast_fit(
         return _pass_seconds(model, block)
 
     lazy = as_dask(rows, _gaps(model))
+    if not np.isnan(lazy.shape[0]):
+        check_enough(of_lengths([lazy.shape[0]]), model.n_components)
     of_run = sums_bytes(
         SHAPES[model.covariance_type], model.n_components, int(lazy.shape[1])
     )
