@@ -88,6 +88,9 @@ test-wheel: $(READY)
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(echo dist/*.whl)[plot]"
 	cd dist && ../.venv-wheel/bin/python -m daskgmm demo --size 0.5 --folder demo
+	.venv-wheel/bin/python -m pip install --quiet --force-reinstall --no-deps \
+		dist/*.tar.gz
+	cd dist && ../.venv-wheel/bin/python -m daskgmm --version
 
 lint: $(READY)
 	$(BIN)/ruff check .
