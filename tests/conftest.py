@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import dask
@@ -15,6 +16,10 @@ from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.e_step import e_step, message, moments
 from daskgmm.mixtures.gaussian import Mixture
+
+# gcsfs would ask for a bucket's kind by gRPC, which the emulator does not know, and
+# wait for a minute each time. It looks for this once, where it is first imported.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 # A machine that is busy takes its time: no example fails for that.
 settings.register_profile("daskgmm", deadline=None)

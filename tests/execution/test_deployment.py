@@ -304,6 +304,7 @@ from daskgmm.cli.main import main
 main(sys.argv[1:], standalone_mode=False)
 logging.getLogger("distributed.batched").info("a connection is closed")
 logging.getLogger("distributed.scheduler").warning("a worker is removed")
+logging.getLogger("asyncio").error("Future exception was never retrieved")
 logging.getLogger("distributed.worker").error("told")
 """
 

@@ -42,8 +42,6 @@ def google(folder, patch):
         patch.setenv("STORAGE_EMULATOR_HOST", relay.url)
         patch.setenv("FSSPEC_GS_TOKEN", "anon")  # for new processes
         patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        # Asks for a bucket's kind with gRPC, which the emulator does not know.
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         # Nor does it know ranges from the end, which the index of a shard needs.
         yield relay, "gs://bucket", {"chunks": (200, 2)}
 

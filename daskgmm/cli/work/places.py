@@ -139,3 +139,5 @@ def _quieten(level: int) -> None:
     """
     for handler in logging.getLogger("distributed").handlers:
         handler.setLevel(level)
+    # Of what nobody waits for any more, such as connections as they are closed.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
