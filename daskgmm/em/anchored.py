@@ -28,6 +28,9 @@ _DEPTH: Final = 10
 """Steps that an extrapolation looks back on (Anderson's m)."""
 _FARTHEST: Final = 2.0
 """Longest extrapolated change of a log weight, and of a log scale."""
+_REACH: Final = 2.0
+"""How many times as long a step is taken at first, where steps grow: each time that
+goes higher, twice as many more, and else a quarter."""
 _RANK: Final = 1e-10
 """Changes of steps that are smaller, beside the largest, are rounding."""
 _NOISE: Final = 16 * np.finfo(np.float64).eps
@@ -308,7 +311,8 @@ def _farther(past: Past, anchor: Mixture, end: Mixture) -> Mixture | None:
     trail = Trail(Coordinates(anchor))
     for here, ahead in [*past, (anchor, end)]:
         trail.add(here, ahead)
-    return trail.jump()[0]
+    jump = trail.jump()
+    return None if jump.is_stretched else jump.mixture
 
 
 def _anchor(run: Run[Mixture]) -> tuple[Mixture, Moments] | None:
@@ -392,6 +396,26 @@ def _least_gain(here: Mixture, ahead: Mixture) -> float:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Where to go from the end of a trail.
+
+    Attributes
+    ----------
+    mixture : Mixture or None
+        None if there is no such mixture, or if it is the next one in any case.
+    gain : float
+        What is to gain until there, as predicted, per row.
+    is_stretched : bool
+        Whether it lies on the newest step's way, only farther.
+    """
+
+    mixture: Mixture | None
+    gain: float
+    is_stretched: bool = False
+
+
+@final
 class Trail:
     """Where a path has been, and where a linear model of its steps would have it go.
 
@@ -415,26 +439,30 @@ class Trail:
         step = self._steps[-1]
         return 0.5 * float(step @ step)
 
-    def jump(self) -> tuple[Mixture | None, float]:
-        """Where the linear model has its fixed point, and what is to gain until there.
+    def jump(self, reach: float = _REACH) -> Jump:
+        """Where the linear model has its fixed point.
 
-        None if there is no such mixture, or if it is the next one in any case.
+        Next to a saddle steps grow, and that point is the saddle, which lies behind:
+        the newest step is taken `reach` times as long then.
         """
         step = self._steps[-1]
         if len(self._places) < 2:
-            return None, self.least_gain
+            return Jump(None, self.least_gain)
         changes = np.diff(self._steps, axis=0).T
         moves = np.diff(self._places, axis=0).T
         parts = np.linalg.lstsq(changes, step, rcond=_RANK)[0]
         jump = step - (moves + changes) @ parts
+        lies_behind = float(step @ jump) <= 0.0
+        if lies_behind:
+            jump = reach * step
         # EM's step is the gradient, and what it goes up by falls to none linearly.
         gain = max(0.5 * float(step @ jump), self.least_gain)
         jump *= _FARTHEST / max(_FARTHEST, self._coordinates.size(jump))
         try:
             mixture = self._coordinates.mixture(self._places[-1] + jump)
         except IllDefinedCovarianceError:
-            return None, gain
-        return (None if mixture.rough else mixture), gain
+            return Jump(None, gain, lies_behind)
+        return Jump(None if mixture.rough else mixture, gain, lies_behind)
 
 
 def ascend(
@@ -482,15 +510,16 @@ def ascend(
 
     trail = Trail(Coordinates(start))
     here = first = at(start)
-    mixtures, left, n_steps = [start], np.inf, 1
+    mixtures, left, n_steps, reach = [start], np.inf, 1, _REACH
     while n_steps < most and here.ahead is not None and not here.ahead.rough:
         trail.add(here.mixture, here.ahead)
-        farther, left = trail.jump()
+        jump = trail.jump(reach)
+        left = jump.gain
         if left <= max(part * (here.value - first.value), least, _NOTHING):
             break
         there = None
-        if farther is not None:
-            there, n_steps = at(farther), n_steps + 1
+        if jump.mixture is not None:
+            there, n_steps = at(jump.mixture), n_steps + 1
         # As high as EM's own step is at least; where that is less than what is known of
         # heights, nearer to where EM stays.
         gain = trail.least_gain
@@ -500,6 +529,9 @@ def ascend(
             and (gain > slack or there.least_gain < gain)
         ):
             there, n_steps = at(here.ahead), n_steps + 1
+            reach = max(_REACH, reach / 4.0)
+        elif jump.is_stretched:
+            reach *= 2.0
         if not there.value >= here.value - slack:
             break
         here = there

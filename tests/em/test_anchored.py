@@ -84,6 +84,23 @@ def test_a_path_climbs_where_em_climbs(rows, covariance_type):
     assert n_evaluated < len(passes) / 2
 
 
+def test_few_evaluations_are_in_vain(covariance_type):
+    """Next to saddles, where a linear model of EM's steps leads back."""
+    rng = np.random.default_rng(2)
+    means, seen = rng.normal(size=(6, 8)) * 0.4, []
+    x = means[rng.integers(6, size=6000)] + rng.normal(size=(6000, 8))
+    moments_of = step_on(x)
+
+    def counted(mixture):
+        seen.append(mixture)
+        return moments_of(mixture)
+
+    mixture = random_mixture(rng, covariance_type, 6, 8, spread=0.4)
+    start = RULE.m_step(mixture, moments_of(mixture))
+    path = ascend(start, RULE.m_step, counted, RULE.bound, most=500, least=1e-6)
+    assert len(seen) < 1.4 * len(path.mixtures)
+
+
 def test_it_ends_where_em_ends(rows, covariance_type):
     """Both ends driven together, from the same start."""
     sampled, start = of_sample(rows, covariance_type)
