@@ -19,10 +19,16 @@ _NOT_WRITTEN: Final = frozenset(
 """Suffixes of what people may expect, and would not get."""
 
 
+_OF_TABLES: Final = frozenset({".parquet", ".pq"})
+
+
+def _suffix(place: str) -> str:
+    return PurePosixPath(place.rstrip("/").lower()).suffix
+
+
 def check_format(out: str) -> None:
     """Refuse a name that promises a format which is none of those written."""
-    suffix = PurePosixPath(out.rstrip("/").lower()).suffix
-    if suffix in _NOT_WRITTEN:
+    if (suffix := _suffix(out)) in _NOT_WRITTEN:
         raise click.UsageError(
             f"{out} would be no {suffix[1:].upper()}: what is written is Parquet if "
             "the name of OUT ends in .parquet, and else a Zarr array. Choose such a "
@@ -64,6 +70,15 @@ def check_picture(picture: str, *, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise click.ClickException(
             f"There is no folder {target.parent}: make it before."
+        )
+
+
+def check_model_name(model: str) -> None:
+    """Refuse a name that promises a format in which no model is written."""
+    if (suffix := _suffix(model)) in _NOT_WRITTEN | _OF_TABLES:
+        raise click.UsageError(
+            f"{model} would be no {suffix[1:].upper()}: a model is a folder in Zarr's "
+            "format. Choose a name such as model.zarr."
         )
 
 

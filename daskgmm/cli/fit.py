@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_new_model, check_there
+from daskgmm.cli.checks import check_model_name, check_new_model, check_there
 from daskgmm.cli.options import (
     SHAPES,
     cluster_options,
@@ -84,6 +84,7 @@ def fit(**given: Any) -> None:
     check_written(given["model"], given["store"], training)
     asked = given.pop("weight_concentration"), given.pop("weights_from")
     priors = priors_of(*asked, training, bayesian=given["bayesian"])
+    check_model_name(given["model"])
     check_new_model(given["model"], overwrite=given["overwrite"])
     check_there(STORE=given["store"], **{"--weights": training.weights})
     from daskgmm.cli.work.fit import fit as work

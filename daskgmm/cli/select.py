@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from daskgmm.cli.checks import check_new_model, check_there
+from daskgmm.cli.checks import check_model_name, check_new_model, check_there
 from daskgmm.cli.options import (
     SHAPES,
     cluster_options,
@@ -178,6 +178,7 @@ def select(**given: Any) -> None:
     given["criterion"] = _criterion(given["criterion"], bayesian=bayesian)
     asked = given.pop("weight_concentration"), given.pop("weights_from")
     priors = priors_of(*asked, training, bayesian=bayesian)
+    check_model_name(given["model"])
     check_new_model(given["model"], overwrite=given["overwrite"])
     check_there(STORE=given["store"], **{"--weights": training.weights})
     from daskgmm.cli.work.select import select as work

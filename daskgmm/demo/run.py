@@ -38,6 +38,7 @@ from daskgmm.display.words import pass_line
 from daskgmm.errors import MissingLibraryError, PlaceError, StoreError
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.plotting import plot_mixture
+from daskgmm.storage.retry import check_free
 
 GIGABYTES: Final = 3.2
 """Size of the data."""
@@ -169,6 +170,7 @@ def run(
             "The demo needs Matplotlib: pip install 'daskgmm[plot]'."
         )
     n_blocks = max(1, round(gigabytes * 10**9 / _BLOCK_BYTES))
+    check_free(str(folder / "rows.zarr"))
     folder.mkdir(parents=True, exist_ok=True)
     _check_room(folder, n_blocks * _BLOCK_BYTES)
     store, picture = str((folder / "rows.zarr").resolve()), folder / "mixture.png"

@@ -7,6 +7,7 @@ from typing import Any, Final, Self, final
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 from daskgmm.display.seen import Seen
 
@@ -16,15 +17,20 @@ _PARTS: Final = 1000
 
 @final
 class _Bar(Progress):
-    """A bar, and above it what else is to be seen."""
+    """A bar, above it what else is to be seen, and below it how things stand.
+
+    Beside the bar there would be no room for that in most terminals.
+    """
 
     above: Callable[[], RenderableType | None] = staticmethod(lambda: None)
+    said: str = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """What rich draws, from top to bottom."""
         if (above := self.above()) is not None:
             yield above
         yield from super().get_renderables()
+        yield Text(self.said)
 
 
 @final
@@ -49,12 +55,11 @@ class Bar:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[said]}", markup=False),
             console=console,
             transient=True,
         )
         self._bar.above = lambda: above(self._seen.last)
-        self._task = self._bar.add_task("starting", total=None, said="")
+        self._task = self._bar.add_task("starting", total=None)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -68,11 +73,11 @@ class Bar:
         self._seen.hear(event)
         seen = self._seen
         part = seen.part
+        self._bar.said = seen.said()
         self._bar.update(
             self._task,
             description=seen.step.name or "starting",
             completed=0 if part is None else round(part * _PARTS),
-            said=seen.said(),
         )
         # Without a total, the bar says that something goes on.
         self._bar.tasks[0].total = None if part is None else _PARTS

@@ -69,6 +69,8 @@ MISTAKES = [
     ),
     (("predict", "m", "rows", "out.csv"), "would be no CSV"),
     (("predict", "m", "rows", "out/labels.NPY/"), "would be no NPY"),
+    (("fit", "rows", "m.pkl", "-k", "2"), "would be no PKL: a model is a folder"),
+    (("select", "rows", "m.parquet", "-k", "2"), "would be no PARQUET: a model"),
     (("predict", "m", "rows", "m"), "OUT"),
     (("predict", "m", "rows", "o", "--kind", "proba", "--outliers", "0.1"), "--kind"),
     (("predict", "m", "rows", "o", "--filter", "x >> 3"), "operator '>>'"),

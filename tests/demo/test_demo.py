@@ -181,6 +181,15 @@ def test_what_is_not_the_demos_is_left_alone(tmp_path, name):
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
+def test_a_folder_that_is_an_array_is_left_alone(tmp_path):
+    zarr.create_array(tmp_path / "x.zarr", data=np.arange(6.0))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    result = run_demo("--folder", tmp_path / "x.zarr", "--size", 0.45)
+    assert result.returncode == 1
+    assert "which is a Zarr array: choose another place" in result.stderr
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
 def test_what_an_earlier_demo_left_is_replaced(tmp_path):
     truth = demo_data.make_truth(0)
     for _ in range(2):

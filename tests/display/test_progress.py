@@ -247,15 +247,21 @@ def test_times_for_people(time, said):
 # --- where it is seen -----------------------------------------------------------------
 
 
-def test_in_a_terminal_there_is_a_bar(x):
+@pytest.mark.parametrize("width", [60, 80, 150])
+def test_in_a_terminal_there_is_a_bar(x, width):
+    """Below it, how things stand: in several lines if it must be."""
     written = io.StringIO()
-    console = Console(file=written, force_terminal=True, width=150)
-    model = GaussianMixture(3, random_state=0, init_size=200, tol=1e-7)
+    console = Console(file=written, force_terminal=True, width=width)
+    model = GaussianMixture(3, random_state=0, init_size=200, tol=1e-7, n_init=2)
     with Bar(console) as bar, steps.told_to(bar):
-        model.fit(da.from_array(x, chunks=(200, 2)))
-        bar._bar.refresh()
+        rows = da.from_array(x, chunks=(200, 2))
+        model.fit(rows, callback=lambda _: bar._bar.refresh())
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
-    assert re.search(r"pass \d+ ━+ +100% +bound -\d+\.\d+  change", said)
+    assert re.search(
+        r"pass \d+ ━{24} .*\nbound -\d+\.\d+  change \S+  2 of 2 starts still\s+"
+        r"running\s+[\d,]+ rows/s\s+(at most|about) \S+\s+\S+\s+to go",
+        said,
+    )
 
 
 def test_a_search_has_a_table_above_the_bar(x):
@@ -275,7 +281,7 @@ def test_a_search_has_a_table_above_the_bar(x):
     assert re.search(r"^ +1 +training *$", plain, re.M)
     assert re.search(r"^ +1 +[\d.]+ *\n +4 +training *$", plain, re.M)
     assert re.search(r"^ +1 +[\d.]+ *\n +4 +[\d.]+ *$", plain, re.M)
-    assert re.search(r"pass \d+ ━.*2 of 2 candidates have ended", plain)
+    assert re.search(r"pass \d+ ━.*\n.*2 of 2 candidates have ended", plain)
 
 
 def test_in_a_log_there_are_lines(x, capsys):
