@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, Final, final
 
 import click
@@ -115,6 +116,15 @@ class _Commands(click.Group):
         """Load a command."""
         return COMMANDS[cmd_name][0]() if cmd_name in COMMANDS else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; what is none may have been mistyped."""
+        near = get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
@@ -208,7 +218,7 @@ def _in_one_line(error: Exception, message: str) -> click.ClickException:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="daskgmm")
+@click.version_option(package_name="daskgmm", prog_name="daskgmm")
 def main() -> None:
     """Gaussian mixtures for data larger than memory.
 

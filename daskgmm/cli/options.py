@@ -75,13 +75,62 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> str:
     return value
 
 
-_SIZE: Final = re.compile(r"\d+(\.\d*)?(e\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
+def _limit(context: click.Context, option: click.Parameter, value: str) -> str:
+    """Memory of a process, which is more than its libraries take."""
+    size = _size(context, option, value)
+    found = _SIZE.fullmatch(size.strip())
+    if found is None:
+        return size
+    thousands = "kmgtp".find(found["unit"][:1].lower()) + 1 if found["unit"] else 0
+    if 0.0 < float(found["number"]) * 1000.0**thousands < _LEAST_LIMIT:  # 0: no limit
+        raise click.BadParameter(
+            f"{value!r} is too little for a process, which takes 400 MB before any "
+            "data: write 2GB or the like."
+        )
+    return size
+
+
+def _address(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> str | None:
+    """An address whose port, if it has one, is a number; of other kinds, as it is."""
+    kind, _, place = ("localhost" if value is None else value).rpartition("://")
+    if kind in ("", "tcp", "tls") and not _PLACE.fullmatch(place):
+        raise click.BadParameter(
+            f"{value!r} is no address: write HOST, HOST:PORT, tcp://HOST:PORT or "
+            "tls://HOST:PORT, with a number for PORT."
+        )
+    return value
+
+
+def _served(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> str | None:
+    """Where a dashboard is served: its port says so, and the interface before it."""
+    found = None if value is None else _SERVED.fullmatch(value)
+    if value is not None and (found is None or int(found["port"]) > _LAST_PORT):
+        raise click.BadParameter(
+            f"{value!r} is no address: write :PORT or HOST:PORT, with a number up to "
+            f"{_LAST_PORT} for PORT."
+        )
+    return value
+
+
+_LEAST_LIMIT: Final = 1e7
+"""Bytes that no process can do with."""
+_LAST_PORT: Final = 65535
+_PLACE: Final = re.compile(r"(\[[^\]]+\]|[^:/\s]+)(:\d{1,5})?/?")
+_SERVED: Final = re.compile(r"(?P<host>\[[^\]]+\]|[^:/\s]+)?:?(?P<port>\d{1,5})")
+_SIZE: Final = re.compile(
+    r"(?P<number>\d+(\.\d*)?(e\d+)?)\s*(?P<unit>([kmgtp]i?)?b?)", re.IGNORECASE
+)
 _existing_file: Final = click.Path(exists=True, dir_okay=False)
 
 _CLUSTER_OPTIONS: Final = (
     click.option(
         "--scheduler",
         metavar="ADDRESS",
+        callback=_address,
         help="Work on the Dask cluster of this scheduler, such as tcp://host:8786 or "
         "tls://host:8786, instead of a local one.",
     ),
@@ -124,13 +173,14 @@ _CLUSTER_OPTIONS: Final = (
         metavar="SIZE",
         default="auto",
         show_default=True,
-        callback=_size,
+        callback=_limit,
         help="Memory of each process of the local cluster, such as 2GB; 'auto' shares "
         "this machine's between them.",
     ),
     click.option(
         "--dashboard",
         metavar="ADDRESS",
+        callback=_served,
         help="Serve Dask's dashboard of the local cluster at this address, such as "
         ":8787.  [default: a free port of this machine]",
     ),

@@ -23,6 +23,17 @@ _WORDS: Final = tuple(
             r"n_samples = (\d+)",
             r"--components \1 is more than there are rows: \2.",
         ),
+        (
+            r"\bn_samples=(\d+) should be >= n_clusters=(\d+)",
+            r"--init-size \1 is less than --components \2",
+        ),
+        (
+            r"X has (\d+) features, but \w+ is expecting (\d+) features as input",
+            r"STORE has \1 features, and MODEL was fitted to \2: choose them with "
+            r"--columns, if STORE is Parquet",
+        ),
+        (r"checkpoint_interval\b", "--checkpoint-interval"),
+        (r"^features must", "--features must"),
         (r"nan='skip'", "--nan skip"),
         (r"missing_chunks='fill'", "--missing-chunks fill"),
         (r"decode_cf=True", "--decode-cf"),

@@ -57,7 +57,8 @@ def test_help_loads_nothing_large(command):
 
 
 MISTAKES = [
-    (("fitt",), "No such command"),
+    (("fitt",), "No such command 'fitt'. Did you mean 'fit'?"),
+    (("nothing",), "No such command"),
     (("fit", "rows"), "Missing argument 'MODEL'"),
     (("fit", "rows", "model", "-k", "0"), "not in the range"),
     (("fit", "rows", "rows", "-k", "2"), "MODEL"),
@@ -76,6 +77,13 @@ MISTAKES = [
     (("predict", "m", "rows", "o", "--filter", "x >> 3"), "operator '>>'"),
     (("predict", "m", "rows", "o", "--filter", "x =< 3"), "operator '=<'"),
     (("score", "m", "rows", "--nan", "drop"), "'error', 'skip'"),
+    (("score", "m", "rows", "--scheduler", "host:port"), "is no address"),
+    (("score", "m", "rows", "--scheduler", "tcp://localhost:abc"), "is no address"),
+    (("score", "m", "rows", "--scheduler", ""), "is no address"),
+    (("score", "m", "rows", "--dashboard", "xyz"), "is no address"),
+    (("score", "m", "rows", "--dashboard", ":99999"), "is no address"),
+    (("score", "m", "rows", "--memory-limit", "2"), "too little for a process"),
+    (("score", "m", "rows", "--memory-limit", "1kB"), "too little for a process"),
     (("sample", "m", "out.json", "-n", "3"), "would be no JSON"),
 ]
 
@@ -157,7 +165,7 @@ def test_rows_of_other_features_are_refused_before_workers_start(tmp_path):
         at = [str(tmp_path / "m"), str(tmp_path / "x"), *more]
         done = CliRunner().invoke(main, [command, *at, *nowhere])
         assert done.exit_code == 1
-        assert "X has 2 features, but GaussianMixture is expecting 3" in done.output
+        assert "STORE has 2 features, and MODEL was fitted to 3: ch" in done.output
 
 
 def test_a_key_that_is_no_column_is_refused_before_workers_start(tmp_path):
