@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
+import traceback
+from typing import Final
+
 
 class DaskGMMError(Exception):
     """Base class of the errors that are this package's own."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it: the lines that asked, and the message.
+
+        That says what is wrong and what to do; where it was found says nothing more.
+        """
+        frames = traceback.extract_tb(self.__traceback__)
+        inside = [_HERE in frame.filename for frame in frames]
+        asked = frames[: inside.index(True)] if any(inside) else frames
+        lines = [frame for frame in asked if not _OF_IPYTHON.search(frame.filename)]
+        said = traceback.format_exception_only(self)
+        return "".join([*traceback.format_list(lines), *said]).splitlines()
+
+
+_HERE: Final = os.path.dirname(__file__)
+_OF_IPYTHON: Final = re.compile(r"[/\\](IPython|ipykernel|sklearn)[/\\]")
 
 
 class CheckpointError(DaskGMMError, ValueError):

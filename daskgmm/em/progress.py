@@ -100,10 +100,14 @@ class Progress:
 def _passes_to_go(bounds: Sequence[float], tol: float) -> int | None:
     if len(bounds) < 3 or tol <= 0.0:
         return None
-    before, last = (abs(gain) for gain in np.diff(bounds[-3:]))
+    *earlier, before, last = (abs(gain) for gain in np.diff(bounds[-4:]))
     if not 0.0 < last < before:
         return None
-    return max(1, math.ceil(math.log(tol / last) / math.log(last / before)))
+    rest = 1.0 - last / before
+    if earlier and before < earlier[0]:
+        # Gains that shrink more and more slowly go on to do so.
+        rest *= min(1.0, rest / (1.0 - before / earlier[0]))
+    return max(1, math.ceil(math.log(tol / last) / math.log1p(-rest)))
 
 
 _TOLD: Final = {

@@ -23,6 +23,8 @@ _POINTS: Final = 20_000
 """Rows that are drawn, at most."""
 _NAMED: Final = 10
 """Components that a legend has room for."""
+_PALEST: Final = 0.3
+"""How much is left of the colour of rows that are between components."""
 _SURE: Final = 0.5
 """Entropy, as a part of what it can be, above which a row is nobody's."""
 
@@ -73,9 +75,8 @@ def plot_responsibilities(
                 table[its, places[0]],
                 table[its, places[1]],
                 s=9,
-                color=colour,
+                color=style.faded(colour, np.clip(1.0 - unsure[its], _PALEST, 1.0)),
                 marker=marker,
-                alpha=np.clip(1.0 - unsure[its], 0.12, 1.0),
                 linewidths=0,
                 label=f"{k} ({its.mean():.1%})" if k in heaviest else None,
                 rasterized=True,
@@ -84,14 +85,17 @@ def plot_responsibilities(
     title = "component"
     if n_components > _NAMED:
         title = f"the {_NAMED} largest of {n_components} components"
-    # Points may lie behind it.
-    ax.legend(
-        framealpha=0.85,
-        edgecolor="none",
+    legend = ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),  # beside the points, which it would hide
+        frameon=False,
         markerscale=1.6,
         fontsize="small",
         title=title,
     )
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)  # whatever that of its first point is
     across, below = (names_of(model)[place] for place in places)
     style.tidy(ax, xlabel=across, ylabel=below)
     ax.set_title(f"{nobodys:.1%} of rows are between components", fontsize="small")

@@ -42,6 +42,13 @@ def markers(n: int) -> list[tuple[str, str]]:
     return [every[k % len(every)] for k in range(n)]
 
 
+def faded(colour: str, alphas: NDArray[Any]) -> NDArray[np.float64]:
+    """A colour as transparent as each of some points is to be."""
+    from matplotlib.colors import to_rgb
+
+    return np.column_stack([np.tile(to_rgb(colour), (len(alphas), 1)), alphas])
+
+
 def emphasis(weights: NDArray[Any]) -> NDArray[np.float64]:
     """How much each component is stressed, from 0.3 to 1, by its weight."""
     shares: NDArray[np.float64] = np.sqrt(weights / weights.max())

@@ -81,6 +81,11 @@ def test_passes_to_go_are_told_by_how_gains_shrink():
         assert progress_of(unknown).passes_to_go == (9, False)
     assert progress_of(shrinking, tol=0.0).likely_passes is None
     assert progress_of(shrinking).passes_to_go == (4, True)
+    # A half, and then two thirds: three quarters and a bit next, not two thirds.
+    slower = (0.0, 6.0, 9.0, 11.0)
+    assert progress_of(slower, tol=1.0).likely_passes == 3
+    faster = (0.0, 6.0, 10.0, 12.0)
+    assert progress_of(faster, tol=1.0).likely_passes == 1
     assert progress_of(shrinking, max_iter=3).passes_to_go == (2, False)
     ended = Run(None, Status.CONVERGED, (0.0, 1.0, 1.1))
     last = Progress(1, [ended], 10, 1.0, max_iter=10, tol=0.2)

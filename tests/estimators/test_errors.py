@@ -10,11 +10,13 @@ import warnings
 
 import dask
 import dask.array as da
+import nbformat
 import numpy as np
 import pytest
 import scipy.sparse
 import zarr
 from conftest import blobs
+from nbclient import NotebookClient
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import DataError, GaussianMixture, IllDefinedCovarianceError, StoreError
@@ -389,3 +391,21 @@ def test_of_a_missing_place_no_library_tells_its_own_story(tmp_path, place):
     printed = "".join(traceback.format_exception(caught.value))
     assert printed.count("Traceback") == 1
     assert len(printed.splitlines()) < 45
+
+
+def test_a_notebook_shows_who_asked_and_what_is_wrong():
+    """And no frames of libraries, of which there would be a hundred lines."""
+    code = (
+        "from daskgmm import GaussianMixture\n"
+        "def ask():\n"
+        "    GaussianMixture(2).fit('nothing.zarr')\n"
+        "ask()\n"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=120, allow_errors=True).execute()
+    [output] = notebook.cells[0].outputs
+    shown = "\n".join(output["traceback"])
+    assert "StoreError: There is no Zarr array and no Parquet at" in shown
+    assert "line 3, in ask\n    GaussianMixture(2).fit('nothing.zarr')" in shown
+    assert shown.count("\n") < 8
+    assert "daskgmm/data" not in shown

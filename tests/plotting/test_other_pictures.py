@@ -74,10 +74,15 @@ def test_rows_have_the_colour_of_their_component_and_are_faint_between():
     labels, sizes, faintest = model.predict(x), [], []
     for k, points in enumerate(ax.collections):
         sizes.append(len(points.get_offsets()))
-        faintest.append(points.get_alpha().min())
+        faintest.append(points.get_facecolors()[:, 3].min())
         assert sizes[-1] == (labels == k).sum()
     assert sum(sizes) == len(x)
-    assert min(faintest) == 0.12
+    assert min(faintest) == 0.3
+    legend = ax.get_legend()
+    assert [handle.get_alpha() for handle in legend.legend_handles] == [1.0, 1.0]
+    ax.figure.canvas.draw()
+    beside = legend.get_window_extent().x0 >= ax.get_window_extent().x1
+    assert beside, "it hides points"
     assert "0.2% of rows are between components" in ax.get_title()
 
 
