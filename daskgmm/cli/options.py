@@ -19,6 +19,8 @@ SHAPES: Final = ("full", "tied", "diag", "spherical")
 _OPERATORS: Final = "==, !=, <, <=, >, >=, in and not in"
 _SIGNS: Final = re.compile(r"[<>=!&|~]+")
 _SIGNS_AT_END: Final = re.compile(r"[<>=!&|~]+$")
+_QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
+_SEVERAL: Final = re.compile(r"[<>=].*\s(and|or|&+|\|+)\s.*([<>=]|\sin\s)")
 _FILTER: Final = re.compile(
     r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\s(?:not\s+)?in\s)\s*(.+?)\s*"
 )
@@ -226,6 +228,11 @@ def _filters(
 
 
 def _filter(text: str) -> tuple[str, str, Any]:
+    if _SEVERAL.search(_QUOTED.sub("", text)):
+        raise click.BadParameter(
+            f"{text!r} is of several conditions: give --filter for each, and all must "
+            "hold."
+        )
     found = _FILTER.fullmatch(text)
     if found is None:
         raise click.BadParameter(

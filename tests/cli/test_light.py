@@ -76,6 +76,7 @@ MISTAKES = [
     (("predict", "m", "rows", "o", "--kind", "proba", "--outliers", "0.1"), "--kind"),
     (("predict", "m", "rows", "o", "--filter", "x >> 3"), "operator '>>'"),
     (("predict", "m", "rows", "o", "--filter", "x =< 3"), "operator '=<'"),
+    (("score", "m", "rows", "--filter", "x > 3 and y < 2"), "of several conditions"),
     (("score", "m", "rows", "--nan", "drop"), "'error', 'skip'"),
     (("score", "m", "rows", "--scheduler", "host:port"), "is no address"),
     (("score", "m", "rows", "--scheduler", "tcp://localhost:abc"), "is no address"),
@@ -179,6 +180,11 @@ def test_a_key_that_is_no_column_is_refused_before_workers_start(tmp_path):
         assert done.exit_code == 1
         assert message in done.output
         assert not (tmp_path / "out.parquet").exists()
+
+
+def test_what_is_quoted_in_a_filter_is_a_value():
+    text = "dish == 'fish > 3 and chips < 2'"
+    assert options._filter(text) == ("dish", "==", "fish > 3 and chips < 2")
 
 
 def test_errors_speak_of_options():
