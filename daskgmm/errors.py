@@ -19,13 +19,13 @@ class DaskGMMError(Exception):
         frames = traceback.extract_tb(self.__traceback__)
         inside = [_HERE in frame.filename for frame in frames]
         asked = frames[: inside.index(True)] if any(inside) else frames
-        lines = [frame for frame in asked if not _OF_IPYTHON.search(frame.filename)]
+        lines = [frame for frame in asked if not _BETWEEN.search(frame.filename)]
         said = traceback.format_exception_only(self)
         return "".join([*traceback.format_list(lines), *said]).splitlines()
 
 
 _HERE: Final = os.path.dirname(__file__)
-_OF_IPYTHON: Final = re.compile(r"[/\\](IPython|ipykernel|sklearn)[/\\]")
+_BETWEEN: Final = re.compile(r"[/\\](IPython|ipykernel|sklearn)[/\\]")
 
 
 class CheckpointError(DaskGMMError, ValueError):

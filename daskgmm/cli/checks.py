@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from daskgmm.storage.glance import holds_array, holds_model, is_empty
-from daskgmm.storage.urls import check_apart
+from daskgmm.storage.urls import check_apart, is_parquet_name
 
 _NOT_WRITTEN: Final = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz", ".h5", ".hdf5", ".nc"}
@@ -17,9 +17,6 @@ _NOT_WRITTEN: Final = frozenset(
     | {".pkl", ".pickle", ".joblib"}
 )
 """Suffixes of what people may expect, and would not get."""
-
-
-_OF_TABLES: Final = frozenset({".parquet", ".pq"})
 
 
 def _suffix(place: str) -> str:
@@ -43,7 +40,7 @@ def check_there(**places: str | None) -> None:
             raise click.ClickException(f"{name}: there is nothing at {place}.")
 
 
-def check_model(model: str) -> None:
+def check_holds_model(model: str) -> None:
     """Refuse what is no model, in the words of who loads them."""
     if is_empty(model):
         raise click.ClickException(f"There is no model at {model}.")
@@ -75,7 +72,8 @@ def check_picture(picture: str, *, overwrite: bool) -> None:
 
 def check_model_name(model: str) -> None:
     """Refuse a name that promises a format in which no model is written."""
-    if (suffix := _suffix(model)) in _NOT_WRITTEN | _OF_TABLES:
+    suffix = _suffix(model)
+    if suffix in _NOT_WRITTEN or is_parquet_name(model):
         raise click.UsageError(
             f"{model} would be no {suffix[1:].upper()}: a model is a folder in Zarr's "
             "format. Choose a name such as model.zarr."

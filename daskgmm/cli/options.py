@@ -69,27 +69,21 @@ class Cluster:
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    """A number of bytes as Dask takes it; what is none is refused before that loads."""
-    if value != "auto" and not _SIZE.fullmatch(value.strip()):
+    """Memory of a process as Dask takes it, before that loads; 0 is no limit."""
+    if value == "auto":
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
         raise click.BadParameter(
             f"{value!r} is not a size: write 2GB, 500MiB or the like, or auto."
         )
-    return value
-
-
-def _limit(context: click.Context, option: click.Parameter, value: str) -> str:
-    """Memory of a process, which is more than its libraries take."""
-    size = _size(context, option, value)
-    found = _SIZE.fullmatch(size.strip())
-    if found is None:
-        return size
-    thousands = "kmgtp".find(found["unit"][:1].lower()) + 1 if found["unit"] else 0
-    if 0.0 < float(found["number"]) * 1000.0**thousands < _LEAST_LIMIT:  # 0: no limit
+    thousands = " kmgtp".index((found["prefix"] or " ").lower())
+    if 0.0 < float(found["number"]) * 1000.0**thousands < _LEAST_LIMIT:
         raise click.BadParameter(
             f"{value!r} is too little for a process, which takes 400 MB before any "
             "data: write 2GB or the like."
         )
-    return size
+    return value
 
 
 def _address(
@@ -122,9 +116,9 @@ _LEAST_LIMIT: Final = 1e7
 """Bytes that no process can do with."""
 _LAST_PORT: Final = 65535
 _PLACE: Final = re.compile(r"(\[[^\]]+\]|[^:/\s]+)(:\d{1,5})?/?")
-_SERVED: Final = re.compile(r"(?P<host>\[[^\]]+\]|[^:/\s]+)?:?(?P<port>\d{1,5})")
+_SERVED: Final = re.compile(r"((\[[^\]]+\]|[^:/\s]+)?:)?(?P<port>\d{1,5})")
 _SIZE: Final = re.compile(
-    r"(?P<number>\d+(\.\d*)?(e\d+)?)\s*(?P<unit>([kmgtp]i?)?b?)", re.IGNORECASE
+    r"(?P<number>\d+(\.\d*)?(e\d+)?)\s*((?P<prefix>[kmgtp])i?)?b?", re.IGNORECASE
 )
 _existing_file: Final = click.Path(exists=True, dir_okay=False)
 
@@ -175,7 +169,7 @@ _CLUSTER_OPTIONS: Final = (
         metavar="SIZE",
         default="auto",
         show_default=True,
-        callback=_limit,
+        callback=_size,
         help="Memory of each process of the local cluster, such as 2GB; 'auto' shares "
         "this machine's between them.",
     ),

@@ -9,7 +9,7 @@ import click
 
 from daskgmm.cli.checks import (
     check_arguments_apart,
-    check_model,
+    check_holds_model,
     check_picture,
     check_there,
 )
@@ -91,7 +91,7 @@ def plot(**given: Any) -> None:
     check_arguments_apart(
         {"PICTURE": picture}, {"MODEL": given["model"], "STORE": store}
     )
-    check_model(given["model"])
+    check_holds_model(given["model"])
     check_there(STORE=store)
     check_picture(picture, overwrite=given.pop("overwrite"))
     from daskgmm.cli.work.plot import plot as work

@@ -9,7 +9,7 @@ import click
 from daskgmm.cli.checks import (
     check_arguments_apart,
     check_format,
-    check_model,
+    check_holds_model,
     check_there,
 )
 from daskgmm.cli.options import (
@@ -86,7 +86,7 @@ def predict(**given: Any) -> None:
     read = {"MODEL": given["model"], "STORE": given["store"]}
     check_arguments_apart({"OUT": out}, read)
     check_format(out)
-    check_model(given["model"])
+    check_holds_model(given["model"])
     check_there(STORE=given["store"])
     from daskgmm.cli.work.predict import predict as work
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_arguments_apart, check_format, check_model
+from daskgmm.cli.checks import check_arguments_apart, check_format, check_holds_model
 from daskgmm.cli.options import json_option
 from daskgmm.storage.urls import absolute as place
 
@@ -50,7 +50,7 @@ def sample(**given: Any) -> None:
     """  # noqa: D301
     check_arguments_apart({"OUT": given["out"]}, {"MODEL": given["model"]})
     check_format(given["out"])
-    check_model(given["model"])
+    check_holds_model(given["model"])
     from daskgmm.cli.work.sample import sample as work
 
     work(**given)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_model, check_there
+from daskgmm.cli.checks import check_holds_model, check_there
 from daskgmm.cli.options import (
     cluster_options,
     data_options,
@@ -38,7 +38,7 @@ def score(**given: Any) -> None:
       daskgmm score model-8.zarr rows.zarr
       daskgmm score model-9.zarr rows.zarr --json
     """  # noqa: D301
-    check_model(given["model"])
+    check_holds_model(given["model"])
     check_there(STORE=given["store"])
     from daskgmm.cli.work.score import score as work
 

@@ -25,12 +25,12 @@ from daskgmm.data.parquet_reader import (
     Footer,
     Reading,
     Span,
-    as_group,
     batch_rows,
     column_path,
     filter_columns,
     filter_expression,
     is_text_type,
+    single_filters,
 )
 from daskgmm.data.table_files import TableFiles, find_files
 from daskgmm.errors import DaskGMMError, DataError, MissingLibraryError, StoreError
@@ -582,11 +582,13 @@ def _does_not_fit(filters: Filters, schema: Any, error: Exception) -> DataError:
     import pyarrow as pa
 
     nothing = schema.empty_table()
-    for name, operator, value in (f for group in filters for f in as_group(group)):
+    for name, operator, value in single_filters(filters):
         try:
             one = filter_expression([(name, operator, value)], schema.names)
             nothing.filter(one)
-        except (pa.ArrowException, ValueError):
+        except pa.ArrowInvalid:
+            continue  # of a column that is missing, say
+        except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
             return DataError(
                 f"The filter {name} {operator} {value!r} does not fit the column "
                 f"{name}, which holds {_type(schema, name, 'the table')}: a column is "

@@ -797,8 +797,12 @@ def _close() -> None:
 
 def filter_columns(filters: Filters | None) -> list[str]:
     """Names of the columns that filters look at."""
-    flat = [f for group in filters or () for f in as_group(group)]
-    return list(dict.fromkeys(name for name, _, _ in flat))
+    return list(dict.fromkeys(name for name, _, _ in single_filters(filters)))
+
+
+def single_filters(filters: Filters | None) -> list[Any]:
+    """All filters one by one, whichever of them must hold together."""
+    return [one for group in filters or () for one in as_group(group)]
 
 
 def filter_expression(filters: Filters, names: Sequence[str]) -> Any:

@@ -170,10 +170,10 @@ def run(
             "The demo needs Matplotlib: pip install 'daskgmm[plot]'."
         )
     n_blocks = max(1, round(gigabytes * 10**9 / _BLOCK_BYTES))
-    check_free(str(folder / "rows.zarr"))
+    store, picture = str((folder / "rows.zarr").resolve()), folder / "mixture.png"
+    check_free(store)
     folder.mkdir(parents=True, exist_ok=True)
     _check_room(folder, n_blocks * _BLOCK_BYTES)
-    store, picture = str((folder / "rows.zarr").resolve()), folder / "mixture.png"
     _check_ours(Path(store), picture)
     truth = make_truth(seed)
     _compile_apart()

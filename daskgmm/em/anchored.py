@@ -312,6 +312,7 @@ def _farther(past: Past, anchor: Mixture, end: Mixture) -> Mixture | None:
     for here, ahead in [*past, (anchor, end)]:
         trail.add(here, ahead)
     jump = trail.jump()
+    # Of steps that grow, nothing says how far: the ends of paths are what there is.
     return None if jump.is_stretched else jump.mixture
 
 

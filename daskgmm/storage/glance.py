@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fsspec.core import split_protocol
@@ -17,6 +18,10 @@ OURS: Final = "daskgmm"
 """The attribute of Zarr arrays and groups in which this package says what they are."""
 
 
+ARRAY: Final = "a Zarr array"
+MODEL: Final = "a model"
+
+
 def is_empty(place: str) -> bool:
     """Whether nothing is at a place; False of URLs, and of what may be a glob."""
     path = _path(place)
@@ -25,14 +30,19 @@ def is_empty(place: str) -> bool:
 
 def holds_model(place: str) -> bool:
     """Whether a folder is a model."""
-    return OURS in (_zarr_document(place).get("attributes") or {}) and not (
-        holds_array(place)
-    )
+    return kind_of(_zarr_document(place)) == MODEL
 
 
 def holds_array(place: str) -> bool:
     """Whether a folder is a Zarr array."""
-    return _zarr_document(place).get("node_type") == "array"
+    return kind_of(_zarr_document(place)) == ARRAY
+
+
+def kind_of(said: Mapping[str, Any]) -> str | None:
+    """What a folder is that says so of itself in Zarr's format 3."""
+    if said.get("node_type") == "array":
+        return ARRAY
+    return MODEL if OURS in (said.get("attributes") or {}) else None
 
 
 def _path(place: str) -> str | None:

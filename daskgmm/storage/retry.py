@@ -17,7 +17,7 @@ from zarr.storage import WrapperStore
 
 from daskgmm import config
 from daskgmm.errors import DaskGMMError, PlaceError, StoreError
-from daskgmm.storage.glance import OURS
+from daskgmm.storage.glance import ARRAY, kind_of
 from daskgmm.storage.urls import (
     absolute,
     as_path,
@@ -223,11 +223,10 @@ def _what_not_to_write_in(folder: str, is_near: bool) -> str | None:
 
 def _what_is_in(folder: str, is_near: bool) -> str | None:
     """What a folder is, by what is in it; nearer ones are looked at more closely."""
-    said = _document(folder, "zarr.json")
-    if said.get("node_type") == "array" or _document(folder, ".zarray"):
-        return "a Zarr array"
-    if OURS in (said.get("attributes") or {}):
-        return "a model"
+    if (kind := kind_of(_document(folder, "zarr.json"))) is not None:
+        return kind
+    if _document(folder, ".zarray"):
+        return ARRAY
     if _document(folder, DESCRIPTION):
         return "an output"
     if is_near and _is_there(f"{folder}/{DELTA_LOG}"):

@@ -83,6 +83,7 @@ MISTAKES = [
     (("score", "m", "rows", "--scheduler", ""), "is no address"),
     (("score", "m", "rows", "--dashboard", "xyz"), "is no address"),
     (("score", "m", "rows", "--dashboard", ":99999"), "is no address"),
+    (("score", "m", "rows", "--dashboard", "xyz1"), "is no address"),
     (("score", "m", "rows", "--memory-limit", "2"), "too little for a process"),
     (("score", "m", "rows", "--memory-limit", "1kB"), "too little for a process"),
     (("sample", "m", "out.json", "-n", "3"), "would be no JSON"),

@@ -470,6 +470,16 @@ def test_filters_that_do_not_fit_their_columns(tmp_path, x, condition):
         )
 
 
+def test_a_filter_that_does_not_fit_is_named_beside_one_of_no_column(tmp_path, x):
+    pq.write_table(pa.table({"a": x[:, 0]}), tmp_path / "x.parquet")
+    for filters in (
+        [("nothing", ">", 0.0), ("a", ">", "text")],
+        [("a", ">", "text"), ("nothing", ">", 0.0)],
+    ):
+        with pytest.raises(DataError, match="nothing|does not fit the column a, which"):
+            open_rows(tmp_path / "x.parquet", columns=["a"], filters=filters)
+
+
 def test_categories_and_texts_of_numbers_in_parquet(tmp_path, x, expected):
     def categories(numbers):
         return pa.array(numbers).dictionary_encode()
