@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
+from textwrap import shorten
 from typing import Any, Final, final
 
 import click
@@ -148,8 +149,12 @@ class _Commands(click.Group):
                 "Out of memory: give each process more with --memory-limit, start "
                 "fewer, or store smaller chunks.",
             ) from error
-        except (DaskGMMError, ValueError, OSError, ImportError) as error:
+        except DaskGMMError as error:
             raise _in_one_line(error, str(error)) from error
+        except (ValueError, OSError, ImportError) as error:
+            # Libraries may list all places where they looked for another one.
+            said = shorten(str(error), _MOST_SAID, placeholder=" …")
+            raise _in_one_line(error, said) from error
         except Exception as error:
             if isinstance(error, _OF_CLICK) or _TRACEBACK in os.environ:
                 raise
@@ -166,6 +171,8 @@ class _Commands(click.Group):
             ) from error
 
 
+_MOST_SAID: Final = 1_000
+"""Characters of another library's error."""
 _OF_CLICK: Final = (click.ClickException, click.Abort, click.exceptions.Exit)
 _TRACEBACK: Final = "DASKGMM_TRACEBACK"
 

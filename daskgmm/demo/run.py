@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +38,7 @@ from daskgmm.demo.memory import HeldWorker, held, is_refused, peak_memory
 from daskgmm.display.words import pass_line
 from daskgmm.errors import MissingLibraryError, PlaceError, StoreError
 from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.execution.deploy import started
 from daskgmm.plotting import plot_mixture
 from daskgmm.storage.retry import check_free
 
@@ -231,13 +233,15 @@ def _compile() -> None:
 @contextmanager
 def _cluster() -> Iterator[Client]:
     """A local cluster, all of whose processes are held to the budget, this one too."""
+    start = partial(
+        LocalCluster,
+        n_workers=_N_WORKERS,
+        threads_per_worker=1,
+        memory_limit=0,  # the operating system sets the limit
+        dashboard_address="127.0.0.1:0",  # any free port
+    )
     with (
-        LocalCluster(
-            n_workers=_N_WORKERS,
-            threads_per_worker=1,
-            memory_limit=0,  # the operating system sets the limit
-            dashboard_address="127.0.0.1:0",  # any free port
-        ) as cluster,
+        started(start) as cluster,
         Client(cluster) as client,
         held(BUDGET),
     ):

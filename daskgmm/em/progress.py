@@ -52,6 +52,20 @@ class Progress:
     max_iter: int = 0
     tol: float = 0.0
 
+    def __repr__(self) -> str:
+        """One line, as for ``callback=print``, without the runs' parameters."""
+        told = {
+            "n_pass": self.n_pass,
+            "bound": f"{self.bound:.6g}",
+            "change": f"{self.change:.2g}",
+            "n_live": self.n_live,
+            "n_runs": self.n_runs,
+            "n_rows": self.n_rows,
+            "n_bytes": self.n_bytes,
+            "seconds": f"{self.seconds:.3g}",
+        }
+        return f"Progress({', '.join(f'{k}={v}' for k, v in told.items())})"
+
     @property
     def n_runs(self) -> int:
         """Number of restarts."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Final, Literal, final
 
@@ -126,7 +126,7 @@ class SearchProgress:
     n_bytes: int
     batch: int
     n_batches: int
-    scored: Sequence[Scored]
+    scored: Sequence[Scored] = field(repr=False)
 
 
 SearchCallback = Callable[[SearchProgress], object]

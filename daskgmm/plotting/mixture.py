@@ -178,7 +178,8 @@ def _draw_one(
     curves = weights * np.exp(-0.5 * z**2) / (deviations * np.sqrt(2.0 * np.pi))
     stress = style.emphasis(weights)
     heaviest = np.argsort(-weights)[:_FEW_CURVES]
-    for k, (colour, line) in enumerate(style.strokes(len(weights))):
+    strokes = style.strokes_of(means[:, np.newaxis])
+    for k, (colour, line) in enumerate(strokes):
         ax.plot(
             x, curves[:, k], color=colour, linestyle=line, linewidth=2.2 * stress[k]
         )
@@ -275,7 +276,7 @@ def _draw_components(
 ) -> None:
     mixture = model._plain_mixture()
     stress = style.emphasis(mixture.weights)
-    strokes = style.strokes(mixture.n_components)
+    strokes = style.strokes_of(mixture.means[:, pair])
     for k, (colour, line) in enumerate(strokes):
         mean = mixture.means[k, pair]
         stored = mixture.shape.of_component(mixture.covariances, k)

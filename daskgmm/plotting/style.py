@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from daskgmm.display.curves import COLOURS
 
@@ -34,6 +35,31 @@ def strokes(n: int) -> list[tuple[str, Any]]:
     """Colour and kind of line of each of n components; the first 56 differ."""
     every = [(colour, line) for line, colour in product(_LINES, COLOURS)]
     return [every[k % len(every)] for k in range(n)]
+
+
+def strokes_of(centres: NDArray[Any]) -> list[tuple[str, Any]]:
+    """Strokes of components, of which those of the same colour are far from each other.
+
+    Parameters
+    ----------
+    centres : ndarray of shape (K, 1 or 2)
+        Where they are drawn.
+    """
+    n, n_colours = len(centres), len(COLOURS)
+    extent = np.ptp(centres, axis=0)
+    placed = centres / np.where(extent > 0.0, extent, 1.0)
+    colours = np.arange(n) % n_colours
+    for first in range(n_colours, n, n_colours):
+        # As many at a time as there are colours, so that their lines tell them apart.
+        new = slice(first, first + n_colours)
+        crowding = np.zeros((len(placed[new]), n_colours))
+        for colour in range(n_colours):
+            its = placed[:first][colours[:first] == colour]
+            apart = ((placed[new, np.newaxis] - its) ** 2).sum(axis=2)
+            crowding[:, colour] = (1.0 / (apart + 1e-6)).sum(axis=1)
+        colours[new] = linear_sum_assignment(crowding)[1]
+    lines = [line for _, line in strokes(n)]
+    return [(COLOURS[colour], line) for colour, line in zip(colours, lines, strict=True)]
 
 
 def markers(n: int) -> list[tuple[str, str]]:

@@ -209,3 +209,15 @@ def test_a_scheduler_may_be_named_without_its_port():
             taken.bind(("127.0.0.1", 8786))  # nobody listens
         with join("127.0.0.1"):
             pass
+
+
+def test_what_a_library_says_at_length_is_cut(monkeypatch):
+    """Of Hadoop's, ten thousand characters of folders without it."""
+
+    def broken(**_given):
+        raise OSError("Unable to load libjvm" + " /usr/lib/jvm/libjvm.so" * 1_000)
+
+    monkeypatch.setattr(info, "callback", broken)
+    said = CliRunner().invoke(main, ["info", "hdfs://host/x"]).output
+    assert said.startswith("Error: Unable to load libjvm /usr")
+    assert said.endswith(" …\n") and len(said) < 1_020

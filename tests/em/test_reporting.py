@@ -57,6 +57,11 @@ def test_a_callback_is_told_of_each_pass():
     assert told[-1].bound == model.lower_bound_
     assert {p.n_rows for p in told} == {1000}
     assert told[0].n_runs == 2 and told[-1].n_live == 0
+    assert re.fullmatch(
+        r"Progress\(n_pass=1, bound=-\d\.\d+, change=\S+, n_live=2, n_runs=2, "
+        r"n_rows=1000, n_bytes=\d+, seconds=\S+\)",
+        str(told[0]),
+    )
 
 
 def test_a_callback_that_cannot_be_called_is_refused(tmp_path):

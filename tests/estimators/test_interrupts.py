@@ -173,11 +173,12 @@ def test_a_command_ends_with_one_line_while_its_workers_start(tmp_path):
         *("fit", tmp_path / "x", tmp_path / "m", "-k", 2, "--workers", 2)
     )
     assert code == 130
-    assert said.split("\n") == [
-        "",
-        "Interrupted while workers were starting: nothing was read or written.",
-        "",
-    ]
+    end = ["", "Interrupted while workers were starting: nothing was read or written."]
+    assert said.split("\n") == [*end, ""]
+    said, code = interrupted("demo", "--folder", tmp_path / "demo")
+    assert code == 130
+    assert said.split("\n")[-3:] == [*end, ""]
+    assert not list((tmp_path / "demo").iterdir())
 
 
 @pytest.mark.slow

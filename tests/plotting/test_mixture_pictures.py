@@ -224,6 +224,25 @@ def test_fifty_components_all_look_different():
     assert len({colour for colour, _ in strokes[:7]}) == 7
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_neighbours_have_different_colours(columns):
+    centres = np.random.default_rng(0).normal(size=(50, columns)) * [1, 1e6][:columns]
+    strokes = style.strokes_of(centres)
+    assert len(set(strokes)) == 50
+    assert strokes[:7] == style.strokes(7)
+
+    def nearest_of_same_colour(strokes):
+        scaled = centres / np.ptp(centres, axis=0)
+        apart = np.linalg.norm(scaled[:, np.newaxis] - scaled, axis=2)
+        colours = np.array([colour for colour, _ in strokes])
+        same = colours[:, np.newaxis] == colours
+        return np.where(same & ~np.eye(50, dtype=bool), apart, np.inf).min()
+
+    by_number = nearest_of_same_colour(style.strokes(50))
+    assert nearest_of_same_colour(strokes) > 2.0 * by_number
+    assert style.strokes_of(np.zeros((9, columns)))[8][1] != strokes[0][1]
+
+
 def test_it_is_right_in_dark_mode():
     model, rows = fitted()
     with plt.style.context("dark_background"):
