@@ -58,8 +58,8 @@ def strokes_of(centres: NDArray[Any]) -> list[tuple[str, Any]]:
             apart = ((placed[new, np.newaxis] - its) ** 2).sum(axis=2)
             crowding[:, colour] = (1.0 / (apart + 1e-6)).sum(axis=1)
         colours[new] = linear_sum_assignment(crowding)[1]
-    lines = [line for _, line in strokes(n)]
-    return [(COLOURS[colour], line) for colour, line in zip(colours, lines, strict=True)]
+    by_number = strokes(n)
+    return [(COLOURS[colours[k]], line) for k, (_, line) in enumerate(by_number)]
 
 
 def markers(n: int) -> list[tuple[str, str]]:
