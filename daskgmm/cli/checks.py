@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from daskgmm.storage.glance import holds_array, holds_model, is_empty
+from daskgmm.cli.options import Data
+from daskgmm.data.column_check import missing_column
+from daskgmm.storage.glance import (
+    holds_array,
+    holds_model,
+    holds_parquet,
+    is_empty,
+)
 from daskgmm.storage.urls import check_apart, is_parquet_name
 
 _NOT_WRITTEN: Final = frozenset(
@@ -38,6 +45,31 @@ def check_there(**places: str | None) -> None:
     for name, place in places.items():
         if place is not None and is_empty(place):
             raise click.ClickException(f"{name}: there is nothing at {place}.")
+
+
+def check_store(store: str, data: Data, key: Sequence[str] = ()) -> None:
+    """Refuse what is not there, options of the other kind, and columns mistyped."""
+    check_there(STORE=store)
+    for_parquet = {
+        "--columns": data.columns,
+        "--filter": data.filters,
+        "--key": key,
+        "--table-version": data.version,
+    }
+    for_zarr = {"--array": data.array, "--decode-cf": data.decode_cf}
+    if holds_array(store):
+        _refuse(for_parquet, f"{store} is not Parquet")
+    elif holds_parquet(store):
+        _refuse(for_zarr, f"{store} is not Zarr")
+    wanted = [*(data.columns or ()), *key, *(name for name, _, _ in data.filters)]
+    if wanted and (said := missing_column(store, wanted)):
+        raise click.ClickException(said)
+
+
+def _refuse(options: Mapping[str, Any], said: str) -> None:
+    for name, value in options.items():
+        if value not in (None, ()):
+            raise click.ClickException(f"{said}, which {name} is for.")
 
 
 def check_holds_model(model: str) -> None:

@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_model_name, check_new_model, check_there
+from daskgmm.cli.checks import (
+    check_model_name,
+    check_new_model,
+    check_store,
+    check_there,
+)
 from daskgmm.cli.options import (
     SHAPES,
     cluster_options,
@@ -86,7 +91,8 @@ def fit(**given: Any) -> None:
     priors = priors_of(*asked, training, bayesian=given["bayesian"])
     check_model_name(given["model"])
     check_new_model(given["model"], overwrite=given["overwrite"])
-    check_there(STORE=given["store"], **{"--weights": training.weights})
+    check_store(given["store"], given["data"])
+    check_there(**{"--weights": training.weights})
     from daskgmm.cli.work.fit import fit as work
 
     work(**given, priors=priors)

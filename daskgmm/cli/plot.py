@@ -11,7 +11,7 @@ from daskgmm.cli.checks import (
     check_arguments_apart,
     check_holds_model,
     check_picture,
-    check_there,
+    check_store,
 )
 from daskgmm.cli.options import data_options, missing_option, nan_option
 from daskgmm.storage.urls import absolute as place
@@ -92,7 +92,8 @@ def plot(**given: Any) -> None:
         {"PICTURE": picture}, {"MODEL": given["model"], "STORE": store}
     )
     check_holds_model(given["model"])
-    check_there(STORE=store)
+    if store is not None:
+        check_store(store, given["data"])
     check_picture(picture, overwrite=given.pop("overwrite"))
     from daskgmm.cli.work.plot import plot as work
 

@@ -10,7 +10,7 @@ from daskgmm.cli.checks import (
     check_arguments_apart,
     check_format,
     check_holds_model,
-    check_there,
+    check_store,
 )
 from daskgmm.cli.options import (
     cluster_options,
@@ -21,6 +21,7 @@ from daskgmm.cli.options import (
     nan_option,
 )
 from daskgmm.storage.urls import absolute as place
+from daskgmm.storage.urls import is_parquet_name
 
 
 @click.command()
@@ -86,8 +87,10 @@ def predict(**given: Any) -> None:
     read = {"MODEL": given["model"], "STORE": given["store"]}
     check_arguments_apart({"OUT": out}, read)
     check_format(out)
+    if given["keys"] and not is_parquet_name(out):
+        raise click.UsageError("--key is for an OUT that is Parquet.")
     check_holds_model(given["model"])
-    check_there(STORE=given["store"])
+    check_store(given["store"], given["data"], given["keys"])
     from daskgmm.cli.work.predict import predict as work
 
     work(**given)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_holds_model, check_there
+from daskgmm.cli.checks import check_holds_model, check_store
 from daskgmm.cli.options import (
     cluster_options,
     data_options,
@@ -39,7 +39,7 @@ def score(**given: Any) -> None:
       daskgmm score model-9.zarr rows.zarr --json
     """  # noqa: D301
     check_holds_model(given["model"])
-    check_there(STORE=given["store"])
+    check_store(given["store"], given["data"])
     from daskgmm.cli.work.score import score as work
 
     work(**given)

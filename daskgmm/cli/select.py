@@ -8,7 +8,12 @@ from typing import Any, Final
 
 import click
 
-from daskgmm.cli.checks import check_model_name, check_new_model, check_there
+from daskgmm.cli.checks import (
+    check_model_name,
+    check_new_model,
+    check_store,
+    check_there,
+)
 from daskgmm.cli.options import (
     SHAPES,
     cluster_options,
@@ -180,7 +185,8 @@ def select(**given: Any) -> None:
     priors = priors_of(*asked, training, bayesian=bayesian)
     check_model_name(given["model"])
     check_new_model(given["model"], overwrite=given["overwrite"])
-    check_there(STORE=given["store"], **{"--weights": training.weights})
+    check_store(given["store"], given["data"])
+    check_there(**{"--weights": training.weights})
     from daskgmm.cli.work.select import select as work
 
     work(**given, priors=priors)

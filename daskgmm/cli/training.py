@@ -89,7 +89,7 @@ def _interval(
     interval = int(value) if value.isdecimal() else value
     if interval == _INTERVAL:
         return interval
-    from daskgmm.em.checkpoint import parse_interval
+    from daskgmm.em.interval import parse_interval
 
     try:
         parse_interval(interval)

@@ -18,6 +18,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from daskgmm import config
+from daskgmm.data.column_check import no_column
 from daskgmm.data.columns import element_names
 from daskgmm.data.parquet_reader import (
     BLOCK_BYTES,
@@ -347,10 +348,7 @@ def _not_whole(column: str) -> DataError:
 def _check_has(fragment: Any, name: str) -> None:
     names = _whole_schema(fragment).names
     if column_path(names, name) is None:
-        raise DataError(
-            f"The Parquet file {fragment.path} has no column {name!r}: it has "
-            f"{', '.join(map(repr, names))}."
-        )
+        raise DataError(no_column(fragment.path, name, names))
 
 
 @final

@@ -16,20 +16,12 @@ import fsspec
 
 from daskgmm.errors import DataError, MissingLibraryError, StoreError
 from daskgmm.storage.facts import Facts, differing, facts_of_entry
-from daskgmm.storage.retry import DELTA_LOG, patiently
+from daskgmm.storage.glance import DELTA_LOG, HIDDEN, REFUSED, ZARR
+from daskgmm.storage.retry import patiently
 from daskgmm.storage.urls import absolute, is_parquet_name, is_wild
 
 _MAGIC: Final = b"PAR1"
-_ZARR: Final = ("zarr.json", ".zarray", ".zgroup", ".zmetadata")
-_HIDDEN: Final = ("_", ".")
-"""Names that begin like this are not data, by the custom of all who write Parquet."""
 _AT_ONCE: Final = 16
-
-_REFUSED: Final = {
-    ".hoodie": "Apache Hudi",
-    "metadata": "Apache Iceberg",
-}
-"""Formats whose logs say which files and rows count, by what lies in their tables."""
 
 
 @final
@@ -182,7 +174,7 @@ def _matches(files: Any, pattern: str) -> _Entries:
 def _in_folder(files: Any, folder: str) -> _Entries | None:
     """The Parquet files of a folder; None for a table with a log of its own."""
     names = {_last(name) for name in files.ls(folder, detail=False)}
-    if names & set(_ZARR):
+    if names & set(ZARR):
         return {}
     if DELTA_LOG in names:
         return None
@@ -197,7 +189,7 @@ def _in_folder(files: Any, folder: str) -> _Entries | None:
         path
         for path in inside
         if not any(
-            part.startswith(_HIDDEN) for part in path.rpartition(start)[2].split("/")
+            part.startswith(HIDDEN) for part in path.rpartition(start)[2].split("/")
         )
     ]
     # Object stores mark folders by empty objects, which some list as files.
@@ -231,13 +223,13 @@ def _is_parquet(files: Any, path: str) -> bool:
 
 def _check_plain(files: Any, folder: str, names: set[str]) -> None:
     """Refuse tables of formats whose log says which files count."""
-    for mark in names & set(_REFUSED):
+    for mark in names & set(REFUSED):
         if mark == "metadata":
             inside = files.ls(f"{folder.rstrip('/')}/{mark}", detail=False)
             if not any(_last(path).endswith(".metadata.json") for path in inside):
                 continue
         raise DataError(
-            f"{folder} is a table of {_REFUSED[mark]}, whose log says which of its "
+            f"{folder} is a table of {REFUSED[mark]}, whose log says which of its "
             "files and rows count. Read it with the library of that format, into a "
             "Dask DataFrame say, or write a snapshot of it as plain Parquet."
         )

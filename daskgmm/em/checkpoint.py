@@ -14,16 +14,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from functools import cache
 from importlib.metadata import version
 from time import monotonic
 from typing import Any, Final, final
 
 import numpy as np
-from dask.utils import parse_timedelta
 from numpy.typing import NDArray
 
 from daskgmm.em.acceleration import Sampling
+from daskgmm.em.interval import Interval
 from daskgmm.em.scan import Survey, digest_of
 from daskgmm.em.state import Run, State, Status
 from daskgmm.errors import CheckpointError, ModelFileError, NewerFormatError
@@ -40,45 +39,6 @@ FORMAT: Final = 6
 _MEMORY: Final = "memory"
 _NO_FIT: Final = (np.nan,) * 4
 _ARRAYS: Final = ("weights", "means", "covariances", "factors")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """How often a state is written: after so many passes, or so many seconds."""
-
-    passes: int | None
-    seconds: float | None
-
-
-def parse_interval(value: Any) -> Interval:
-    """An interval from an int, passes, or a string such as '30s', time.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, or not above zero.
-    """
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        if value >= 1:
-            return Interval(int(value), None)
-    elif isinstance(value, str):
-        seconds = _seconds(value)
-        if seconds >= 0.0:
-            return Interval(None, seconds)
-    raise ValueError(
-        f"checkpoint_interval must be a number of passes (an int from 1) or a time "
-        f"such as '30s' or '5 minutes', got {value!r}."
-    )
-
-
-@cache
-def _seconds(text: str) -> float:
-    """A time in seconds; below zero if it is none."""
-    try:
-        return float(parse_timedelta(text, default="s"))
-    except (IndexError, KeyError, ValueError):
-        return -1.0
 
 
 def describe(value: Any) -> Any:

@@ -22,7 +22,8 @@ from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
 from daskgmm.display import page, words
 from daskgmm.em.acceleration import Accelerate, InitSize
-from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
+from daskgmm.em.checkpoint import Checkpoint, describe
+from daskgmm.em.interval import parse_interval
 from daskgmm.em.precision import Arithmetic
 from daskgmm.em.search import (
     CRITERIA,

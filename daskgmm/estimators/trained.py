@@ -22,8 +22,9 @@ from daskgmm.data.opening import place_of
 from daskgmm.data.source import Source
 from daskgmm.display import page, words
 from daskgmm.em.acceleration import likely_passes
-from daskgmm.em.checkpoint import Checkpoint, describe, parse_interval
+from daskgmm.em.checkpoint import Checkpoint, describe
 from daskgmm.em.fit import Outcome, Settings, sampled_of, train
+from daskgmm.em.interval import parse_interval
 from daskgmm.em.progress import Callback, Progress, Reporter, as_columns, from_columns
 from daskgmm.em.state import Run, Status
 from daskgmm.errors import InterruptedFit, SkippedRowsWarning

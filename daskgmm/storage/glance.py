@@ -12,12 +12,22 @@ from typing import Any, Final
 
 from fsspec.core import split_protocol
 
-from daskgmm.storage.urls import CHAIN, as_path, is_wild
+from daskgmm.storage.urls import CHAIN, as_path, is_parquet_name, is_wild
 
 OURS: Final = "daskgmm"
 """The attribute of Zarr arrays and groups in which this package says what they are."""
 
 
+HIDDEN: Final = ("_", ".")
+"""Names that begin like this are not data, by the custom of all who write Parquet."""
+ZARR: Final = ("zarr.json", ".zarray", ".zgroup", ".zmetadata")
+"""Files by which a folder is one of Zarr's."""
+DELTA_LOG: Final = "_delta_log"
+REFUSED: Final = {
+    ".hoodie": "Apache Hudi",
+    "metadata": "Apache Iceberg",
+}
+"""Formats whose logs say which files and rows count, by what lies in their tables."""
 ARRAY: Final = "a Zarr array"
 MODEL: Final = "a model"
 
@@ -36,6 +46,26 @@ def holds_model(place: str) -> bool:
 def holds_array(place: str) -> bool:
     """Whether a folder is a Zarr array."""
     return kind_of(_zarr_document(place)) == ARRAY
+
+
+def holds_parquet(place: str) -> bool:
+    """Whether a file has the name, and a folder a file with the name, of Parquet."""
+    return first_parquet(place) is not None
+
+
+def first_parquet(place: str) -> str | None:
+    """The first Parquet file at a place; None of tables whose logs say which count."""
+    path = _path(place)
+    if path is None or not os.path.isdir(path):
+        return path if path and os.path.isfile(path) and is_parquet_name(path) else None
+    for folder, inside, files in os.walk(path):
+        if not {DELTA_LOG, *REFUSED, *ZARR}.isdisjoint([*inside, *files]):
+            return None
+        inside[:] = sorted(name for name in inside if not name.startswith(HIDDEN))
+        for name in sorted(files):
+            if is_parquet_name(name) and not name.startswith(HIDDEN):
+                return os.path.join(folder, name)
+    return None
 
 
 def kind_of(said: Mapping[str, Any]) -> str | None:

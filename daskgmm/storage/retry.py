@@ -17,7 +17,7 @@ from zarr.storage import WrapperStore
 
 from daskgmm import config
 from daskgmm.errors import DaskGMMError, PlaceError, StoreError
-from daskgmm.storage.glance import ARRAY, kind_of
+from daskgmm.storage.glance import ARRAY, DELTA_LOG, kind_of
 from daskgmm.storage.urls import (
     absolute,
     as_path,
@@ -31,7 +31,6 @@ from daskgmm.storage.zarr_internals import make_store_path, sync
 _T = TypeVar("_T")
 DESCRIPTION: Final = "_daskgmm.json"
 """The same beside Parquet files; readers pass over names that begin like this."""
-DELTA_LOG: Final = "_delta_log"
 _FIRST_PAUSE: Final = 0.1
 _LIBRARIES: Final = frozenset(
     ["aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"]

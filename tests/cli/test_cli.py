@@ -765,8 +765,8 @@ def test_data_options_that_do_not_fit(run, store, model, parquet, tmp_path):
     predict = ("predict", model, store, tmp_path / "out.parquet")
     assert_failed(run("score", model, store, "--columns", "a"), "is not Parquet")
     assert_failed(run("score", model, store, "--filter", "a > 1"), "is not Parquet")
-    assert_failed(run("score", model, parquet, "--array", "a"), "has no array 'a'")
-    assert run(*predict, "--key", "id").exit_code == 2
+    assert_failed(run("score", model, parquet, "--array", "a"), "is not Zarr, which --array")
+    assert_failed(run(*predict, "--key", "id"), "is not Parquet, which --key is for")
     usage = ("--filter=x", "--filter=x ~ 3", "--storage-option=a", "--columns=a,,b")
     for option in usage:
         assert run("score", model, parquet, option).exit_code == 2

@@ -20,6 +20,7 @@ from daskgmm.cli import options, select
 from daskgmm.cli.info import info
 from daskgmm.cli.main import COMMANDS, main
 from daskgmm.cli.wording import as_options
+from daskgmm.data.column_check import missing_column
 from daskgmm.demo import run
 from daskgmm.em.search import CRITERIA
 from daskgmm.execution.deploy import join
@@ -87,6 +88,11 @@ MISTAKES = [
     (("score", "m", "rows", "--memory-limit", "2"), "too little for a process"),
     (("score", "m", "rows", "--memory-limit", "1kB"), "too little for a process"),
     (("sample", "m", "out.json", "-n", "3"), "would be no JSON"),
+    (("predict", "m", "rows", "o", "--key", "id"), "for an OUT that is Parquet"),
+    (
+        ("fit", "rows", "m", "-k", "2", "--checkpoint-interval", "often"),
+        "must be a number of passes",
+    ),
 ]
 
 
@@ -135,6 +141,64 @@ def test_so_do_places_where_something_else_is(places, arguments, message):
     *said, loaded = done.stderr.splitlines()
     assert message in " ".join(said)
     assert loaded == "loaded:"
+
+
+MISFITS = [
+    (("fit", "x", "new", "-k", "2", "--columns", "a"), "x is not Parquet, which --co"),
+    (("select", "x", "new", "-k", "2", "--filter", "a > 1"), "which --filter is for"),
+    (("score", "m", "x", "--table-version", "3"), "which --table-version is for"),
+    (("predict", "m", "x", "o.parquet", "--key", "a"), "which --key is for"),
+    (("fit", "p.parquet", "new", "-k", "2", "--array", "a"), "p.parquet is not Zarr, "),
+    (("fit", "folder", "new", "-k", "2", "--no-decode-cf"), "which --decode-cf is for"),
+]
+MISNAMED = [
+    ("fit", "p.parquet", "new", "-k", "2", "--columns", "a,nope"),
+    ("select", "folder", "new", "-k", "2", "--filter", "nope > 1"),
+    ("predict", "m", "p.parquet", "o.parquet", "--key", "nope"),
+    ("score", "m", "folder", "--columns", "nope,b"),
+    ("plot", "m", "p.parquet", "p.png", "--columns", "a,nope"),
+]
+
+
+@pytest.fixture(scope="module")
+def tables(places):
+    """Parquet beside them: a file, a folder, and one of folders named by a column."""
+    table = pd.DataFrame({"a": [0.0, 1.0], "b": [2.0, 3.0], "s": [{"x": 1.0}] * 2})
+    table.to_parquet(places / "p.parquet")
+    (places / "folder" / "inner").mkdir(parents=True)
+    table.to_parquet(places / "folder" / "inner" / "1.parquet")
+    table[["b"]].to_parquet(places / "folder" / "inner" / "_hidden.parquet")
+    table.to_parquet(places / "by", partition_cols=["b"])
+    return places
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISFITS)
+def test_so_do_options_of_the_other_kind_of_data(tables, arguments, message):
+    test_so_do_places_where_something_else_is(tables, arguments, message)
+
+
+@pytest.mark.parametrize("arguments", MISNAMED)
+def test_columns_are_looked_for_by_arrow_alone(tables, arguments):
+    done = ask(*arguments, cwd=tables)
+    assert done.returncode == 1, done.stderr
+    said, loaded = done.stderr.splitlines()
+    assert said.endswith(".parquet has no column 'nope': it has 'a', 'b', 's'.")
+    assert loaded == "loaded: pyarrow"
+
+
+def test_what_a_glance_does_not_know_is_left_to_who_opens_it(tables):
+    def missing(place, *wanted):
+        return missing_column(str(tables / place), wanted)
+
+    assert missing("p.parquet", "a", "s.x", "s[0]") is None
+    assert missing("by", "b", "nope") is None
+    assert missing("x", "nope") is None
+    assert missing("nothing", "nope") is None
+    (tables / "folder" / "_delta_log").mkdir()
+    assert missing("folder", "nope") is None
+    (tables / "folder" / "_delta_log").rmdir()
+    (tables / "bad.parquet").write_bytes(b"PAR1")
+    assert missing("bad.parquet", "nope") is None
 
 
 def test_what_options_know_is_what_the_library_has():

@@ -21,7 +21,8 @@ from stored import Reader
 from daskgmm import GaussianMixture, load
 from daskgmm.data.sources import open_source
 from daskgmm.em.acceleration import Sampling
-from daskgmm.em.checkpoint import FORMAT, Checkpoint, Interval, parse_interval
+from daskgmm.em.checkpoint import FORMAT, Checkpoint
+from daskgmm.em.interval import Interval, parse_interval
 from daskgmm.em.scan import survey
 from daskgmm.em.state import Run, State, Status
 from daskgmm.errors import CheckpointError, IllDefinedCovarianceError, ModelFileError

@@ -57,7 +57,7 @@ def predict(
     mixture, rows = model_and_rows(
         model, store, data, missing_chunks=missing_chunks, nan=nan
     )
-    keyed = _keyed(rows, out, keys)
+    keyed = _keyed(rows, keys)
     check_names(keys, _columns(kind, mixture.n_components, outliers))
     work = Work(
         {
@@ -93,12 +93,12 @@ def predict(
     tell_written(written, out, perf_counter() - began, report)
 
 
-def _keyed(rows: Opened, out: str, keys: tuple[str, ...]) -> ParquetRows | None:
+def _keyed(rows: Opened, keys: tuple[str, ...]) -> ParquetRows | None:
     """What has the key columns."""
     if not keys:
         return None
-    if not (isinstance(rows, ParquetRows) and is_parquet_name(out)):
-        raise click.UsageError("--key is for STORE and OUT that are Parquet.")
+    if not isinstance(rows, ParquetRows):
+        raise click.UsageError("--key is for a STORE that is Parquet.")
     rows.check_columns(keys)
     # Blocks are cut by what a row takes: more columns to read would cut them anew.
     return rows
