@@ -765,7 +765,7 @@ def test_data_options_that_do_not_fit(run, store, model, parquet, tmp_path):
     predict = ("predict", model, store, tmp_path / "out.parquet")
     assert_failed(run("score", model, store, "--columns", "a"), "is not Parquet")
     assert_failed(run("score", model, store, "--filter", "a > 1"), "is not Parquet")
-    assert_failed(run("score", model, parquet, "--array", "a"), "is not Zarr, which --array")
+    assert_failed(run("score", model, parquet, "--array", "a"), "is not Zarr, which")
     assert_failed(run(*predict, "--key", "id"), "is not Parquet, which --key is for")
     usage = ("--filter=x", "--filter=x ~ 3", "--storage-option=a", "--columns=a,,b")
     for option in usage:
