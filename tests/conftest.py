@@ -9,8 +9,11 @@ import dask
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
+from distributed import LocalCluster
 from hypothesis import settings
 
+from daskgmm.cli.main import main
 from daskgmm.kernel import passes
 from daskgmm.kernel.layout import as_rows
 from daskgmm.mixtures.covariance import SHAPES
@@ -139,3 +142,27 @@ def moments_over(shards, mixture):
     sent = message([mixture])
     [found] = moments(sent, shards.reduce(e_step, sent), [mixture])
     return found
+
+
+@pytest.fixture(scope="session")
+def address():
+    """A scheduler to talk to over TCP, with two workers, in this process."""
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address="127.0.0.1:0",
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def run(address):
+    """Run a command, on that cluster unless it uses none."""
+
+    def run(command, *args, scheduler=True, **options):
+        at = ["--scheduler", address] if scheduler else []
+        return CliRunner().invoke(main, [command, *map(str, args), *at], **options)
+
+    return run

@@ -20,7 +20,6 @@ import pytest
 import zarr
 from click.testing import CliRunner
 from conftest import blobs
-from distributed import LocalCluster
 
 from daskgmm import DataError, GaussianMixture, StoreError, load, open_rows
 from daskgmm.cli import options
@@ -31,19 +30,6 @@ from daskgmm.mixtures.e_step import sums_bytes
 
 N, D, K = 3000, 2, 3
 PASS = re.compile(r"^pass +\d+  bound -?\d+\.\d+(?:  change \S+)?  [\d,]+ rows/s", re.M)
-
-
-@pytest.fixture(scope="module")
-def address():
-    """A scheduler to talk to over TCP, with two workers, in this process."""
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address="127.0.0.1:0",
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +49,6 @@ def model(tmp_path, rows):
     path = str(tmp_path / "model.zarr")
     GaussianMixture(K, random_state=0).fit(rows).save(path)
     return path
-
-
-@pytest.fixture
-def run(address):
-    def run(*args, scheduler=True):
-        options = ["--scheduler", address] if scheduler else []
-        return CliRunner().invoke(main, [*map(str, args), *options])
-
-    return run
 
 
 def run_alone(*args, **options):

@@ -8,11 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from click.testing import CliRunner
 from conftest import blobs, create_zarr
 
 from daskgmm import GaussianMixture
-from daskgmm.cli.main import main
 
 SHARE = 0.03
 
@@ -31,11 +29,7 @@ def made(tmp_path):
     return tmp_path, np.where(scores >= np.quantile(scores, SHARE), 1, -1)
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, [*map(str, arguments)])
-
-
-def test_labels_of_zarr(made):
+def test_labels_of_zarr(run, made):
     folder, expected = made
     out = folder / "out.zarr"
     command = ("predict", folder / "model.zarr", folder / "rows.zarr", out)
@@ -43,13 +37,13 @@ def test_labels_of_zarr(made):
     assert done.exit_code == 0, done.output
     np.testing.assert_array_equal(zarr.open_array(out)[:], expected)
     # It is complete, and another one is not written over it unasked.
-    assert "complete" in run("info", out).output
+    assert "complete" in run("info", out, scheduler=False).output
     again = run(*command, "--outliers", 0.2)
     assert again.exit_code == 1
     assert "--overwrite" in again.output
 
 
-def test_labels_of_parquet(made):
+def test_labels_of_parquet(run, made):
     folder, expected = made
     out = folder / "out.parquet"
     done = run(
@@ -70,7 +64,7 @@ def test_labels_of_parquet(made):
         (("--outliers", "0.7"), "--outliers"),
     ],
 )
-def test_what_does_not_go_is_refused(made, options, message):
+def test_what_does_not_go_is_refused(run, made, options, message):
     folder, _ = made
     out = folder / "out.zarr"
     done = run("predict", folder / "model.zarr", folder / "rows.zarr", out, *options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from distributed import LocalCluster
 
 from daskgmm import GaussianMixture, MixtureSearch, load
 from daskgmm.cli.main import main
@@ -28,18 +28,6 @@ PARAMETERS = ("weights_", "means_", "covariances_", "precisions_cholesky_")
 
 
 @pytest.fixture(scope="module")
-def address():
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address="127.0.0.1:0",
-    ) as cluster:
-        yield cluster.scheduler_address
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Three groups, far apart, and each long in a direction of its own."""
     rng = np.random.default_rng(0)
@@ -52,12 +40,8 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture
-def run(address):
-    def run(*args, **options):
-        at = ["--scheduler", address]
-        return CliRunner().invoke(main, ["select", *map(str, args), *at], **options)
-
-    return run
+def run(run):
+    return partial(run, "select")
 
 
 def run_alone(*args):

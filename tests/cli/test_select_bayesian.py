@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from conftest import blobs, create_zarr
 
 from daskgmm import BayesianGaussianMixture, MixtureSearch, load
-from daskgmm.cli.main import main
 from daskgmm.cli.work.report import candidates_table
 
 
@@ -21,12 +20,13 @@ def store(tmp_path):
     return str(place)
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, ["select", *arguments])
+@pytest.fixture
+def run(run):
+    return partial(run, "select")
 
 
 @pytest.mark.parametrize("kind", ["process", "distribution"])
-def test_it_chooses_and_saves_what_python_does(tmp_path, store, kind):
+def test_it_chooses_and_saves_what_python_does(run, tmp_path, store, kind):
     place = str(tmp_path / "model.zarr")
     done = run(
         *(store, place, "-k", "3,6", "--seed", "0", "--covariance-type", "diag,full"),
@@ -62,7 +62,7 @@ def test_it_chooses_and_saves_what_python_does(tmp_path, store, kind):
     assert all(its["bic"] is None for its in last["candidates"])
 
 
-def test_the_table_has_the_priors(tmp_path, store):
+def test_the_table_has_the_priors(run, tmp_path, store):
     place = str(tmp_path / "model.zarr")
     priors = ("--weight-concentration", "0.25,4")
     done = run(store, place, "-k", "2", "--bayesian", "--seed", "0", *priors)
@@ -78,7 +78,9 @@ def test_the_table_has_the_priors(tmp_path, store):
     assert "1 / 2" in done.output
 
 
-def test_a_candidate_has_its_place_in_the_table_that_is_seen_meanwhile():
+def test_a_candidate_has_its_place_in_the_table_that_is_seen_meanwhile(
+    run,
+):
     x = blobs(0, 400, 2, 3, spread=8.0)
     seen = []
     search = MixtureSearch(
@@ -109,7 +111,7 @@ def test_a_candidate_has_its_place_in_the_table_that_is_seen_meanwhile():
         (("--bayesian", "--weight-concentration", ""), "numbers above 0"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path, store, options, message):
+def test_what_does_not_go_together_is_refused(run, tmp_path, store, options, message):
     done = run(store, str(tmp_path / "m"), "-k", "2", *options)
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
