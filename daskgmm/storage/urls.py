@@ -18,6 +18,7 @@ from fsspec.utils import glob_translate
 CHAIN: Final = "::"
 """Between the links of a URL such as ``zip://rows.zarr::s3://bucket/data.zip``."""
 _LOCAL: Final = ("file", "local")
+_OF_STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 _WILD: Final = "*?["
 _SUFFIXES: Final = (".parquet", ".parq", ".pq")
 _COMPRESSED: Final = (".gz", ".gzip", ".snappy", ".zstd", ".br", ".lz4")
@@ -35,13 +36,20 @@ def absolute(place: str | os.PathLike[str]) -> str:
     TypeError
         If it is neither text nor a path.
     ValueError
-        If it is empty, or has a character that no name has.
+        If it, or a part of it, is empty, or has a character that no name has.
     """
     text = os.fsdecode(place)
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} names no place: give a path or a URL.")
     links = text.split(CHAIN)
+    if not all(links) or "\0" in text or _is_bare(links[-1]):
+        raise ValueError(f"{text!r} names no place: give a path or a URL.")
     return CHAIN.join(_absolute_link(link, len(links) > 1) for link in links)
+
+
+def _is_bare(link: str) -> bool:
+    """Whether a URL names no path, in stores where only a path holds anything."""
+    protocol, path = split_protocol(link)
+    in_stores = protocol in _OF_STORES and not path.strip("/")
+    return in_stores or (protocol in _LOCAL and not path)
 
 
 def _absolute_link(link: str, chained: bool) -> str:
