@@ -63,6 +63,7 @@ class Log:
         """How far the step is."""
         seen = self._seen
         part = "" if seen.part is None else f"{seen.part:.0%} read"
-        since = f"{words.seconds(seen.elapsed)} so far"
+        elapsed = seen.elapsed
+        since = f"{words.seconds(elapsed)} so far" if elapsed >= 1.0 else "has begun"
         left = "" if seen.left is None else f"about {words.seconds(seen.left)} to go"
         return f"{seen.step.name}: " + ", ".join(filter(None, [part, since, left]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import final
+from typing import Final, final
 
 from daskgmm.display import words
 from daskgmm.em.progress import Progress
 from daskgmm.em.search import SearchProgress
 from daskgmm.steps import Step
+
+_KNOWN_FROM: Final = 0.05
+"""Part of a step after which its speed is known."""
 
 
 @final
@@ -57,9 +60,15 @@ class Seen:
 
     @property
     def left(self) -> float | None:
-        """Seconds that the step likely takes still; None if that is not known."""
+        """Seconds that the step likely takes still; None if that is not known.
+
+        Nothing of its first parts: what comes before them, once, would be taken for
+        their speed.
+        """
         part = self.part
-        return None if part is None else self.elapsed * (1.0 - part) / part
+        if part is None or part < _KNOWN_FROM:
+            return None
+        return self.elapsed * (1.0 - part) / part
 
     def said(self) -> str:
         """How things stand, beside the step's name: as of the last pass and this one.

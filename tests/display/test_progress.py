@@ -204,6 +204,20 @@ def test_time_to_go_is_that_of_this_pass_and_of_those_that_are_likely():
     assert "to go" not in seen.said()
 
 
+def test_of_first_parts_and_of_what_has_just_begun_no_time_is_told():
+    clock, lines = Clock(), []
+    log = Log(lines.append, clock=clock)
+    log(Step("counting rows"))
+    clock.now = 12.0
+    log(Step("counting rows", 1, 40))
+    clock.now = 22.5
+    log(Step("drawing the subsample", 0, 40))
+    assert lines == [
+        "counting rows: 2% read, 12.0 s so far",
+        "drawing the subsample: has begun",
+    ]
+
+
 def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
     clock, lines = Clock(), []
     log = Log(lines.append, clock=clock)
