@@ -13,8 +13,8 @@ OF_CORE := pytest pytest-timeout pytest-xdist hypothesis
 IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster
-.PHONY: test-expressions test-lowest test-newest test-wheel
+.PHONY: help setup demo test test-slow test-faults test-long test-cluster
+.PHONY: setup-lowest setup-newest test-expressions test-lowest test-newest test-wheel
 .PHONY: lint format docs bench clean
 
 help:
@@ -45,9 +45,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster"
 
+test-slow: test-faults test-long
+
 # Tests in which workers die have limits of time, and the processors to themselves.
-test-slow: $(READY)
+test-faults: $(READY)
 	$(BIN)/python -m pytest -m "slow and not cluster" tests/execution/test_cluster.py
+
+test-long: $(READY)
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not cluster" \
 		--ignore tests/execution/test_cluster.py
 
@@ -66,20 +70,26 @@ test-expressions: $(READY)
 		-m "not slow and not cluster" \
 		tests/estimators/test_dask.py tests/em/test_em.py
 
-# The core tests in an environment of their own: its folder, its Python, pip's options.
-define test_core
+# An environment of the core tests: its folder, its Python, pip's options.
+define set_up
 	test -x $(1)/bin/python || $(2) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet $(3) --editable '.[parquet,plot,xarray]' \
 		$(OF_CORE)
-	$(1)/bin/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster" $(CORE)
 endef
+RUN_CORE = -m pytest $(IN_PARALLEL) -m "not slow and not cluster" $(CORE)
 
 # Python's newest has the newest of all packages, and the lowest versions Python's lowest.
-test-lowest:
-	$(call test_core,.venv-lowest,$(PYTHON),--constraint .ci/lowest.txt)
+setup-lowest:
+	$(call set_up,.venv-lowest,$(PYTHON),--constraint .ci/lowest.txt)
 
-test-newest:
-	$(call test_core,.venv-newest,$(NEWEST))
+setup-newest:
+	$(call set_up,.venv-newest,$(NEWEST))
+
+test-lowest: setup-lowest
+	.venv-lowest/bin/python $(RUN_CORE)
+
+test-newest: setup-newest
+	.venv-newest/bin/python $(RUN_CORE)
 
 # What is published, in an environment of its own: built, installed, and the demo run.
 test-wheel: $(READY)
