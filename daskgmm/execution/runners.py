@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any, Final, final
 
@@ -101,7 +102,9 @@ class ThreadShards(Shards):
         self, shards: Sequence[Shard], n_threads: int, *, is_fixed: bool = False
     ) -> None:
         self._shards, self._is_fixed = shards, is_fixed
-        self._n_threads = min(n_threads, len(shards))
+        n_others = min(n_threads, len(shards)) - 1
+        # They stay until the shards go: to start them costs as much as a small pass.
+        self._others = ThreadPoolExecutor(n_others) if n_others > 0 else None
 
     @property
     def sums_bytes(self) -> float:
@@ -114,33 +117,42 @@ class ThreadShards(Shards):
 
     def _reduce(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
         with single_threaded_blas():
-            if self._n_threads == 1:
-                here = (map_leaves(function, message, s) for s in self._shards)
-                return total(self._told(here))
-            with ThreadPoolExecutor(self._n_threads) as pool:
-                tasks = {
-                    pool.submit(copy_context().run, map_shard, function, message, s)
-                    for s in self._shards
-                }
-                try:
-                    return total(self._told(_as_they_end(tasks)))
-                finally:
-                    # After an error or an interrupt, what has not begun need not.
-                    pool.shutdown(wait=True, cancel_futures=True)
+            return total(self._told(self._partials(function, message)))
+
+    def _partials(self, function: LeafFunction, message: Any) -> Iterator[Partial]:
+        """Of each shard, as they end: by this thread, and by others where they are."""
+        if self._others is None:
+            yield from (map_leaves(function, message, s) for s in self._shards)
+            return
+        run = self._others.submit
+        waiting = deque(
+            (run(copy_context().run, map_shard, function, message, shard), shard)
+            for shard in self._shards
+        )
+        going_on = {task for task, _ in waiting}
+        # Each value is let go once it is passed on, as it may be large.
+        try:
+            while waiting:
+                task, shard = waiting.popleft()
+                if task.cancel():  # no other thread has begun it
+                    going_on.discard(task)
+                    yield map_shard(function, message, shard)
+                for task in [its for its in going_on if its.done()]:
+                    going_on.discard(task)
+                    yield task.result()
+            while going_on:
+                ended, going_on = wait(going_on, return_when=FIRST_COMPLETED)
+                while ended:
+                    yield ended.pop().result()
+        finally:
+            # After an error or an interrupt, what has not begun need not.
+            wait([task for task in going_on if not task.cancel()])
 
     def _told(self, partials: Iterator[Partial]) -> Iterator[Partial]:
         """The same, told of one by one."""
         for done, partial in enumerate(partials, start=1):
             steps.advance(done, len(self._shards))
             yield partial
-
-
-def _as_they_end(tasks: set[Future[Partial]]) -> Iterator[Partial]:
-    """What tasks return; each is let go once it is passed on, as it may be large."""
-    while tasks:
-        ended, tasks = wait(tasks, return_when=FIRST_COMPLETED)
-        while ended:
-            yield ended.pop().result()
 
 
 @final

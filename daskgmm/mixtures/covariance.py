@@ -19,7 +19,6 @@ from typing import ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpotrf, dtrtri
 
 from daskgmm.errors import IllDefinedCovarianceError
@@ -147,9 +146,10 @@ def _upper_factor_of_precision(precision: Array) -> Array:
 
 def _inverse_transposed(factor: Array) -> Array:
     """U⁻ᵀ, whose product with its transpose is the covariance."""
-    identity = np.eye(len(factor), dtype=factor.dtype)
-    inverse: Array = solve_triangular(factor, identity, trans="T", check_finite=False)
-    return inverse
+    inverse, failed = dtrtri(factor.T, lower=True)
+    if failed:
+        raise np.linalg.LinAlgError
+    return np.asarray(inverse, dtype=np.float64)
 
 
 class CovarianceShape(ABC):

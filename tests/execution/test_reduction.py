@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -129,6 +131,42 @@ def test_threads_and_every_dask_scheduler_give_the_same_bits():
         for scheduler in ("synchronous", "threads"):
             with dask.config.set(scheduler=scheduler):
                 assert lazy.reduce(_noise, None) == expected
+
+
+def test_a_thread_that_does_not_come_is_not_waited_for():
+    """The one that asks does all, where another one is kept from it."""
+    held = threading.Event()
+    shards = ThreadShards([NumberedLeaves(i, i + 1) for i in range(9)], 2)
+    busy = shards._others.submit(held.wait, 60)
+    try:
+        expected, _ = total([map_shard(_noise, None, NumberedLeaves(0, 9))])
+        assert shards.reduce(_noise, None) == expected
+        assert not busy.done()
+    finally:
+        held.set()
+
+
+def test_threads_stay_as_long_as_the_shards_and_no_longer():
+    before = threading.active_count()
+    shards = ThreadShards([NumberedLeaves(i, i + 1) for i in range(9)], 3)
+    threads = []
+
+    def note(_message, blocks):
+        threads.append(threading.get_ident())
+        time.sleep(0.01)
+        return _noise(_message, blocks)
+
+    for _ in range(3):
+        shards.reduce(note, None)
+    assert threading.get_ident() in threads
+    assert len(set(threads)) <= 3
+    del shards
+    gc.collect()
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= before
 
 
 def test_the_message_reaches_every_leaf():
