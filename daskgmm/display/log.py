@@ -52,8 +52,12 @@ class Log:
             self._print(words.pass_line(event))
         elif isinstance(event, SearchProgress):
             self._print(words.search_line(event, self._criterion))
-        elif isinstance(event, Step) and self._clock() - self._said >= self._pause:
+        elif isinstance(event, Step) and event.done != event.of and self._is_time:
             self._print(self._line())
+
+    @property
+    def _is_time(self) -> bool:
+        return self._clock() - self._said >= self._pause
 
     def _print(self, line: str) -> None:
         self._said = self._clock()

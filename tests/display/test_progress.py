@@ -211,6 +211,7 @@ def test_of_first_parts_and_of_what_has_just_begun_no_time_is_told():
     clock.now = 12.0
     log(Step("counting rows", 1, 40))
     clock.now = 22.5
+    log(Step("counting rows", 40, 40))  # what follows says more
     log(Step("drawing the subsample", 0, 40))
     assert lines == [
         "counting rows: 2% read, 12.0 s so far",

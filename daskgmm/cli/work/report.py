@@ -26,9 +26,8 @@ from rich.text import Text
 from daskgmm.display.log import PAUSE, Log
 from daskgmm.display.terminal import Bar
 from daskgmm.display.words import number, seconds
-from daskgmm.em.progress import Progress as Pass
 from daskgmm.em.search import Criterion, Scored, SearchProgress
-from daskgmm.steps import told_to
+from daskgmm.steps import Step, told_to
 
 
 @final
@@ -148,12 +147,15 @@ class _Resumed:
         self._first = True
 
     def __call__(self, event: object) -> None:
-        """Take note of a pass."""
-        if isinstance(event, Pass | SearchProgress):
-            before = event.n_pass - 1
-            if self._first and before:
-                self._report.say(f"Resuming from the checkpoint after pass {before}.")
-            self._first = False
+        """Take note of a pass that begins."""
+        what, _, which = (
+            event.name.partition(" ") if isinstance(event, Step) else ("",) * 3
+        )
+        if not self._first or what != "pass":
+            return
+        self._first = False
+        if (before := int(which) - 1) > 0:
+            self._report.say(f"Resuming from the checkpoint after pass {before}.")
 
 
 def candidates_table(scored: Sequence[Scored], criterion: Criterion) -> Table:
