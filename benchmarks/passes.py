@@ -212,7 +212,7 @@ def _optimum(fitted: GaussianMixture, x: Any) -> float:
 
 
 OVERLAP = DataSet("overlap 1.5 sd, d=16", 10, 16, mixture(10, 16, 1.5))
-SAMPLE_WORK = ((OVERLAP, 30_000), (DATA_SETS[2], 20_000), (DATA_SETS[0], 20_000))
+SAMPLE_WORK = ((OVERLAP, 30_000), (DATA_SETS[2], 100_000), (DATA_SETS[0], 20_000))
 
 
 def sample_work(_machine: dict[str, float]) -> Iterator[Row]:

@@ -184,7 +184,7 @@ def test_every_width_finds_the_same(alone):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("of_client", "of_workers"),
-    [(256, (512, 512)), (512, (256, 256)), (256, (256, 512)), (512, (128, 256))],
+    [(256, (256, 512)), (512, (128, 256))],
 )
 def test_a_cluster_of_any_mix_finds_the_same(
     tmp_path, parquet, alone, of_client, of_workers

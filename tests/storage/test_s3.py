@@ -90,6 +90,10 @@ def forget_clients():
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+# What fails in between fails likewise whoever answers.
+OF_ONE = pytest.mark.parametrize("s3", ["rclone"], indirect=True)
+
+
 @pytest.fixture(
     scope="module", params=[pytest.param("moto", marks=pytest.mark.slow), "rclone"]
 )
@@ -317,6 +321,7 @@ def test_one_request_in_ten_fails(s3, client, stores, place):
     np.testing.assert_array_equal(labels, expected.predict(X))
 
 
+@OF_ONE
 @pytest.mark.slow
 def test_every_write_that_fails_is_tried_again(s3, place, monkeypatch):
     """The client tries once: all that is tried again is by this package."""
@@ -336,6 +341,7 @@ def test_every_write_that_fails_is_tried_again(s3, place, monkeypatch):
     np.testing.assert_array_equal(found.lower_bounds_, model().fit(X).lower_bounds_)
 
 
+@OF_ONE
 @pytest.mark.slow
 def test_every_request_for_an_output_is_made_again(s3, place, monkeypatch):
     """As above; of outputs of both kinds, replaced, looked at and read."""
@@ -397,6 +403,7 @@ def test_missing_and_corrupt_chunks_are_named(s3, client, place, layout):
     check_chunks_are_named(s3.files, f"s3://{place}", model().fit)
 
 
+@OF_ONE
 @pytest.mark.slow
 def test_a_state_that_is_cut_leaves_the_one_before(s3, place):
     """Every object of the younger slot, cut or gone."""
@@ -429,6 +436,7 @@ def test_a_state_that_is_cut_leaves_the_one_before(s3, place):
     assert_same(resumed, expected)
 
 
+@OF_ONE
 @pytest.mark.slow
 def test_a_killed_client_goes_on_with_the_same_bits(s3, place):
     """SIGKILL at random times, again and again, of the command and its cluster."""
