@@ -233,9 +233,24 @@ def _kept(taken: Iterable[tuple[NDArray[Any], Array]]) -> Drawn:
 
 
 def _as_subsample(rows: Drawn, equal_weights: bool) -> Subsample:
-    # What is one piece is not copied once more.
-    x = rows.x[0] if len(rows.x) == 1 else np.concatenate(rows.x)
+    x = _one_behind_the_other(rows.x)
     if equal_weights:
         return Subsample(x, None)
     weights = np.concatenate(rows.weights)
     return Subsample(x, weights / weights.mean())
+
+
+def _one_behind_the_other(pieces: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The rows of all pieces; all rows of an array in memory are not copied."""
+    whole = pieces[0] if pieces[0].base is None else pieces[0].base
+    if type(whole) is np.ndarray and whole.size == sum(x.size for x in pieces):
+        nexts = np.cumsum([0, *(x.nbytes for x in pieces)])
+        places = [_place(x) - _place(whole) for x in pieces]
+        if whole.flags.c_contiguous and places == nexts[:-1].tolist():
+            return whole.view(pieces[0].dtype).reshape(-1, pieces[0].shape[1])
+    return np.concatenate(pieces)
+
+
+def _place(x: NDArray[Any]) -> int:
+    address: int = x.__array_interface__["data"][0]
+    return address

@@ -16,7 +16,12 @@ from daskgmm import DataError, GaussianMixture
 from daskgmm.data.sources import open_source
 from daskgmm.em.initialization import Start, seed
 from daskgmm.em.scan import survey
-from daskgmm.em.subsample import _draw_numbers, subsample, survey_and_draw
+from daskgmm.em.subsample import (
+    _draw_numbers,
+    _one_behind_the_other,
+    subsample,
+    survey_and_draw,
+)
 from daskgmm.mixtures.covariance import SHAPES
 
 
@@ -276,3 +281,20 @@ def test_the_first_bound_after_more_rows_than_init_size(init_params):
         max_iter=500,
     ).fit(x)
     assert part.lower_bound_ == pytest.approx(whole.lower_bound_, abs=0.02)
+
+
+def test_pieces_of_an_array_are_one_only_if_they_are_all_of_it_in_order():
+    whole = np.arange(40.0).reshape(10, 4)
+    for pieces, is_shared in (
+        ([whole], True),
+        ([whole[:3], whole[3:7], whole[7:]], True),
+        ([whole[:3], whole[7:], whole[3:7]], False),
+        ([whole[:3], whole[:3], whole[6:]], False),
+        ([whole[1:3], whole[3:7]], False),
+        ([whole[:5].copy(), whole[5:]], False),
+        ([np.asfortranarray(whole)[:5], whole[5:]], False),
+        ([whole[:5], whole[::-1][:5]], False),
+    ):
+        found = _one_behind_the_other(pieces)
+        np.testing.assert_array_equal(found, np.concatenate(pieces))
+        assert np.shares_memory(found, whole) == is_shared

@@ -283,6 +283,15 @@ def test_bytes_in_memory_are_converted_block_by_block(tmp_path, kind):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_rows_in_memory_of_which_all_are_drawn_are_not_copied():
+    x = np.random.default_rng(0).normal(size=(80_000, 64))  # 41 MB
+    model = GaussianMixture(
+        2, max_iter=2, init_params="random_from_data", random_state=0
+    ).fit(x)
+    assert traced_peak(lambda: model.fit(x)) < 20
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("chunk_rows", [None, 1100, 50, 4])
 def test_restarts_do_not_hold_the_sums_of_all_blocks(chunk_rows):
     """Ten restarts of eight matrices: 84 MB of parameters, and some sums."""
