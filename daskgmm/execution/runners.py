@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
 from contextvars import copy_context
 from typing import Any, Final, final
 
@@ -116,10 +117,14 @@ class ThreadShards(Shards):
         return self._is_fixed
 
     def _reduce(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
-        with single_threaded_blas():
-            return total(self._told(self._partials(function, message)))
+        # Closed in any case: an error that comes to whoever adds them up ends the rest.
+        partials = self._partials(function, message)
+        with single_threaded_blas(), closing(partials):
+            return total(self._told(partials))
 
-    def _partials(self, function: LeafFunction, message: Any) -> Iterator[Partial]:
+    def _partials(
+        self, function: LeafFunction, message: Any
+    ) -> Generator[Partial, None, None]:
         """Of each shard, as they end: by this thread, and by others where they are."""
         if self._others is None:
             yield from (map_leaves(function, message, s) for s in self._shards)

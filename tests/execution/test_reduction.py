@@ -146,6 +146,30 @@ def test_a_thread_that_does_not_come_is_not_waited_for():
         held.set()
 
 
+class Unaddable:
+    """What cannot be added up, in the thread that asks."""
+
+    def __add__(self, other):
+        raise ValueError("no sum")
+
+
+def test_an_error_in_adding_up_ends_the_rest():
+    begun = []
+
+    def work(_message, blocks):
+        begun.extend(blocks)
+        time.sleep(0.02)
+        return Unaddable()
+
+    shards = ThreadShards([NumberedLeaves(i, i + 1) for i in range(50)], 3)
+    with pytest.raises(ValueError, match="no sum") as caught:
+        shards.reduce(work, None)
+    n_begun = len(begun)
+    time.sleep(0.1)
+    assert len(begun) == n_begun < 50
+    del caught
+
+
 def test_threads_stay_as_long_as_the_shards_and_no_longer():
     before = threading.active_count()
     shards = ThreadShards([NumberedLeaves(i, i + 1) for i in range(9)], 3)
