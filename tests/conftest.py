@@ -144,9 +144,12 @@ def moments_over(shards, mixture):
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address():
-    """A scheduler to talk to over TCP, with two workers, in this process."""
+    """A scheduler to talk to over TCP, with two workers, in this process.
+
+    Not for longer: Hypothesis notices that its threads use Python's random numbers.
+    """
     with LocalCluster(
         n_workers=2,
         threads_per_worker=1,

@@ -47,7 +47,7 @@ _ENOUGH_FOR_PART: Final = 20
 """or so many rows for each parameter: fewer lead nowhere."""
 _MOST_ON_PART: Final = 300
 """Evaluations of the part for each restart, at most."""
-_NEAR: Final = 1e-3
+_NEAR: Final = 3e-3
 """The part of what a subsample's optimum is off by that its starts may be off by.
 
 As predicted, which on plateaus is far less than the truth.

@@ -215,10 +215,11 @@ class _Fit:
         # They may have ended by other limits.
         runs = tuple(map(self._method.reopened, self._state.runs))
         self._state = replace(self._state, runs=runs)
+        if any(run.is_live for run in runs):
+            steps.begin(f"pass {self.n_passes + 1}")
         del runs
         shards, began = self._read.shards, perf_counter()
         before = shards.n_read
-        steps.begin(f"pass {self.n_passes + 1}")
         for after in em(
             shards,
             self._state.runs,

@@ -432,6 +432,8 @@ def test_a_longer_fit_goes_on_from_the_checkpoint(run, store, tmp_path):
     assert f"With a larger --max-iter, it resumes from {place}." in result.output
     result = run(*args, "--max-iter", 4, "--overwrite")
     assert "Resuming from the checkpoint after pass 2." in result.output
+    again = run(*args, "--max-iter", 4, "--overwrite")  # there is no pass to make
+    assert again.exit_code == 0 and "pass" not in again.stderr
     expected = GaussianMixture(K, random_state=0, tol=0, max_iter=4).fit(str(store))
     np.testing.assert_array_equal(load(tmp_path / "m").means_, expected.means_)
 
