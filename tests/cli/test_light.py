@@ -285,3 +285,24 @@ def test_what_a_library_says_at_length_is_cut(monkeypatch):
     said = CliRunner().invoke(main, ["info", "hdfs://host/x"]).output
     assert said.startswith("Error: Unable to load libjvm /usr")
     assert said.endswith(" …\n") and len(said) < 1_020
+
+
+TRIED = """
+import logging
+from daskgmm.cli.info import info
+from daskgmm.cli.main import main
+
+def broken(**_given):
+    logging.getLogger("gcsfs").error("tried in vain")
+    raise OSError("gone")
+
+info.callback = broken
+main(["info", "gs://bucket/rows"])
+"""
+
+
+def test_tries_of_a_library_are_not_logged_beside_the_error():
+    done = subprocess.run(
+        [sys.executable, "-c", TRIED], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "Error: gone\n"
