@@ -41,7 +41,7 @@ _SMALL_PART: Final = 0.1
 """The part of a gain that reg_covar may take."""
 _LEAST_TOL: Final = 1e-5
 """A gain below which the length of EM's own steps tells where it stays."""
-_SETTLED: Final = 1e-2
+_SETTLED: Final = 1e-3
 """The part of a path's gain below which what is left to gain ends it."""
 _TOLD_PART: Final = 0.1
 """The same where only the gain is told, which is not known to a part as small,"""
