@@ -13,7 +13,7 @@ OF_CORE := pytest pytest-timeout pytest-xdist hypothesis
 IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-long test-cluster
+.PHONY: help setup demo test test-slow test-cluster
 .PHONY: setup-lowest setup-newest test-expressions test-lowest test-newest test-wheel
 .PHONY: lint format docs bench clean
 
@@ -45,13 +45,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not cluster"
 
-test-slow: test-faults test-long
-
 # Tests in which workers die have limits of time, and the processors to themselves.
-test-faults: $(READY)
+test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not cluster" tests/execution/test_cluster.py
-
-test-long: $(READY)
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not cluster" \
 		--ignore tests/execution/test_cluster.py
 

@@ -10,12 +10,7 @@ import click
 
 from daskgmm.cli.options import Data
 from daskgmm.data.column_check import missing_column
-from daskgmm.storage.glance import (
-    holds_array,
-    holds_model,
-    holds_parquet,
-    is_empty,
-)
+from daskgmm.storage.glance import first_parquet, holds_array, holds_model, is_empty
 from daskgmm.storage.urls import check_apart, is_parquet_name
 
 _NOT_WRITTEN: Final = frozenset(
@@ -57,19 +52,22 @@ def check_store(store: str, data: Data, key: Sequence[str] = ()) -> None:
         "--table-version": data.version,
     }
     for_zarr = {"--array": data.array, "--decode-cf": data.decode_cf}
-    if holds_array(store):
-        _refuse(for_parquet, f"{store} is not Parquet")
-    elif holds_parquet(store):
-        _refuse(for_zarr, f"{store} is not Zarr")
+    if (option := _given(for_parquet)) and holds_array(store):
+        raise click.ClickException(f"{store} is not Parquet, which {option} is for.")
+    misfit = _given(for_zarr)
     wanted = [*(data.columns or ()), *key, *(name for name, _, _ in data.filters)]
-    if wanted and (said := missing_column(store, wanted)):
+    path = first_parquet(store) if misfit or wanted else None
+    if path is None:
+        return
+    if misfit:
+        raise click.ClickException(f"{store} is not Zarr, which {misfit} is for.")
+    if said := missing_column(path, wanted):
         raise click.ClickException(said)
 
 
-def _refuse(options: Mapping[str, Any], said: str) -> None:
-    for name, value in options.items():
-        if value not in (None, ()):
-            raise click.ClickException(f"{said}, which {name} is for.")
+def _given(options: Mapping[str, Any]) -> str | None:
+    """The first option that was given."""
+    return next((name for name, its in options.items() if its not in (None, ())), None)
 
 
 def check_holds_model(model: str) -> None:

@@ -8,16 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from daskgmm.storage.glance import first_parquet
 
-
-def missing_column(place: str, wanted: Iterable[str]) -> str | None:
-    """What is said of the first column that Parquet lacks; None if nothing is known.
+def missing_column(path: str, wanted: Iterable[str]) -> str | None:
+    """What is said of the first column that a file lacks; None if nothing is known.
 
     The fields of structs, and elements of lists, are left to whoever opens the place.
     """
-    path = first_parquet(place)
-    if path is None or "=" in path:  # a column of paths, by which files are picked
+    if "=" in path:  # a column of paths, by which files are picked
         return None
     from pyarrow import ArrowException
     from pyarrow.parquet import read_schema

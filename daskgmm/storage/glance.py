@@ -48,11 +48,6 @@ def holds_array(place: str) -> bool:
     return kind_of(_zarr_document(place)) == ARRAY
 
 
-def holds_parquet(place: str) -> bool:
-    """Whether a file has the name, and a folder a file with the name, of Parquet."""
-    return first_parquet(place) is not None
-
-
 def first_parquet(place: str) -> str | None:
     """The first Parquet file at a place; None of tables whose logs say which count."""
     path = _path(place)

@@ -25,6 +25,7 @@ from daskgmm.demo import run
 from daskgmm.em.search import CRITERIA
 from daskgmm.execution.deploy import join
 from daskgmm.mixtures.covariance import SHAPES
+from daskgmm.storage.glance import first_parquet
 
 HEAVY = ("numba", "sklearn", "distributed", "zarr", "scipy", "pandas", "pyarrow")
 ASK = """
@@ -187,18 +188,19 @@ def test_columns_are_looked_for_by_arrow_alone(tables, arguments):
 
 
 def test_what_a_glance_does_not_know_is_left_to_who_opens_it(tables):
-    def missing(place, *wanted):
-        return missing_column(str(tables / place), wanted)
+    def found(place):
+        return first_parquet(str(tables / place))
 
-    assert missing("p.parquet", "a", "s.x", "s[0]") is None
-    assert missing("by", "b", "nope") is None
-    assert missing("x", "nope") is None
-    assert missing("nothing", "nope") is None
+    assert missing_column(found("p.parquet"), ["a", "s.x", "s[0]"]) is None
+    assert missing_column(found("by"), ["b", "nope"]) is None
+    assert found("x") is None
+    assert found("nothing") is None
+    assert found("folder").endswith("inner/1.parquet")
     (tables / "folder" / "_delta_log").mkdir()
-    assert missing("folder", "nope") is None
+    assert found("folder") is None
     (tables / "folder" / "_delta_log").rmdir()
     (tables / "bad.parquet").write_bytes(b"PAR1")
-    assert missing("bad.parquet", "nope") is None
+    assert missing_column(found("bad.parquet"), ["nope"]) is None
 
 
 def test_what_options_know_is_what_the_library_has():

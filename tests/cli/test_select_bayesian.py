@@ -78,9 +78,7 @@ def test_the_table_has_the_priors(run, tmp_path, store):
     assert "1 / 2" in done.output
 
 
-def test_a_candidate_has_its_place_in_the_table_that_is_seen_meanwhile(
-    run,
-):
+def test_a_candidate_has_its_place_in_the_table_that_is_seen_meanwhile():
     x = blobs(0, 400, 2, 3, spread=8.0)
     seen = []
     search = MixtureSearch(

@@ -182,15 +182,22 @@ def test_what_names_no_place_is_not_looked_for(place):
 
 
 @pytest.mark.parametrize(
-    "place", ["s3://", "gs:///", "memory://", "file:///", "abc://"]
+    ("place", "said"),
+    [
+        *[(place, f"'{place}' names no place") for place in ("s3://", "gs:///")],
+        *[
+            (place, f"{place} names no folder")
+            for place in ("memory://", "file:///", "abc://")
+        ],
+    ],
 )
-def test_a_store_without_a_name_in_it_is_not_written_to(here, place):
+def test_a_store_without_a_name_in_it_is_not_written_to(here, place, said):
     model = GaussianMixture(1)
     x = np.random.default_rng(0).normal(size=(9, 2))
     before = sorted(os.listdir("."))
-    with pytest.raises(ValueError, match=f"{place}.* names no "):
+    with pytest.raises(ValueError, match=said):
         model.fit(x, checkpoint=place)
-    with pytest.raises(ValueError, match=f"{place}.* names no "):
+    with pytest.raises(ValueError, match=said):
         model.fit(x).save(place)
     assert sorted(os.listdir(".")) == before
 

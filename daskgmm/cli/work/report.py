@@ -148,10 +148,10 @@ class _Resumed:
 
     def __call__(self, event: object) -> None:
         """Take note of a pass that begins."""
-        what, _, which = (
-            event.name.partition(" ") if isinstance(event, Step) else ("",) * 3
-        )
-        if not self._first or what != "pass":
+        if not (self._first and isinstance(event, Step)):
+            return
+        what, _, which = event.name.partition(" ")
+        if what != "pass":
             return
         self._first = False
         if (before := int(which) - 1) > 0:
