@@ -52,6 +52,8 @@ _NEAR: Final = 3e-3
 
 As predicted, which on plateaus is far less than the truth.
 """
+_NEAR_OF_PART: Final = 1e-3
+"""The same of its part, where most plateaus are left, and an evaluation costs less."""
 _PROMOTED: Final = 3
 """Most restarts that go on with all rows: the best of them on the subsample."""
 
@@ -113,7 +115,7 @@ def sampling(
         size,
         min(size, start_size),
         part_size if 2 * part_size <= size else 0,
-        most_at_start=_between(120, 0.3 * n_rows / size, 300),
+        most_at_start=_between(50, 0.3 * n_rows / size, 300),
         most_between=_between(10, 0.1 * n_rows / size, 30),
         trust=1.0 / (1.0 + math.sqrt(its_parameters / size)),
     )
@@ -200,18 +202,19 @@ def improved(
         See `is_heavy`: where it is, nothing is done.
     """
     whole = _Climb(rule, rows, sampled.most_at_start)
-    stepped = _each(runs, whole.step)
+    first = whole
+    if sampled.part_size:
+        part = rows.thinned(sampled.part_size)
+        first = _Climb(rule, part, _MOST_ON_PART, _NEAR_OF_PART)
+    stepped = _each(runs, first.step)
     if any(
         is_heavy(rule.slope(run.parameters), tol)
         for run in stepped
         if run.is_live and run.parameters is not None
     ):
         return list(runs)
-    if not sampled.part_size:
-        return _promoted(_each(stepped, whole.to_end), whole)
-    part = rows.thinned(sampled.part_size)
-    climb = _Climb(rule, part, _MOST_ON_PART)
-    return _each(_promoted(_each(stepped, climb.to_end), whole), whole.to_end)
+    ended = _promoted(_each(stepped, first.to_end), whole)
+    return ended if first is whole else _each(ended, whole.to_end)
 
 
 @final
@@ -225,11 +228,15 @@ class _Climb:
         By them their optimum is off by ½ p/n, for p parameters and n rows.
     most : int
         Evaluations, at most.
+    near : float
+        The part of that which the end may be off by.
     """
 
-    def __init__(self, rule: Rule[Mixture], rows: Subsample, most: int) -> None:
+    def __init__(
+        self, rule: Rule[Mixture], rows: Subsample, most: int, near: float = _NEAR
+    ) -> None:
         self._rule, self._of_sample = rule, OnSample(rows)
-        self._near = 0.5 * _NEAR / len(rows.x)
+        self._near = 0.5 * near / len(rows.x)
         self._most = most
 
     def step(self, start: Mixture) -> Mixture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 import numpy as np
@@ -50,6 +50,8 @@ _TOLD_MOST: Final = 6
 
 Past = Sequence[tuple[Mixture, Mixture]]
 """Anchors, each with the end of its path."""
+_ENDS: Final = 3
+"""Ends of paths whose moments are known: no more runs go on, mostly."""
 _PAST: Final = 5
 """Most of them that a run remembers."""
 _SHOWN: Final = (1, 6)
@@ -88,12 +90,16 @@ class AnchoredEM:
         See `Correction`.
     most : int
         Evaluations of the subsample between two passes, at most.
+    ends : Ends
+        What is known of the subsample at the ends of paths. It saves evaluations, and
+        changes nothing.
     """
 
     plain: PlainEM[Mixture]
     of_sample: OfSample
     trust: float
     most: int
+    ends: Ends = field(default_factory=lambda: Ends(), repr=False, compare=False)
 
     def propose(self, run: Run[Mixture]) -> Sequence[Mixture]:
         """Points of a path from the anchor, or the newest mixture alone."""
@@ -123,10 +129,9 @@ class AnchoredEM:
         return max(path.gain + path.left, 0.0) if np.isfinite(path.left) else np.nan
 
     def _path(self, mixture: Mixture, of_all: Moments, part: float, most: int) -> Path:
-        rule, shape = self.plain.rule, mixture.shape
-        correction = Correction.between(
-            shape, of_all, self.of_sample(mixture), self.trust
-        )
+        rule, known = self.plain.rule, self.ends.at(mixture)
+        at_start = self.of_sample(mixture) if known is None else known
+        correction = Correction.between(mixture.shape, of_all, at_start, self.trust)
 
         def step(here: Mixture, of_sample: Moments) -> Mixture:
             corrected = correction.corrected(of_sample)
@@ -134,15 +139,18 @@ class AnchoredEM:
                 raise IllDefinedCovarianceError("A component has lost all its rows.")
             return rule.m_step(here, corrected)
 
-        return ascend(
+        path = ascend(
             mixture,
             step,
             self.of_sample,
             correction.objective,
+            at_start=at_start,
             most=most,
             part=part,
             slope=rule.slope(mixture),
         )
+        self.ends.add(path.mixtures[-1], path.at_end)
+        return path
 
     def after(
         self,
@@ -363,11 +371,41 @@ class Path:
         By how much the last one's value is more than the start's, per row.
     left : float
         What is left to gain after it, as predicted; infinite if nothing is known.
+    at_end : Moments
+        The last one's.
     """
 
     mixtures: list[Mixture]
     gain: float
     left: float
+    at_end: Moments
+
+
+@final
+class Ends:
+    """Moments of the subsample at the newest ends of paths.
+
+    Another path begins where one ended, if the pass between found nothing better.
+    """
+
+    def __init__(self) -> None:
+        self._newest: list[tuple[Mixture, Moments]] = []
+
+    def add(self, mixture: Mixture, moments: Moments) -> None:
+        """Keep one's."""
+        self._newest = [*self._newest, (mixture, moments)][-_ENDS:]
+
+    def at(self, mixture: Mixture) -> Moments | None:
+        """Those of a mixture with the same bits, if they are known."""
+        for known, moments in self._newest:
+            if _are_same(known, mixture):
+                return moments
+        return None
+
+
+def _are_same(a: Mixture, b: Mixture) -> bool:
+    names = (*_OF_MIXTURE, "log_weights")
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 def is_heavy(slope: float, tol: float) -> bool:
@@ -472,6 +510,7 @@ def ascend(
     of_sample: OfSample,
     value: Callable[[Mixture, Moments], float],
     *,
+    at_start: Moments | None = None,
     most: int,
     part: float = 0.0,
     least: float = 0.0,
@@ -488,6 +527,8 @@ def ascend(
         The E-step.
     value : callable
         What the steps make larger, per row.
+    at_start : Moments, optional
+        The start's, where they are known.
     most : int
         E-steps, at most.
     part, least : float
@@ -501,16 +542,17 @@ def ascend(
     Path
     """
 
-    def at(mixture: Mixture) -> Point:
-        moments = of_sample(mixture)
+    def at(mixture: Mixture, known: Moments | None = None) -> tuple[Point, Moments]:
+        moments = of_sample(mixture) if known is None else known
         try:
             ahead = step(mixture, moments)
         except IllDefinedCovarianceError:
             ahead = None
-        return Point(mixture, value(mixture, moments), ahead)
+        return Point(mixture, value(mixture, moments), ahead), moments
 
     trail = Trail(Coordinates(start))
-    here = first = at(start)
+    here, at_here = at(start, at_start)
+    first = here
     mixtures, left, n_steps, reach = [start], np.inf, 1, _REACH
     while n_steps < most and here.ahead is not None and not here.ahead.rough:
         trail.add(here.mixture, here.ahead)
@@ -520,7 +562,7 @@ def ascend(
             break
         there = None
         if jump.mixture is not None:
-            there, n_steps = at(jump.mixture), n_steps + 1
+            (there, at_there), n_steps = at(jump.mixture), n_steps + 1
         # As high as EM's own step is at least; where that is less than what is known of
         # heights, nearer to where EM stays.
         gain = trail.least_gain
@@ -529,12 +571,12 @@ def ascend(
             there.value >= here.value + gain - slack
             and (gain > slack or there.least_gain < gain)
         ):
-            there, n_steps = at(here.ahead), n_steps + 1
+            (there, at_there), n_steps = at(here.ahead), n_steps + 1
             reach = max(_REACH, reach / 4.0)
         elif jump.is_stretched:
             reach *= 2.0
         if not there.value >= here.value - slack:
             break
-        here = there
+        here, at_here = there, at_there
         mixtures.append(here.mixture)
-    return Path(mixtures, here.value - first.value, left)
+    return Path(mixtures, here.value - first.value, left, at_here)

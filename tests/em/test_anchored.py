@@ -9,7 +9,7 @@ import pytest
 from conftest import blobs, moments_over, random_mixture
 
 from daskgmm.data.sources import open_source
-from daskgmm.em.anchored import AnchoredEM, ascend
+from daskgmm.em.anchored import AnchoredEM, Ends, ascend
 from daskgmm.em.loop import em
 from daskgmm.em.plain import PlainEM, Stopping
 from daskgmm.em.state import Run, Status
@@ -200,6 +200,23 @@ def test_it_goes_on_from_what_a_run_remembers(rows, covariance_type):
         np.testing.assert_array_equal(
             getattr(again.parameters, name), getattr(ended.parameters, name)
         )
+
+
+def test_ends_are_known_by_all_their_bits(rows):
+    """Whatever differs, and the newest alone."""
+    mixture, ends = started(rows, "full"), Ends()
+    moments = step_on(rows)(mixture)
+    ends.add(mixture, moments)
+    assert ends.at(replace(mixture)) is moments
+    for name in ("weights", "means", "covariances", "factors"):
+        other = np.array(getattr(mixture, name))
+        other.flat[-1] = np.nextafter(other.flat[-1], np.inf)
+        assert ends.at(replace(mixture, **{name: other})) is None
+    weighted = replace(mixture, log_weights=np.log(mixture.weights))
+    assert ends.at(weighted) is None
+    for shift in range(1, 4):
+        ends.add(replace(mixture, means=mixture.means + shift), moments)
+    assert ends.at(mixture) is None
 
 
 def test_a_path_ends_where_there_is_nothing_to_gain(rows, covariance_type):

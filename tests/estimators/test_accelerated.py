@@ -13,7 +13,7 @@ from conftest import blobs, create_zarr
 from sklearn import mixture as sklearn_mixture
 
 from daskgmm import GaussianMixture, load
-from daskgmm.em.acceleration import sampling
+from daskgmm.em.acceleration import OnSample, sampling
 from daskgmm.em.initialization import Start
 from daskgmm.estimators.base import PARAMETERS
 from daskgmm.mixtures.covariance import SHAPES
@@ -313,6 +313,26 @@ def test_how_many_rows_are_drawn(d, k, size):
     assert (plain.size, plain.accelerated) == (100_000, False)
     assert not sampling("auto", "auto", start, d, 20 * size - 1).accelerated
     assert sampling("auto", "auto", start, d, 10**8).accelerated
+
+
+def test_drawn_rows_are_asked_once_and_no_more_than_the_rule_allows(rows, monkeypatch):
+    """A path begins where another one ended: its moments are known."""
+    asked = {}  # by what asks, which so lives on: its number is no other one's
+
+    def counted(self, mixture):
+        asked.setdefault(self, []).append(mixture.means.tobytes())
+        return found(self, mixture)
+
+    found = OnSample.__call__
+    monkeypatch.setattr(OnSample, "__call__", counted)
+    fitted = model().fit(rows)
+    limits = sampling(
+        True, SAMPLE, Start(K, SHAPES["full"], "kmeans", None, None, None), D, N
+    )
+    *_, at_start, between = asked.values()
+    assert 1 < len(at_start) <= limits.most_at_start
+    assert 1 < len(between) <= limits.most_between * fitted.n_passes_
+    assert len(set(between)) == len(between)
 
 
 def test_parameters_are_checked(rows):
