@@ -90,7 +90,11 @@ def exists(place: str) -> str:
 
 
 def check_picture(picture: str, *, overwrite: bool) -> None:
-    """Refuse to draw over a picture, or in a folder that is not there."""
+    """Refuse to draw over a picture, elsewhere, or in a folder that is not there."""
+    if "://" in picture:
+        raise click.ClickException(
+            f"A picture is written to this machine, and not to {picture}: give a path."
+        )
     target = Path(picture)
     if target.exists() and not overwrite:
         raise click.ClickException(exists(picture))

@@ -15,6 +15,7 @@ from daskgmm.cli.checks import (
 )
 from daskgmm.cli.options import data_options, missing_option, nan_option
 from daskgmm.storage.urls import absolute as place
+from daskgmm.storage.urls import as_path
 
 KINDS: Final = ("mixture", "pairs", "responsibilities", "convergence")
 _FORMATS: Final = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
@@ -87,7 +88,7 @@ def plot(**given: Any) -> None:
         raise click.UsageError("--kind responsibilities is of rows: give STORE, too.")
     if features and kind != "pairs" and len(features) > 2:
         raise click.UsageError(f"--kind {kind} has one or two features.")
-    picture = place(picture)
+    picture = as_path(place(picture))
     check_arguments_apart(
         {"PICTURE": picture}, {"MODEL": given["model"], "STORE": store}
     )

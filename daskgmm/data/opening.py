@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import dask.array as da
-import fsspec
 import zarr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import ZipStore
@@ -16,9 +15,9 @@ from daskgmm.data.packed import as_they_are, decoded
 from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
-from daskgmm.errors import DataError, MissingLibraryError, StoreError
+from daskgmm.errors import DataError, StoreError
 from daskgmm.storage.retry import patiently
-from daskgmm.storage.urls import absolute, as_path
+from daskgmm.storage.urls import absolute, as_path, files_of, needs_library
 from daskgmm.storage.zarr_store import ZarrArray, name_of
 
 Opened = ZarrArray | ParquetRows | da.Array
@@ -168,7 +167,7 @@ def open_node(
             f"There is no Zarr array and no Parquet at {what}.{_is_file(place)}"
         ) from None
     except ImportError as error:
-        raise _needs_library(what, place, error) from None
+        raise needs_library(what, place, error) from None
     except Exception as error:
         # An unknown protocol, and what libraries raise.
         raise StoreError(f"No Zarr array can be opened at {what}: {error}") from None
@@ -191,7 +190,7 @@ def _zarr_node(
     options: Any = dict(storage_options) if storage_options else None
     store: Any = place
     if place.lower().endswith(".zip"):
-        files, path = fsspec.url_to_fs(place, **(options or {}))
+        files, path = files_of(place, options)
         if isinstance(files, LocalFileSystem):
             store, options = ZipStore(path, mode="r", read_only=True), None
         else:
@@ -224,17 +223,3 @@ def place_of(X: Any) -> str | None:
     if isinstance(X, ParquetRows):
         return X.url
     return name_of(X) if isinstance(X, zarr.Array) else None
-
-
-_EXTRAS: Final = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gcs"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
-}
-"""What is installed with what this package offers, by protocol."""
-
-
-def _needs_library(what: str, place: str, error: ImportError) -> MissingLibraryError:
-    extra = _EXTRAS.get(place.partition("://")[0])
-    how = f"{error}." if extra is None else f"pip install 'daskgmm[{extra}]'."
-    return MissingLibraryError(f"{what} needs a library that is not installed: {how}")

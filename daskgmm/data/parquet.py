@@ -13,7 +13,6 @@ from functools import partial
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
@@ -36,6 +35,7 @@ from daskgmm.data.parquet_reader import (
 from daskgmm.data.table_files import TableFiles, find_files
 from daskgmm.errors import DaskGMMError, DataError, MissingLibraryError, StoreError
 from daskgmm.storage.retry import retrying
+from daskgmm.storage.urls import files_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -519,7 +519,7 @@ def _of_dataset(found: TableFiles, look: Callable[[Any], _T]) -> _T:
         partitioning = ds.partitioning(found.partitioning, flavor="hive")
 
     def look_once() -> _T:
-        files, _ = fsspec.url_to_fs(found.url, **found.storage_options)
+        files, _ = files_of(found.url, found.storage_options)
         is_local = isinstance(files, LocalFileSystem)
         return look(
             ds.dataset(

@@ -20,7 +20,6 @@ from itertools import chain
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any, Final, final
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
@@ -34,6 +33,7 @@ from daskgmm.kernel.layout import Columns
 from daskgmm.kernel.tile import tile_rows
 from daskgmm.storage.facts import facts_of_entry, facts_of_path
 from daskgmm.storage.retry import retrying_or
+from daskgmm.storage.urls import files_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -619,7 +619,7 @@ class _Reader:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        files, _ = fsspec.url_to_fs(reading.url, **reading.storage_options)
+        files, _ = files_of(reading.url, reading.storage_options)
         self._fetched: FetchedFile | None = None
         if isinstance(files, LocalFileSystem):
             self._facts = facts_of_path(span.path)

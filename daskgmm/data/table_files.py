@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, final
 
-import fsspec
-
 from daskgmm.errors import DataError, MissingLibraryError, StoreError
 from daskgmm.storage.facts import Facts, differing, facts_of_entry
 from daskgmm.storage.glance import DELTA_LOG, HIDDEN, REFUSED, ZARR
 from daskgmm.storage.retry import patiently
-from daskgmm.storage.urls import absolute, is_parquet_name, is_wild
+from daskgmm.storage.urls import absolute, files_of, is_parquet_name, is_wild
 
 _MAGIC: Final = b"PAR1"
 _AT_ONCE: Final = 16
@@ -50,7 +48,7 @@ class TableFiles:
 
     def check_unchanged(self) -> None:
         """Raise StoreError if the store tells that a file is not as it was."""
-        files, path = fsspec.url_to_fs(self.url, **self.storage_options)
+        files, path = files_of(self.url, self.storage_options)
         # By the same requests as before: other answers round times in other ways.
         now = patiently(lambda: _facts(files, path, self.paths), self.url)
         what = differing(self.facts, now)
@@ -104,19 +102,15 @@ def find_files(
     Raises
     ------
     DataError
-        If it is a table whose files cannot be read one by one.
+        If it is a table whose files cannot be read one by one, or the options do not
+        fit.
+    MissingLibraryError
+        If the library of its file system is not installed.
     StoreError
         If the store fails again and again, or a name of Parquet leads to nothing.
     """
     place, options = absolute(url), _as_options(storage_options)
-    try:
-        files, path = fsspec.url_to_fs(place, **options)
-    except (ImportError, ValueError, OSError):
-        return None  # whoever opens it says what is wrong
-    except TypeError as error:
-        raise DataError(
-            f"storage_options are not what the file system of {place} takes: {error}."
-        ) from error
+    files, path = files_of(place, options)
     entries = patiently(lambda: _entries(files, path), place)
     if entries is None:
         return _of_delta(files, path, place, options, version)
@@ -268,7 +262,7 @@ def _of_delta(
             f"{why_not}. Rewrite it without, or write a snapshot of it as plain "
             "Parquet."
         )
-    paths = tuple(sorted(fsspec.url_to_fs(uri, **options)[1] for uri in uris))
+    paths = tuple(sorted(files_of(uri, options)[1] for uri in uris))
     facts = patiently(lambda: _facts(files, path, paths), place)
     return TableFiles(place, options, paths, facts, _in_paths(table))
 

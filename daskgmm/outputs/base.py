@@ -11,13 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self, final
 
-import fsspec
 from dask.delayed import Delayed
 
 from daskgmm.errors import PlaceError, StoreError
 from daskgmm.execution import cluster
 from daskgmm.storage.retry import DESCRIPTION, ask_files, check_free, patiently
-from daskgmm.storage.urls import beside, is_local, remove_tree, replace_folder
+from daskgmm.storage.urls import beside, files_of, is_local, remove_tree, replace_folder
 
 Identity = Mapping[str, Any]
 """What an output is, by names that the user knows: values that JSON can hold."""
@@ -234,7 +233,7 @@ def _write_parts(
 
 def _move(source: OutputPlace, target: OutputPlace) -> None:
     """Put a complete output in the place of another, which goes."""
-    files, _ = fsspec.url_to_fs(target.url)
+    files, _ = files_of(target.url)
     if is_local(files):
         replace_folder(source.url, target.url)
         return
@@ -248,8 +247,8 @@ def _move(source: OutputPlace, target: OutputPlace) -> None:
 
 def _copy_all(source: OutputPlace, target: OutputPlace) -> None:
     """Copy all objects, what says that they are an output last."""
-    _, old = fsspec.url_to_fs(source.url)
-    files, new = fsspec.url_to_fs(target.url)
+    _, old = files_of(source.url)
+    files, new = files_of(target.url)
     found = ask_files(source.url, lambda files, path: files.find(path))
     names = {str(name).removeprefix(old) for name in found}
     last = {f"/{source.document}"}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import dask.array as da
-import fsspec
 import numpy as np
 import zarr
 from dask.delayed import Delayed, delayed
@@ -33,7 +32,7 @@ from daskgmm.storage.retry import (
     patient_store,
     what_is_at,
 )
-from daskgmm.storage.urls import absolute, is_local
+from daskgmm.storage.urls import absolute, files_of, is_local
 from daskgmm.storage.zarr_internals import sync
 from daskgmm.storage.zarr_store import chunk_path, missing_chunks
 
@@ -195,7 +194,7 @@ class ZarrPlace(OutputPlace):
                 sync(array.store_path.store.delete(chunk_path(array, index)))
 
     def remove_broken(self) -> None:
-        files, path = fsspec.url_to_fs(self.url)
+        files, path = files_of(self.url)
         if not is_local(files):
             return  # stores of objects take them whole or not at all
         for unfinished in Path(path).rglob("*.partial"):

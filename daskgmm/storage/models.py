@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from daskgmm.errors import ModelFileError, NewerFormatError, PlaceError, StoreError
+from daskgmm.errors import DaskGMMError, ModelFileError, NewerFormatError, PlaceError
 from daskgmm.storage.glance import OURS
 from daskgmm.storage.retry import (
     ask_files,
@@ -179,7 +179,7 @@ def load(url: str | os.PathLike[str]) -> Model:
             child: Any = _open_group(target, "r")[header["state"]]
             arrays = {name: np.asarray(array[...]) for name, array in child.arrays()}
         intact = header["digest"] == _digest(header, arrays)
-    except StoreError:
+    except DaskGMMError:
         raise
     except Exception as error:
         raise _damaged(target, f"{type(error).__name__}: {error}") from error
@@ -246,7 +246,7 @@ def _header(target: str) -> Any:
             found = zarr.open(patient_store(target, writable=False), mode="r")
     except FileNotFoundError:
         return None
-    except StoreError:
+    except DaskGMMError:
         raise
     except Exception as error:
         raise _damaged(target, f"{type(error).__name__}: {error}") from error

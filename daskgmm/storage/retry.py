@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-import fsspec
 from zarr.abc.store import Store
 from zarr.storage import WrapperStore
 
@@ -22,6 +21,7 @@ from daskgmm.storage.urls import (
     absolute,
     as_path,
     check_writable,
+    files_of,
     folders_above,
     is_parquet_name,
     nearest_folder,
@@ -170,7 +170,7 @@ def _advice(error: Exception) -> str:
 
 def ask_files(url: str, question: Callable[[Any, str], _T]) -> _T:
     """Ask the file system of a URL, patiently and anew, about the path in it."""
-    files, path = fsspec.url_to_fs(url)
+    files, path = files_of(url)
 
     def once() -> _T:
         files.invalidate_cache()  # others may have written there
@@ -328,7 +328,9 @@ def patient_store(place: str | os.PathLike[str], *, writable: bool) -> Store:
     """A place as a store for Zarr that makes requests again when they fail.
 
     Opened without a request: what Zarr asks for it asks the store that is given back.
+    Errors as of `files_of`.
     """
     mode: Any = "a" if writable else "r"
     where = as_path(absolute(place))
+    files_of(where)  # it says what is wanting
     return _PatientStore(sync(make_store_path(where, mode=mode)).store)

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import combinations, product
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ import fsspec
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
+
+from daskgmm.errors import DataError, MissingLibraryError, StoreError
 
 CHAIN: Final = "::"
 """Between the links of a URL such as ``zip://rows.zarr::s3://bucket/data.zip``."""
@@ -36,7 +39,8 @@ def absolute(place: str | os.PathLike[str]) -> str:
     TypeError
         If it is neither text nor a path.
     ValueError
-        If it, or a part of it, is empty, or has a character that no name has.
+        If it, or a part of it, is empty, has a character that no name has, or a
+        protocol that is not known.
     """
     text = os.fsdecode(place)
     links = text.split(CHAIN)
@@ -56,7 +60,12 @@ def _absolute_link(link: str, chained: bool) -> str:
     protocol, path = split_protocol(link)
     if protocol in _LOCAL:
         return f"{protocol}://{_absolute_path(path)}"
-    if protocol is not None or (chained and link in fsspec.available_protocols()):
+    known = fsspec.available_protocols()
+    if protocol is not None and protocol not in known:
+        near = get_close_matches(protocol, known, n=1)
+        meant = f": is {near[0]}:// meant?" if near else "."
+        raise ValueError(f"{link!r}: no protocol {protocol}:// is known{meant}")
+    if protocol is not None or (chained and link in known):
         return link
     return _absolute_path(link)
 
@@ -73,6 +82,59 @@ def as_path(place: str) -> str:
     if protocol not in _LOCAL or CHAIN in place:
         return place
     return str(path)
+
+
+def files_of(place: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """The file system of a place, and the path in it.
+
+    Raises
+    ------
+    DataError
+        If the options are not what the file system takes.
+    MissingLibraryError
+        If its library is not installed.
+    StoreError
+        If the library wants what is not given.
+    """
+    try:
+        files, path = url_to_fs(place, **(options or {}))
+    except ImportError as error:
+        raise needs_library(place, place, error) from None
+    except Exception as error:  # each library has its own
+        raise _not_made(place, options, error) from None
+    return files, str(path)
+
+
+def _not_made(
+    place: str, options: Mapping[str, Any] | None, error: Exception
+) -> DataError | StoreError:
+    protocol, _ = split_protocol(place)
+    if options and isinstance(error, TypeError):
+        return DataError(
+            f"storage_options are not what the file system of {place} takes: {error}."
+        )
+    said = str(error).rstrip(".! ") or type(error).__name__
+    return StoreError(
+        f"{place} cannot be opened: {said}. Give the library that reads {protocol}:// "
+        "what it asks for: by its environment variables, or by storage_options in "
+        "Python."
+    )
+
+
+_EXTRAS: Final = {
+    **dict.fromkeys(("s3", "s3a"), "daskgmm[s3]"),
+    **dict.fromkeys(("gs", "gcs"), "daskgmm[gcs]"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "daskgmm[azure]"),
+    **dict.fromkeys(("http", "https"), "fsspec[http]"),
+}
+"""What is to be installed, by protocol."""
+
+
+def needs_library(what: str, place: str, error: ImportError) -> MissingLibraryError:
+    """The error that says how to install what a place needs."""
+    extra = _EXTRAS.get(place.partition("://")[0])
+    how = f"{error}." if extra is None else f"pip install '{extra}'."
+    return MissingLibraryError(f"{what} needs a library that is not installed: {how}")
 
 
 def is_local(files: Any) -> bool:
@@ -223,7 +285,7 @@ def folders_above(place: str | os.PathLike[str]) -> Iterator[str]:
 
 def nearest_folder(place: str) -> str | None:
     """The first folder above a place that is there; None at a URL."""
-    if not is_local(url_to_fs(place)[0]):
+    if not is_local(files_of(place)[0]):
         return None
     return next(filter(os.path.isdir, folders_above(place)), None)
 
@@ -267,7 +329,7 @@ def check_writable(place: str) -> None:
 
 def remove_tree(place: str) -> None:
     """Remove a file, or a folder and all in it, if it is there."""
-    files, path = url_to_fs(place)
+    files, path = files_of(place)
     if is_local(files):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
@@ -282,8 +344,8 @@ def remove_tree(place: str) -> None:
 
 def replace_folder(source: str, target: str) -> None:
     """Put a folder in the place of another one, which goes; both on this machine."""
-    _, new = url_to_fs(source)
-    _, path = url_to_fs(target)
+    _, new = files_of(source)
+    _, path = files_of(target)
     path = os.path.realpath(path)
     old = beside(path, ".old-")
     if os.path.lexists(path):

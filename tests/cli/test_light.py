@@ -64,6 +64,7 @@ MISTAKES = [
     (("fit", "rows"), "Missing argument 'MODEL'"),
     (("fit", "rows", "model", "-k", "0"), "not in the range"),
     (("fit", "rows", "rows", "-k", "2"), "MODEL"),
+    (("fit", "htps://host/x.zarr", "m2", "-k", "2"), "is https:// meant?"),
     (("fit", "rows", "m", "-k", "2", "--weights-from", "process"), "--bayesian"),
     (("select", "rows", "m", "-k", "3:a"), "none of these"),
     (
@@ -132,6 +133,7 @@ MISPLACED = [
     (("plot", "n", "p.png"), "There is no model at"),
     (("plot", "m", "rows", "p.png"), "STORE: there is nothing at"),
     (("plot", "m", "x", "nowhere/p.png"), "There is no folder"),
+    (("plot", "m", "x", "s3://bucket/p.png"), "A picture is written to this machine"),
 ]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 
 import numpy as np
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from daskgmm import GaussianMixture
-from daskgmm.errors import StoreError
+from daskgmm import GaussianMixture, load, open_rows
+from daskgmm.errors import MissingLibraryError, StoreError
 from daskgmm.storage import urls
 from daskgmm.storage.retry import naming_failures
 from daskgmm.storage.urls import absolute, check_apart
@@ -184,10 +186,66 @@ def test_what_names_no_place_is_not_looked_for(place):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
+        ("htps://host/x", "no protocol htps:// is known: is https:// meant"),
+        ("zip://x::s4://b/x.zip", "no protocol s4:// is known."),
+        ("abc://", "no protocol abc:// is known."),
+    ],
+)
+def test_protocols_that_nobody_knows_are_refused(place, said):
+    x = np.zeros((9, 2))
+    for fit in (
+        lambda: GaussianMixture(1).fit(place),
+        lambda: GaussianMixture(1).fit(x, sample_weight=place),
+        lambda: GaussianMixture(1).fit(x, checkpoint=place),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            fit()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("abfs://c/x.zarr", "either a connection_string or account_name"),
+        ("reference://x", "required positional argument: 'fo'. Give the library"),
+    ],
+)
+def test_what_a_library_wants_besides_a_url_is_told(place, said, monkeypatch):
+    for name in ("ACCOUNT_NAME", "CONNECTION_STRING"):
+        monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
+    x = np.zeros((9, 2))
+    fitted = GaussianMixture(1).fit(x + np.arange(9)[:, None])
+    for ask in (
+        lambda: GaussianMixture(1).fit(place),
+        lambda: open_rows(place),
+        lambda: fitted.save(place),
+        lambda: load(place),
+        lambda: GaussianMixture(1).fit(x, checkpoint=place),
+    ):
+        with pytest.raises(StoreError, match=re.escape(said)):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("place", "parts", "how"),
+    [("https://host/x", ("requests", "aiohttp"), "pip install 'fsspec[http]'")],
+)
+def test_the_library_of_a_protocol_is_named(place, parts, how, monkeypatch):
+    for part in (*parts, "fsspec.implementations.http"):
+        monkeypatch.setitem(sys.modules, part, None)  # as if it were not installed
+    known = sys.modules["fsspec.registry"]._registry
+    monkeypatch.delitem(known, "https", raising=False)
+    for ask in (lambda: GaussianMixture(1).fit(place), lambda: load(place)):
+        with pytest.raises(MissingLibraryError, match=re.escape(how)):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
         *[(place, f"'{place}' names no place") for place in ("s3://", "gs:///")],
         *[
             (place, f"{place} names no folder")
-            for place in ("memory://", "file:///", "abc://")
+            for place in ("memory://", "file:///", "ftp://")
         ],
     ],
 )
