@@ -132,8 +132,9 @@ _EXTRAS: Final = {
 
 def needs_library(what: str, place: str, error: ImportError) -> MissingLibraryError:
     """The error that says how to install what a place needs."""
-    extra = _EXTRAS.get(place.partition("://")[0])
-    how = f"{error}." if extra is None else f"pip install '{extra}'."
+    protocols = [link.partition("://")[0] for link in place.split(CHAIN)]
+    extras = [_EXTRAS[protocol] for protocol in protocols if protocol in _EXTRAS]
+    how = f"pip install '{extras[-1]}'." if extras else f"{error}."
     return MissingLibraryError(f"{what} needs a library that is not installed: {how}")
 
 

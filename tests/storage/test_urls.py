@@ -227,7 +227,10 @@ def test_what_a_library_wants_besides_a_url_is_told(place, said, monkeypatch):
 
 @pytest.mark.parametrize(
     ("place", "parts", "how"),
-    [("https://host/x", ("requests", "aiohttp"), "pip install 'fsspec[http]'")],
+    [
+        ("https://host/x", ("requests", "aiohttp"), "pip install 'fsspec[http]'"),
+        ("zip://::https://host/x.zip", ("aiohttp",), "pip install 'fsspec[http]'"),
+    ],
 )
 def test_the_library_of_a_protocol_is_named(place, parts, how, monkeypatch):
     for part in (*parts, "fsspec.implementations.http"):
