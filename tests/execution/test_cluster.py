@@ -468,9 +468,15 @@ def small_workers():
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
-        dask.config.set(LIMITS),
     ):
-        yield client
+        # Workers that begin by importing all of this give no sign of life meanwhile.
+        client.run(take_nothing)
+        with dask.config.set(LIMITS):
+            yield client
+
+
+def take_nothing():
+    """What a worker does once it has imported this file."""
 
 
 def take_memory():
