@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -41,7 +41,7 @@ def _display() -> AbstractContextManager[Listener]:
     console = Console(stderr=True)
     if console.is_terminal:
         return Bar(console)
-    return nullcontext(Log(_print))
+    return Log(_print)
 
 
 def _print(line: str) -> None:

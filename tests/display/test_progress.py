@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 
 import dask
 import dask.array as da
@@ -240,6 +241,31 @@ def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
     clock.now = 39.5
     log(Step("pass 2", 2, 4))
     assert lines[3] == "pass 2: 50% read, 10.5 s so far, about 10.5 s to go"
+
+
+def test_a_log_speaks_also_where_nothing_is_told_to_it():
+    """As while the kernel is compiled; and no more once its work has ended."""
+    lines, deadline = [], time.monotonic() + 20
+    with Log(lines.append, pause=0.05) as log:
+        time.sleep(0.2)
+        assert lines == []  # nothing has begun
+        log(Step("compiling the kernel"))
+        while len(lines) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    said = len(lines)
+    assert all(line.startswith("compiling the kernel: ") for line in lines)
+    time.sleep(0.2)
+    assert len(lines) == said
+
+
+def test_nobody_who_reads_is_no_error():
+    def closed(_line):
+        raise BrokenPipeError
+
+    with Log(closed, pause=0.01) as log:
+        log(Step("counting rows"))
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

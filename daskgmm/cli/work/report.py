@@ -102,8 +102,7 @@ class Report:
         """Print a line for each pass, and in a terminal draw a bar below them."""
         resumed = _Resumed(self)
         if not self.console.is_terminal:
-            log = Log(self.say, criterion)
-            with told_to(resumed, log):
+            with Log(self.say, criterion) as log, told_to(resumed, log):
                 yield
             return
         lines = Log(self.say, criterion, pause=math.inf)
