@@ -63,12 +63,13 @@ def plot_responsibilities(
     check_is_mixture(model, "plot_responsibilities")
     places = places_of(features, model, 2, 2)
     table = some_rows(rows, model, _POINTS)
-    shares = np.asarray(_plain(model).predict_proba(table))
+    mixture = _plain(model)
+    shares = np.asarray(mixture.predict_proba(table))
     labels, n_components = shares.argmax(axis=1), shares.shape[1]
     unsure = entr(shares).sum(axis=1) / max(np.log(n_components), 1e-300)
     ax = style.new_axes(ax)
     heaviest = np.argsort(-np.bincount(labels, minlength=n_components))[:_NAMED]
-    for k, (colour, marker) in enumerate(style.markers(n_components)):
+    for k, (colour, marker) in enumerate(style.markers_of(mixture.means_[:, places])):
         its = labels == k
         if its.any():
             ax.scatter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import Any, Final
 
@@ -15,8 +16,10 @@ from daskgmm.data.inputs import open_input
 
 MOST: Final = 200_000
 """Rows that a picture shows."""
-_BLOCKS: Final = 8
-"""Blocks that are read of lazy rows, chosen at random."""
+_LEAST_BLOCKS: Final = 8
+"""Blocks that are read of lazy rows, chosen at random,"""
+_MOST_BLOCKS: Final = 100
+"""or more up to so many, where they are small."""
 Feature = str | int
 
 
@@ -47,12 +50,21 @@ def some_rows(X: Any, model: Any, most: int = MOST) -> NDArray[np.float64]:
             f"X has the shape {np.shape(names)}, and the mixture has {d} features."
         )
     if given.is_lazy:
-        drawn = slices_of_some(as_dask(given.rows, gaps), _BLOCKS, most, random)
+        lazy = as_dask(given.rows, gaps)
+        drawn = slices_of_some(lazy, _n_blocks(lazy, most), most, random)
         some: Any = with_care(drawn, gaps).compute()
     else:
         some = _some_here(given.rows, most, random)
     table = np.ma.filled(np.ma.asarray(some, dtype=np.float64), np.nan)
     return table[~np.isnan(table).any(axis=1)]
+
+
+def _n_blocks(rows: Any, most: int) -> int:
+    """How many blocks have so many rows; of unknown length, as of large ones."""
+    length: float = rows.shape[0] / max(rows.numblocks[0], 1)
+    if not length > 0:
+        return _LEAST_BLOCKS
+    return max(_LEAST_BLOCKS, min(_MOST_BLOCKS, math.ceil(most / length)))
 
 
 def _some_here(rows: Any, most: int, random: np.random.Generator) -> Any:
@@ -92,6 +104,7 @@ def places_of(features: Any, model: Any, n_least: int, n_most: int) -> list[int]
         how_many = least if n_least == n_most else f"{least} or more"
         by_name = f", or of {', '.join(map(str, names))}" if names else ""
         raise ValueError(
-            f"features must be {how_many} of 0 to {d - 1}{by_name}, not {features}."
+            f"features must be {how_many} of 0 to {d - 1}{by_name}, not "
+            f"{', '.join(map(str, given))}."
         )
     return [int(p) for p in places]

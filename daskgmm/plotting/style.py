@@ -26,6 +26,7 @@ _LINES: Final = (
     (0, (8, 3)),
 )
 """Where colours come again, lines do not."""
+_MARKERS: Final = "os^Dvp*X"
 OUTLIER: Final = COLOURS[1]
 ROWS: Final = "#8A8A8A"
 """Of rows that nothing is said of: seen on both grounds."""
@@ -62,10 +63,12 @@ def strokes_of(centres: NDArray[Any]) -> list[tuple[str, Any]]:
     return [(COLOURS[colours[k]], line) for k, (_, line) in enumerate(by_number)]
 
 
-def markers(n: int) -> list[tuple[str, str]]:
-    """Colour and marker of the points of each of n components."""
-    every = [(c, m) for m, c in product("os^Dvp*X", COLOURS)]
-    return [every[k % len(every)] for k in range(n)]
+def markers_of(centres: NDArray[Any]) -> list[tuple[str, str]]:
+    """Colour of each component, as `strokes_of` has it, and marker of its points."""
+    return [
+        (colour, _MARKERS[k // len(COLOURS) % len(_MARKERS)])
+        for k, (colour, _) in enumerate(strokes_of(centres))
+    ]
 
 
 def faded(colour: str, alphas: NDArray[Any]) -> NDArray[np.float64]:

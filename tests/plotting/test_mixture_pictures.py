@@ -219,7 +219,11 @@ def test_components_have_numbers_and_weight_gives_them_strength():
 def test_fifty_components_all_look_different():
     strokes = style.strokes(50)
     assert len(set(strokes)) == 50
-    assert len(set(style.markers(50))) == 50
+    centres = np.random.default_rng(0).normal(size=(50, 2))
+    markers = style.markers_of(centres)
+    assert len(set(markers)) == 50
+    # As in the picture of the mixture.
+    assert [c for c, _ in markers] == [c for c, _ in style.strokes_of(centres)]
     # The first ones differ in lightness or hue for those who see no red, too.
     assert len({colour for colour, _ in strokes[:7]}) == 7
 
@@ -278,8 +282,31 @@ def test_pairs_are_drawn_below_above_and_alone():
 # --- rows of any kind -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("n_blocks", "length", "n_read"), [(25, 50, 25), (200, 20, 100), (12, 200_000, 8)]
+)
+def test_of_small_blocks_more_are_read(n_blocks, length, n_read):
+    """All of a small data set; of a large one, no more than a few blocks."""
+    read = []
+
+    def rows(block_id):
+        read.append(block_id[0])
+        return np.random.default_rng(block_id[0]).normal(size=(length, 2))
+
+    lazy = da.map_blocks(
+        rows,
+        chunks=((length,) * n_blocks, (2,)),
+        dtype=float,
+        meta=np.empty((0, 0)),
+    )
+    model = GaussianMixture(1, random_state=0).fit(blobs(0, 100, 2, 1))
+    plot_mixture(model, lazy, ax=axes())
+    assert len(read) == len(set(read)) == n_read
+
+
 @pytest.mark.parametrize("kind", ["dask", "zarr", "parquet", "frame", "xarray"])
-def test_of_lazy_rows_only_some_blocks_are_read(tmp_path, kind):
+def test_of_lazy_rows_only_some_blocks_are_read(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("daskgmm.plotting.rows._MOST_BLOCKS", 8)
     rows = blobs(2, 4000, 2, 2)
     named = kind in ("parquet", "frame", "xarray")
     table = pd.DataFrame(rows, columns=["a", "b"])
