@@ -13,6 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from rattler_build import RattlerBuildError, Stage0Recipe, VariantConfig
 
+from daskgmm.cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -89,3 +91,74 @@ def test_a_recipe_with_a_mistyped_key_is_none(tmp_path):
     bad.write_text(RECIPE.read_text().replace("noarch:", "no_arch:"))
     with pytest.raises(RattlerBuildError):
         Stage0Recipe.from_file(bad)
+
+
+def _anchors(page):
+    """What parts of a page are called in links."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", title.lower()) for title in titles]
+    return {title.replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.d]*/README.md")]), ids=str
+)
+def test_links_of_pages_lead_somewhere(page):
+    """Those of the site are looked at where it is built."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        other = page.parent / place if place else page
+        assert other.exists(), target
+        if anchor and other.suffix == ".md":
+            assert anchor in _anchors(other), target
+
+
+def test_an_image_is_made_of_what_is_there():
+    """Files that are copied, extras that are installed, commands that are run."""
+    text = (ROOT / "cluster_configs" / "Containerfile").read_text()
+    copied = [
+        line.split()[1:-1] for line in re.findall(r"^COPY .*", text, re.MULTILINE)
+    ]
+    assert copied
+    for name in (name for names in copied for name in names):
+        assert (ROOT / name).exists(), name
+    extras = re.search(r"^ARG EXTRAS=(\S+)", text, re.MULTILINE).group(1).split(",")
+    assert (
+        {"s3", "gcs", "azure"} <= set(extras) <= set(PROJECT["optional-dependencies"])
+    )
+    [command] = re.findall(r"^RUN daskgmm (\w+)", text, re.MULTILINE)
+    assert command in COMMANDS
+    # Compiled before another user runs it, and where NUMBA_CACHE_DIR says.
+    cache = re.search(r"^ENV NUMBA_CACHE_DIR=(\S+)", text, re.MULTILINE)
+    assert f"chmod -R a+rwX {cache.group(1)}" in text
+    assert cache.start() < text.index("RUN daskgmm") < text.index("\nUSER ")
+
+
+OF_CHART = {
+    "scheduler": {"image", "resources", "serviceAccountName", "replicas", "extraArgs"},
+    "worker": {"image", "resources", "serviceAccountName", "replicas", "env", "mounts"},
+    "jupyter": {"enabled"},
+    "webUI": {"ingress"},
+}
+"""Some values of Dask's chart for Helm (values.yaml of dask/helm-chart)."""
+
+
+def test_values_for_helm_are_those_of_the_chart():
+    """Helm takes any others in silence."""
+    file = ROOT / "cluster_configs" / "kubernetes" / "helm-values.yaml"
+    values = yaml.safe_load(file.read_text())
+    assert values["jupyter"] == {"enabled": False}
+    for part, its in values.items():
+        assert set(its) <= OF_CHART[part]
+    images = [values[part]["image"] for part in ("scheduler", "worker")]
+    assert images[0] == images[1] and set(images[0]) == {"repository", "tag"}
+    assert images[0]["repository"].endswith("/daskgmm")
+    for part in ("scheduler", "worker"):
+        wanted = values[part]["resources"]
+        assert wanted["requests"] == wanted["limits"] and set(wanted["limits"]) == {
+            "cpu",
+            "memory",
+        }

@@ -10,7 +10,14 @@ import click
 
 from daskgmm.cli.options import Data
 from daskgmm.data.column_check import missing_column
-from daskgmm.storage.glance import first_parquet, holds_array, holds_model, is_empty
+from daskgmm.storage.glance import (
+    OTHER_FILE,
+    first_parquet,
+    holds_array,
+    holds_model,
+    is_empty,
+    is_other_file,
+)
 from daskgmm.storage.urls import check_apart, is_parquet_name
 
 _NOT_WRITTEN: Final = frozenset(
@@ -36,10 +43,14 @@ def check_format(out: str) -> None:
 
 
 def check_there(**places: str | None) -> None:
-    """Refuse arguments that should be there, and are not."""
+    """Refuse arguments that should be there, and are not, or are no data."""
     for name, place in places.items():
         if place is not None and is_empty(place):
             raise click.ClickException(f"{name}: there is nothing at {place}.")
+        if place is not None and is_other_file(place):
+            raise click.ClickException(
+                f"There is no Zarr array and no Parquet at {place}. {OTHER_FILE}"
+            )
 
 
 def check_store(store: str, data: Data, key: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from daskgmm.cli.checks import (
     check_there,
 )
 from daskgmm.cli.options import (
+    PLACE,
     SHAPES,
     cluster_options,
     data_options,
@@ -29,12 +30,11 @@ from daskgmm.cli.training import (
     training_options,
     weights_from_option,
 )
-from daskgmm.storage.urls import absolute as place
 
 
 @click.command()
-@click.argument("store", type=place)
-@click.argument("model", type=place)
+@click.argument("store", type=PLACE)
+@click.argument("model", type=PLACE)
 @click.option(
     "-k",
     "--components",

@@ -7,12 +7,11 @@ from typing import Any
 import click
 
 from daskgmm.cli.checks import check_there
-from daskgmm.cli.options import json_option
-from daskgmm.storage.urls import absolute as place
+from daskgmm.cli.options import PLACE, json_option
 
 
 @click.command()
-@click.argument("what", metavar="MODEL_OR_STORE", type=place)
+@click.argument("what", metavar="MODEL_OR_STORE", type=PLACE)
 @json_option
 def info(**given: Any) -> None:
     """Describe a model, data, or an output: whether it is complete.

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import click
+from click.shell_completion import CompletionItem
+
+from daskgmm.storage.urls import absolute
 
 SHAPES: Final = ("full", "tied", "diag", "spherical")
 """Types of covariances, as `daskgmm.mixtures.covariance` has them."""
@@ -24,6 +27,31 @@ _SEVERAL: Final = re.compile(r"[<>=].*\s(and|or|&+|\|+)\s.*([<>=]|\sin\s)")
 _FILTER: Final = re.compile(
     r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\s(?:not\s+)?in\s)\s*(.+?)\s*"
 )
+
+
+@final
+class _Place(click.ParamType):  # type: ignore[type-arg]  # newer ones are generic
+    """A path or a URL, under the name that `absolute` gives it."""
+
+    name = "place"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The name, or an error of the argument."""
+        try:
+            return absolute(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names of files and folders: the shell knows them."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE: Final = _Place()
 
 
 @final

@@ -13,7 +13,7 @@ from daskgmm.cli.checks import (
     check_picture,
     check_store,
 )
-from daskgmm.cli.options import data_options, missing_option, nan_option
+from daskgmm.cli.options import PLACE, data_options, missing_option, nan_option
 from daskgmm.storage.urls import absolute as place
 from daskgmm.storage.urls import as_path
 
@@ -34,8 +34,10 @@ def _features(
 
 
 @click.command()
-@click.argument("model", type=place)
-@click.argument("places", metavar="[STORE] PICTURE", nargs=-1, required=True)
+@click.argument("model", type=PLACE)
+@click.argument(
+    "places", metavar="[STORE] PICTURE", nargs=-1, required=True, type=click.Path()
+)
 @click.option(
     "--kind",
     type=click.Choice(list(KINDS)),
@@ -86,6 +88,11 @@ def plot(**given: Any) -> None:
     kind, features = given["kind"], given["features"]
     if store is None and kind == "responsibilities":
         raise click.UsageError("--kind responsibilities is of rows: give STORE, too.")
+    if kind == "convergence" and (store is not None or features):
+        raise click.UsageError(
+            "--kind convergence is of the model's passes: leave out STORE and "
+            "--features."
+        )
     if features and kind != "pairs" and len(features) > 2:
         raise click.UsageError(f"--kind {kind} has one or two features.")
     picture = as_path(place(picture))

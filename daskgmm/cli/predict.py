@@ -13,6 +13,7 @@ from daskgmm.cli.checks import (
     check_store,
 )
 from daskgmm.cli.options import (
+    PLACE,
     cluster_options,
     data_options,
     dry_run_option,
@@ -20,14 +21,13 @@ from daskgmm.cli.options import (
     missing_option,
     nan_option,
 )
-from daskgmm.storage.urls import absolute as place
 from daskgmm.storage.urls import is_parquet_name
 
 
 @click.command()
-@click.argument("model", type=place)
-@click.argument("store", type=place)
-@click.argument("out", type=place)
+@click.argument("model", type=PLACE)
+@click.argument("store", type=PLACE)
+@click.argument("out", type=PLACE)
 @click.option(
     "--kind",
     type=click.Choice(["labels", "proba", "log-density"]),

@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from daskgmm.cli.checks import check_arguments_apart, check_format, check_holds_model
-from daskgmm.cli.options import json_option
-from daskgmm.storage.urls import absolute as place
+from daskgmm.cli.options import PLACE, json_option
 
 
 @click.command()
-@click.argument("model", type=place)
-@click.argument("out", type=place)
+@click.argument("model", type=PLACE)
+@click.argument("out", type=PLACE)
 @click.option(
     "-n",
     "--rows",

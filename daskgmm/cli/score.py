@@ -8,6 +8,7 @@ import click
 
 from daskgmm.cli.checks import check_holds_model, check_store
 from daskgmm.cli.options import (
+    PLACE,
     cluster_options,
     data_options,
     dry_run_option,
@@ -15,12 +16,11 @@ from daskgmm.cli.options import (
     missing_option,
     nan_option,
 )
-from daskgmm.storage.urls import absolute as place
 
 
 @click.command()
-@click.argument("model", type=place)
-@click.argument("store", type=place)
+@click.argument("model", type=PLACE)
+@click.argument("store", type=PLACE)
 @data_options
 @missing_option
 @nan_option

@@ -15,6 +15,7 @@ from daskgmm.cli.checks import (
     check_there,
 )
 from daskgmm.cli.options import (
+    PLACE,
     SHAPES,
     cluster_options,
     data_options,
@@ -30,7 +31,6 @@ from daskgmm.cli.training import (
     training_options,
     weights_from_option,
 )
-from daskgmm.storage.urls import absolute as place
 
 CRITERIA: Final = ("bic", "aic", "icl", "held_out")
 """As `daskgmm.em.search` has them."""
@@ -100,8 +100,8 @@ def _concentrations(
 
 
 @click.command()
-@click.argument("store", type=place)
-@click.argument("model", type=place)
+@click.argument("store", type=PLACE)
+@click.argument("model", type=PLACE)
 @click.option(
     "-k",
     "--components",

@@ -8,8 +8,7 @@ from typing import Any, Final, final
 import click
 
 from daskgmm.cli.checks import check_arguments_apart
-from daskgmm.cli.options import gathered
-from daskgmm.storage.urls import absolute as place
+from daskgmm.cli.options import PLACE, gathered
 
 _INTERVAL: Final = "1 minute"
 _STARTS: Final = ("kmeans", "k-means++", "random", "random_from_data")
@@ -177,13 +176,13 @@ _TRAINING_OPTIONS: Final = (
     ),
     click.option(
         "--weights",
-        type=place,
+        type=PLACE,
         metavar="STORE",
         help="Zarr array with the weight of each row.",
     ),
     click.option(
         "--checkpoint",
-        type=place,
+        type=PLACE,
         metavar="PLACE",
         help="Keep the state of the fit there, a folder or URL. If the same command "
         "was interrupted, it resumes from there.",

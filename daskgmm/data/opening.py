@@ -16,6 +16,7 @@ from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
+from daskgmm.storage.glance import OTHER_FILE
 from daskgmm.storage.retry import patiently
 from daskgmm.storage.urls import absolute, as_path, files_of, needs_library
 from daskgmm.storage.zarr_store import ZarrArray, name_of
@@ -175,13 +176,7 @@ def open_node(
 
 def _is_file(place: str) -> str:
     """A word on a file of this machine that is there, but is neither."""
-    if not os.path.isfile(as_path(place)):
-        return ""
-    return (
-        " It is a file of another kind: of files, .parquet and .zip (of a Zarr array) "
-        "are read. Write it as Zarr or Parquet, or open it in Python and give the "
-        "array or table."
-    )
+    return f" {OTHER_FILE}" if os.path.isfile(as_path(place)) else ""
 
 
 def _zarr_node(

@@ -44,19 +44,25 @@ def bounds_svg(bounds: Sequence[Sequence[float]]) -> str:
         for i, its in enumerate(curves)
     )
     bottom = _HEIGHT - _BELOW
+    said = _told_apart(top, low)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         f'role="img" font-size="10" fill="currentColor">'
         f"<title>Lower bound by iteration</title>"
         f'<path d="M{_LEFT},4V{bottom}H{_WIDTH - 4}" fill="none" '
         f'stroke="currentColor" stroke-opacity="0.4"/>{lines}'
-        f'<text x="{_LEFT - 4}" y="14" text-anchor="end">{_plain(top)}</text>'
-        f'<text x="{_LEFT - 4}" y="{bottom - 2}" text-anchor="end">{_plain(low)}</text>'
+        f'<text x="{_LEFT - 4}" y="14" text-anchor="end">{said[0]}</text>'
+        f'<text x="{_LEFT - 4}" y="{bottom - 2}" text-anchor="end">{said[1]}</text>'
         f'<text x="{_LEFT}" y="{_HEIGHT - 4}">1</text>'
         f'<text x="{_WIDTH - 6}" y="{_HEIGHT - 4}" text-anchor="end">iteration '
         f"{steps + 1}</text></svg>"
     )
 
 
-def _plain(value: float) -> str:
-    return escape(f"{value:.5g}")
+def _told_apart(top: float, low: float) -> tuple[str, str]:
+    """Both as text, with as many digits as they differ in."""
+    for digits in range(5, 17):
+        said = f"{top:.{digits}g}", f"{low:.{digits}g}"
+        if said[0] != said[1]:
+            break
+    return escape(said[0]), escape(said[1])

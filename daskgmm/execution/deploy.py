@@ -11,6 +11,7 @@ import logging
 import os
 import pkgutil
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -47,6 +48,8 @@ _ADAPT: Final = {
 _C = TypeVar("_C")
 _PORT: Final = 8786
 """That of Dask's schedulers, unless they are told another one."""
+_LOOK: Final = 2.0
+"""Seconds in which a machine says that nothing listens there."""
 _POLL: Final = 0.05
 """Seconds between two looks at whether all workers were asked for."""
 
@@ -94,9 +97,9 @@ def join(
             client = stack.enter_context(Client(address, security=security))
         except OSError as error:
             raise ClusterError(
-                f"The scheduler at {address} could not be joined: {error}. If it is "
-                "up: a scheduler that talks TLS takes tls:// alone, and certificates "
-                "of its own authority."
+                f"The scheduler at {address} could not be joined: "
+                f"{_why_not(address) or error}. If it is up: a scheduler that talks "
+                "TLS takes tls:// alone, and certificates of its own authority."
             ) from error
         yield client
 
@@ -394,3 +397,20 @@ def _causes(error: BaseException) -> str:
             messages.append(message)
         cause = cause.__cause__
     return " Cause: ".join(messages)
+
+
+def _why_not(address: str) -> str | None:
+    """What is known at once of an address where nobody answered; None if nothing is."""
+    scheme, place = parse_address(address)
+    if scheme not in ("tcp", "tls"):
+        return None
+    host, port = parse_host_port(place, _PORT)
+    try:
+        socket.create_connection((host, port), timeout=_LOOK).close()
+    except socket.gaierror:
+        return f"no machine is called {host}"
+    except ConnectionRefusedError:
+        return f"nothing listens at port {port} of {host}"
+    except OSError:
+        pass
+    return None

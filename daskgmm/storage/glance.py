@@ -28,6 +28,11 @@ REFUSED: Final = {
     "metadata": "Apache Iceberg",
 }
 """Formats whose logs say which files and rows count, by what lies in their tables."""
+OTHER_FILE: Final = (
+    "It is a file of another kind: of files, .parquet and .zip (of a Zarr array) are "
+    "read. Write it as Zarr or Parquet, or open it in Python and give the array or "
+    "table."
+)
 ARRAY: Final = "a Zarr array"
 MODEL: Final = "a model"
 
@@ -35,7 +40,23 @@ MODEL: Final = "a model"
 def is_empty(place: str) -> bool:
     """Whether nothing is at a place; False of URLs, and of what may be a glob."""
     path = _path(place)
-    return path is not None and not os.path.lexists(path)
+    if path is None or not os.path.lexists(path):
+        return path is not None
+    try:
+        return os.path.isdir(path) and not os.listdir(path)
+    except OSError:  # whoever opens it says why
+        return False
+
+
+def is_other_file(place: str) -> bool:
+    """Whether a file of this machine is by its name none that is read."""
+    path = _path(place)
+    return (
+        path is not None
+        and os.path.isfile(path)
+        and not is_parquet_name(path)
+        and not path.lower().endswith(".zip")
+    )
 
 
 def holds_model(place: str) -> bool:

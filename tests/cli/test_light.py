@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -30,6 +32,7 @@ from daskgmm.storage.glance import first_parquet
 HEAVY = ("numba", "sklearn", "distributed", "zarr", "scipy", "pandas", "pyarrow")
 ASK = """
 import sys
+from pathlib import Path
 from daskgmm.cli.main import main
 try:
     main(sys.argv[1:])
@@ -114,6 +117,8 @@ def places(tmp_path_factory):
     rows = blobs(0, 20, 2, 1)
     GaussianMixture(1).fit(rows).save(folder / "m")
     create_zarr(folder / "x", rows, chunks=(10, 2))
+    (folder / "rows.csv").write_text("a,b\n1,2\n")
+    (folder / "empty").mkdir()
     return folder
 
 
@@ -130,6 +135,10 @@ MISPLACED = [
     (("score", "x", "m"), "x holds no model, but a Zarr array"),
     (("sample", "x", "o", "-n", "3"), "x holds no model, but a Zarr array"),
     (("info", "nothing"), "MODEL_OR_STORE: there is nothing at"),
+    (("info", "empty"), "MODEL_OR_STORE: there is nothing at"),
+    (("fit", "empty", "new", "-k", "2"), "STORE: there is nothing at"),
+    (("predict", "m", "rows.csv", "o"), "rows.csv. It is a file of another kind"),
+    (("info", "rows.csv"), "rows.csv. It is a file of another kind"),
     (("plot", "n", "p.png"), "There is no model at"),
     (("plot", "m", "rows", "p.png"), "STORE: there is nothing at"),
     (("plot", "m", "x", "nowhere/p.png"), "There is no folder"),
@@ -310,3 +319,23 @@ def test_tries_of_a_library_are_not_logged_beside_the_error():
         [sys.executable, "-c", TRIED], capture_output=True, text=True, check=False
     )
     assert done.stderr == "Error: gone\n"
+
+
+@pytest.mark.parametrize(
+    "words", ["fit ro", "predict m ro", "plot m", "info ro", "fit a b --checkpoint ro"]
+)
+def test_a_shell_completes_places(words):
+    """By itself: it knows the files, and is told that they are wanted."""
+    typed = {
+        "COMP_WORDS": f"daskgmm {words}",
+        "COMP_CWORD": str(len(words.split())),
+        "_DASKGMM_COMPLETE": "bash_complete",
+    }
+    done = subprocess.run(
+        [Path(sys.executable).parent / "daskgmm"],
+        env={**os.environ, **typed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"file,{words.split()[-1]}\n"

@@ -45,8 +45,8 @@ def run(*arguments):
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_picture_is_written(tmp_path, places, kind, options, suffix):
     picture = tmp_path / f"picture.{suffix}"
-    at = (places / "model.zarr", places / "rows.parquet", picture)
-    done = run(*at, "--kind", kind, *options)
+    rows = () if kind == "convergence" else (places / "rows.parquet",)
+    done = run(places / "model.zarr", *rows, picture, "--kind", kind, *options)
     assert done.exit_code == 0, done.output
     assert done.output == f"The picture is in {picture}.\n"
     assert [path.name for path in tmp_path.iterdir()] == [picture.name]
@@ -74,6 +74,9 @@ def test_without_rows_components_are_drawn(tmp_path, places):
         (("a", "b", "p.png"), 2, "STORE and PICTURE, or PICTURE alone"),
         (("p.png", "--kind", "responsibilities"), 2, "give STORE, too"),
         (("p.png", "--features", "0,1,2"), 2, "one or two features"),
+        (("p.png", "--features", "a,z"), 1, "or of a, b, c, not a, z"),
+        (("p.png", "--kind", "convergence", "--features", "a"), 2, "leave out STORE"),
+        (("x", "p.png", "--kind", "convergence"), 2, "leave out STORE"),
         (("p.png", "--features", "0,,2"), 2, "has an empty name"),
         (("p.png", "--features", "z"), 1, "or of a, b, c, not z"),
         (("nowhere/p.png",), 1, "There is no folder"),

@@ -243,6 +243,12 @@ def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
     assert lines[3] == "pass 2: 50% read, 10.5 s so far, about 10.5 s to go"
 
 
+def test_ends_of_a_curve_are_told_apart():
+    svg = bounds_svg([[-4.92811, -4.92810, -4.928099]])
+    assert ">-4.9281<" in svg and ">-4.92811<" in svg
+    assert svg.count(">1<") == 1 and bounds_svg([[1.0, 1.0]]).count(">1<") == 3
+
+
 def test_a_log_speaks_also_where_nothing_is_told_to_it():
     """As while the kernel is compiled; and no more once its work has ended."""
     lines, deadline = [], time.monotonic() + 20
