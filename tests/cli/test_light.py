@@ -276,6 +276,22 @@ def test_errors_speak_of_options():
     assert as_options("raise reg_covar to 1e-3") == "raise --reg-covar to 1e-3"
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("tcp://127.0.0.1:1", "nothing listens at port 1 of 127.0.0.1"),
+        (
+            "tcp://no-such-host.invalid:8786",
+            "no machine is called no-such-host.invalid",
+        ),
+    ],
+)
+def test_why_a_scheduler_is_not_joined(address, why):
+    short = dask.config.set({"distributed.comm.timeouts.connect": "100ms"})
+    with short, pytest.raises(ClusterError, match=f"could not be joined: {why}"):
+        join(address).__enter__()
+
+
 def test_a_scheduler_may_be_named_without_its_port():
     with (
         socket.socket() as taken,
