@@ -17,6 +17,8 @@ Listener = Callable[[object], None]
 
 COMPILING: Final = "compiling the kernel"
 """The name of that step, and of the topic by which workers of a cluster tell of it."""
+WAITING: Final = "waiting for workers"
+"""The name of what goes on where a cluster has none that could begin a task."""
 
 
 @final

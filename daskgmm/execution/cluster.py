@@ -313,6 +313,10 @@ def _wait(client: Client, future: Any, parts: Sequence[Delayed]) -> Any:
             with steps.within(steps.COMPILING):
                 while compiling and not is_ready():
                     pass
+        if is_told and watch.lacks_workers():
+            with steps.within(steps.WAITING):
+                while watch.lacks_workers() and not is_ready():
+                    pass
         if is_told:
             steps.advance(sum(map(is_finished, parts)), len(parts))
     try:

@@ -36,6 +36,11 @@ class Watch:
         self._looked = self._answered = self._had_workers = monotonic()
         self._signs: dict[str, tuple[float, float]] = {}
         self._stuck: dict[str, float] = {}
+        self._is_lacking = False
+
+    def lacks_workers(self) -> bool:
+        """Whether none could begin a task when they were looked at last."""
+        return self._is_lacking
 
     def look(self) -> None:
         """Look at the workers if it is time to."""
@@ -45,13 +50,13 @@ class Watch:
         try:
             workers = self._workers()
             self._remove_silent(workers)
-            is_lacking = self._remove_stuck(workers)
+            self._is_lacking = self._remove_stuck(workers)
         except NO_ANSWER:
             if monotonic() - self._answered > self._limits["scheduler"]:
                 raise lost(self._client) from None
             return
         self._answered = monotonic()
-        if not is_lacking:
+        if not self._is_lacking:
             self._had_workers = monotonic()
         elif monotonic() - self._had_workers > self._limits["no-workers"]:
             raise self._without_workers(workers)

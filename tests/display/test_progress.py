@@ -243,6 +243,23 @@ def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
     assert lines[3] == "pass 2: 50% read, 10.5 s so far, about 10.5 s to go"
 
 
+def test_it_is_told_that_a_cluster_has_no_workers():
+    heard = []
+    limits = dict.fromkeys(("no-workers", "worker", "scheduler"), "1s")
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster),
+        dask.config.set(
+            {f"daskgmm.{name}-timeout": its for name, its in limits.items()}
+        ),
+        steps.told_to(heard.append),
+        pytest.raises(daskgmm.ClusterError, match="no workers for 1 s"),
+    ):
+        GaussianMixture(2).fit(da.random.random((100, 2), chunks=50))
+    names = [event.name for event in heard if isinstance(event, Step)]
+    assert steps.WAITING in names[1:]
+
+
 def test_ends_of_a_curve_are_told_apart():
     svg = bounds_svg([[-4.92811, -4.92810, -4.928099]])
     assert ">-4.9281<" in svg and ">-4.92811<" in svg
