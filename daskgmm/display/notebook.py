@@ -20,6 +20,8 @@ _BAR: Final = (
     "display:inline-block;vertical-align:middle;width:16em;height:0.6em;"
     "border-radius:0.3em;background:rgba(128,128,128,0.3);overflow:hidden"
 )
+_SPAN: Final = '<span style="font-family:monospace">'
+"""No `code`: themes give that colours of their own, which not all grounds go with."""
 _DONE: Final = f"height:100%;background:{COLOURS[0]}"
 
 
@@ -82,7 +84,7 @@ class Notebook:
         part = 0.0 if seen.part is None else seen.part
         bar = f'<div style="{_BAR}"><div style="{_DONE};width:{part:.1%}"></div></div>'
         html = (
-            f"<div><code>{escape(name)} {bar} {part:4.0%}  {escape(said)}</code></div>"
+            f"<div>{_SPAN}{escape(name)} {bar} {part:4.0%}  {escape(said)}</span></div>"
         )
         return Html(html, f"{name} {part:.0%}  {said}")
 
@@ -91,7 +93,7 @@ class Notebook:
         last, time = self._seen.last, words.seconds(self._clock() - self._seen.began)
         how = "interrupted" if broken else "done"
         if last is None:
-            return Html(f"<div><code>{how}, {time}</code></div>", f"{how}, {time}")
+            return Html(f"<div>{_SPAN}{how}, {time}</span></div>", f"{how}, {time}")
         said = f"{last.n_pass} passes, {time}"
         curves = ""
         if isinstance(last, Progress):
@@ -101,4 +103,4 @@ class Notebook:
             said = f"{said}, {len(last.scored)} candidates"
             curves = bounds_svg([its.run.bounds for its in last.scored])
         line = f"{how}: {said}"
-        return Html(f"<div><code>{escape(line)}</code><br>{curves}</div>", line)
+        return Html(f"<div>{_SPAN}{escape(line)}</span><br>{curves}</div>", line)
