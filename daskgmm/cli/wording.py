@@ -40,6 +40,10 @@ _WORDS: Final = tuple(
         (r"decode_cf=False", "--no-decode-cf"),
         (r"storage_options=\{…\}", "--storage-option KEY=VALUE"),
         (r"checkpoint=…", "--checkpoint"),
+        (
+            r"to score: X has none,",
+            "to score: STORE has none, or --filter leaves none,",
+        ),
         (r"\bsample_weight\b", "--weights"),
         (r"\breg_covar\b", "--reg-covar"),
         (r"\bmax_iter\b", "--max-iter"),

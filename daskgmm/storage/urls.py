@@ -116,8 +116,8 @@ def _not_made(
     said = str(error).rstrip(".! ") or type(error).__name__
     return StoreError(
         f"{place} cannot be opened: {said}. Give the library that reads {protocol}:// "
-        "what it asks for: by its environment variables, or by storage_options in "
-        "Python."
+        "what it asks for: by its environment variables, or, where rows are opened, "
+        "with storage_options={…}."
     )
 
 

@@ -25,6 +25,7 @@ from daskgmm.cli.wording import as_options
 from daskgmm.data.column_check import missing_column
 from daskgmm.demo import run
 from daskgmm.em.search import CRITERIA
+from daskgmm.estimators.base import _NO_ROWS
 from daskgmm.execution.deploy import join
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.glance import first_parquet
@@ -274,6 +275,7 @@ def test_errors_speak_of_options():
     text = option[option.index("'") + 1 : option.rindex("'")]
     assert options._filter(text) == ("x", ">", float("-inf"))
     assert as_options("raise reg_covar to 1e-3") == "raise --reg-covar to 1e-3"
+    assert " or --filter leaves none," in as_options(_NO_ROWS)
 
 
 @pytest.mark.parametrize(
