@@ -220,6 +220,7 @@ OURS = {"_n_parameters", "_likely_passes", "_score", "_find", "_facts"} | {
         "as_fitted",
         "check_array_api",
         "check_n_features",
+        "fitted_html",
         "mixture",
         "plain_mixture",
         "set_attributes",

@@ -52,8 +52,8 @@ def fitted(
         _more(len(weights) - len(rows), "component"),
         _more(len(names) - len(shown), "feature"),
     ]
-    said = "; ".join(filter(None, [*facts, *left]))
-    return _box(table(head, rows) + bounds_svg(bounds), said)
+    below = "; ".join(filter(None, [*facts, *left]))
+    return _box(table(head, rows) + bounds_svg(bounds), below)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -67,18 +67,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def candidates(head: Sequence[str], rows: Sequence[Sequence[str]], said: str) -> str:
+def candidates(head: Sequence[str], rows: Sequence[Sequence[str]], known: str) -> str:
     """The best candidates of a search, and how many there are."""
     more = _more(len(rows) - _MOST_ROWS, "candidate")
-    return _box(table(head, rows[:_MOST_ROWS]), "; ".join(filter(None, [said, more])))
+    return _box(table(head, rows[:_MOST_ROWS]), "; ".join(filter(None, [known, more])))
+
+
+def said(text: str) -> str:
+    """A line of text."""
+    return f"<div><small>{escape(text)}</small></div>"
 
 
 def _more(n: int, what: str) -> str:
     return "" if n <= 0 else f"{n} more {what}{'' if n == 1 else 's'} not shown"
 
 
-def _box(content: str, said: str) -> str:
-    return (
-        '<div style="margin-top:0.5em;overflow-x:auto">'
-        f"{content}<div><small>{escape(said)}</small></div></div>"
-    )
+def _box(content: str, below: str) -> str:
+    style = "margin-top:0.5em;overflow-x:auto"
+    return f'<div style="{style}">{content}{said(below)}</div>'

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.display import page
 from daskgmm.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from daskgmm.estimators.documented import Documented
 from daskgmm.estimators.gaussian import GaussianMixture
@@ -102,6 +103,14 @@ class MixtureOutlierDetector(
                 setattr(self, name, getattr(model, name))
         tasks.ended()
         return self
+
+    def _repr_mimebundle_(self, **which: Any) -> dict[str, Any]:
+        """What notebooks show: scikit-learn's page, the mixture, and the threshold."""
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**which)
+        if "text/html" in bundle and hasattr(self, "estimator_"):
+            below = f"Outliers: log density below {self.offset_:.5g}"
+            bundle["text/html"] += self.estimator_._fitted_html() + page.said(below)
+        return bundle
 
     def score_samples(self, X: Any) -> Any:
         """Log density of each row: see `GaussianMixture.score_samples`."""

@@ -12,7 +12,13 @@ from conftest import COVARIANCE_TYPES, blobs
 from sklearn import config_context
 
 import daskgmm
-from daskgmm import BayesianGaussianMixture, GaussianMixture, MixtureSearch, load
+from daskgmm import (
+    BayesianGaussianMixture,
+    GaussianMixture,
+    MixtureOutlierDetector,
+    MixtureSearch,
+    load,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -46,6 +52,15 @@ def test_components_are_a_table_with_names(covariance_type):
         assert deviation == pytest.approx(np.sqrt(variance), rel=1e-2)
     assert f"400 rows; converged in {model.n_iter_} iterations" in html
     assert f"lower bound {model.lower_bound_:.6g}" in html
+    assert "<polyline" in html
+
+
+def test_a_detector_shows_its_mixture_and_its_threshold():
+    detector = MixtureOutlierDetector(GaussianMixture(2, random_state=0))
+    assert "Outliers:" not in html_of(detector)
+    html = html_of(detector.fit(blobs(0, 200, 2, 2)))
+    assert cells(html) == cells(html_of(detector.estimator_))
+    assert f"Outliers: log density below {detector.offset_:.5g}" in html
     assert "<polyline" in html
 
 
