@@ -94,9 +94,10 @@ test-wheel: $(READY)
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(echo dist/*.whl)[plot]"
 	cd dist && ../.venv-wheel/bin/python -m daskgmm demo --size 0.5 --folder demo
-	.venv-wheel/bin/python -m pip install --quiet --force-reinstall --no-deps \
-		dist/*.tar.gz
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet dist/*.tar.gz
 	cd dist && ../.venv-wheel/bin/python -m daskgmm --version
+	cd dist && ../.venv-wheel/bin/python -c 'import daskgmm; daskgmm.GaussianMixture()'
 
 lint: $(READY)
 	$(BIN)/ruff check .
