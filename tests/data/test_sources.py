@@ -581,9 +581,12 @@ def test_data_on_a_cluster_need_its_client(client):
         open_source(persisted).shards()
 
 
-@pytest.mark.parametrize("place", ["no-such-protocol://x/y", "memory://nothing"])
-def test_urls_that_cannot_be_opened(place):
-    with pytest.raises(StoreError, match=place):
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [("no-such-protocol://x/y", ValueError), ("memory://nothing", StoreError)],
+)
+def test_urls_that_cannot_be_opened(place, error):
+    with pytest.raises(error, match=place):
         open_source(place)
 
 
