@@ -1,12 +1,14 @@
-"""Where the pages of estimators in notebooks link to."""
+"""What notebooks show of estimators: where it links to, and what was fitted."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import dask
 
 
 class Documented:
-    """An estimator whose page in a notebook links to its description.
+    """An estimator whose page in a notebook links to its description, and shows a fit.
 
     scikit-learn asks for these names, and shows no link where the address is empty.
     """
@@ -18,3 +20,14 @@ class Documented:
         url = dask.config.get("daskgmm.documentation-url") or ""
         page = "/api/generated/daskgmm.{estimator_name}.html"
         return f"{url.rstrip('/')}{page}" if url else ""
+
+    def _repr_mimebundle_(self, **which: Any) -> dict[str, Any]:
+        """What notebooks show: scikit-learn's page, and what was fitted."""
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**which)  # type: ignore[misc]
+        if "text/html" in bundle:
+            bundle["text/html"] += self._fitted_html()
+        return bundle
+
+    def _fitted_html(self) -> str:
+        """What was fitted, in HTML; nothing before that."""
+        return ""

@@ -104,13 +104,11 @@ class MixtureOutlierDetector(
         tasks.ended()
         return self
 
-    def _repr_mimebundle_(self, **which: Any) -> dict[str, Any]:
-        """What notebooks show: scikit-learn's page, the mixture, and the threshold."""
-        bundle: dict[str, Any] = super()._repr_mimebundle_(**which)
-        if "text/html" in bundle and hasattr(self, "estimator_"):
-            below = f"Outliers: log density below {self.offset_:.5g}"
-            bundle["text/html"] += self.estimator_._fitted_html() + page.said(below)
-        return bundle
+    def _fitted_html(self) -> str:
+        if not hasattr(self, "estimator_"):
+            return ""
+        mixture: str = self.estimator_._fitted_html()
+        return mixture + page.said(f"Outliers: log density below {self.offset_:.5g}")
 
     def score_samples(self, X: Any) -> Any:
         """Log density of each row: see `GaussianMixture.score_samples`."""

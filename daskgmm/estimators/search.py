@@ -346,14 +346,9 @@ degrees_of_freedom_prior, covariance_prior : optional
         warn_of(self.best_estimator_, None)
         return self
 
-    def _repr_mimebundle_(self, **which: Any) -> dict[str, Any]:
-        """What notebooks show: scikit-learn's page, and the candidates."""
-        bundle: dict[str, Any] = super()._repr_mimebundle_(**which)
-        if "text/html" in bundle and hasattr(self, "results_"):
-            bundle["text/html"] += self._results_html()
-        return bundle
-
-    def _results_html(self) -> str:
+    def _fitted_html(self) -> str:
+        if not hasattr(self, "results_"):
+            return ""
         found, order = self.results_, np.argsort(self.results_["rank"])
         names = [*self.best_params_]
         rows = [

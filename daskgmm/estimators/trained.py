@@ -280,14 +280,9 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
         sampled = sampled_of(self._settings(n_features), n_features, n_rows)
         return likely_passes(sampled)
 
-    def _repr_mimebundle_(self, **which: Any) -> dict[str, Any]:
-        """What notebooks show: scikit-learn's page, and what was fitted."""
-        bundle: dict[str, Any] = super()._repr_mimebundle_(**which)
-        if "text/html" in bundle and hasattr(self, "means_"):
-            bundle["text/html"] += self._fitted_html()
-        return bundle
-
     def _fitted_html(self) -> str:
+        if not hasattr(self, "means_"):
+            return ""
         mixture = self._plain_mixture()
         k, d = mixture.means.shape
         variances = np.broadcast_to(
