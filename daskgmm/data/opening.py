@@ -169,8 +169,7 @@ def open_node(
         ) from None
     except ImportError as error:
         raise needs_library(what, place, error) from None
-    except Exception as error:
-        # An unknown protocol, and what libraries raise.
+    except Exception as error:  # libraries have their own
         raise StoreError(f"No Zarr array can be opened at {what}: {error}") from None
 
 

@@ -308,15 +308,16 @@ def _wait(client: Client, future: Any, parts: Sequence[Delayed]) -> Any:
 
     is_told = bool(parts) and steps.is_told()
     compiling = _compiling_on(client) if is_told else set()
+    delays: tuple[tuple[str, Callable[[], bool]], ...] = (
+        (steps.COMPILING, lambda: bool(compiling)),
+        (steps.WAITING, watch.lacks_workers),
+    )
     while not is_ready():
-        if compiling:
-            with steps.within(steps.COMPILING):
-                while compiling and not is_ready():
-                    pass
-        if is_told and watch.lacks_workers():
-            with steps.within(steps.WAITING):
-                while watch.lacks_workers() and not is_ready():
-                    pass
+        for name, goes_on in delays if is_told else ():
+            if goes_on():
+                with steps.within(name):
+                    while goes_on() and not is_ready():
+                        pass
         if is_told:
             steps.advance(sum(map(is_finished, parts)), len(parts))
     try:

@@ -38,10 +38,12 @@ MODEL: Final = "a model"
 
 
 def is_empty(place: str) -> bool:
-    """Whether nothing is at a place; False of URLs, and of what may be a glob."""
+    """Whether a place has nothing, or an empty folder; False of URLs and of globs."""
     path = _path(place)
-    if path is None or not os.path.lexists(path):
-        return path is not None
+    if path is None:
+        return False
+    if not os.path.lexists(path):
+        return True
     try:
         return os.path.isdir(path) and not os.listdir(path)
     except OSError:  # whoever opens it says why
