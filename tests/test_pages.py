@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -45,19 +49,83 @@ def test_pages_are_there_and_found_from_the_first_one():
         assert (ROOT / page).exists()
 
 
+ADDRESSES = runpy.run_path(str(ROOT / ".ci" / "addresses.py"))
+
+
 def test_on_a_package_index_nothing_leads_to_files_that_are_not_there():
-    done = subprocess.run(
-        [sys.executable, "-m", "hatch_fancy_pypi_readme"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    shown = done.stdout
+    shown = ADDRESSES["shown"]((ROOT / "README.md").read_text(), None)
     assert shown.startswith("# daskgmm\n")
     assert "- Documentation: `make docs` builds it." in shown
     targets = re.findall(r"\]\(([^)]*)\)", shown)
     assert targets and all(target.startswith("http") for target in targets)
+
+
+@pytest.mark.parametrize(
+    "remote, page",
+    [
+        ("https://github.com/some/daskgmm.git", "https://github.com/some/daskgmm"),
+        ("https://name:token@github.com/some/x/", "https://github.com/some/x"),
+        ("git@github.com:some/daskgmm.git", "https://github.com/some/daskgmm"),
+        ("ssh://git@gitlab.com:22/a/b/c.git", "https://gitlab.com/a/b/c"),
+        ("/home/me/daskgmm", None),
+        ("file:///home/me/daskgmm", None),
+        ("https://git.of-a-firm.example/daskgmm", None),
+        ("http://github.com/some/daskgmm", None),
+        ("", None),
+    ],
+)
+def test_only_an_address_that_everybody_reaches_is_published(remote, page):
+    assert ADDRESSES["of_remote"](remote) == page
+
+
+@pytest.mark.parametrize(
+    "remote, blob, raw",
+    [
+        (
+            "git@github.com:some/daskgmm.git",
+            "https://github.com/some/daskgmm/blob/HEAD/",
+            "https://github.com/some/daskgmm/raw/HEAD/",
+        ),
+        (
+            "https://gitlab.com/some/daskgmm",
+            "https://gitlab.com/some/daskgmm/-/blob/HEAD/",
+            "https://gitlab.com/some/daskgmm/-/raw/HEAD/",
+        ),
+        ("/home/me/daskgmm", None, None),
+    ],
+)
+def test_what_is_built_leads_to_where_it_was_cloned_from(tmp_path, remote, blob, raw):
+    checkout = tmp_path / "checkout"
+    package = checkout / "daskgmm" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    for file in ("pyproject.toml", "README.md", "LICENSE", ".ci/addresses.py"):
+        (checkout / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, checkout / file)
+    for words in (["init", "--quiet"], ["remote", "add", "origin", remote]):
+        subprocess.run(["git", *words], cwd=checkout, check=True)
+    # The wheel is built of the source distribution, which has no remote.
+    build = [sys.executable, "-m", "build", "--no-isolation", str(checkout)]
+    subprocess.run(build, check=True, capture_output=True)
+    [wheel] = (checkout / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        [name] = (one for one in file.namelist() if one.endswith("/METADATA"))
+        built = message_from_bytes(file.read(name))
+    links = dict(one.split(", ", 1) for one in built.get_all("Project-URL", []))
+    readme = built.get_payload(decode=True).decode()
+    told = re.findall(r"(!?)\[[^]]*\]\(([^)]*)\)", readme)
+    assert all(target.startswith("https://") for _, target in told)
+    pictures = [target for picture, target in told if picture]
+    if blob is None:
+        assert not links and not pictures
+        return
+    assert set(links) == {"Source", "Documentation", "Changelog", "Issues"}
+    assert links["Documentation"] == f"{blob}docs/index.md"
+    assert pictures == [f"{raw}docs/_static/mixture.png"]
+    led = [target.removeprefix(blob) for _, target in told if target.startswith(blob)]
+    led.append(links["Changelog"].removeprefix(blob))
+    assert len(led) > 10 and all((ROOT / one).exists() for one in led)
+    assert (ROOT / pictures[0].removeprefix(raw)).exists()
 
 
 RECIPE = ROOT / "conda" / "recipe.yaml"
