@@ -53,8 +53,13 @@ def check_there(**places: str | None) -> None:
             )
 
 
-def check_store(store: str, data: Data, key: Sequence[str] = ()) -> None:
-    """Refuse what is not there, options of the other kind, and columns mistyped."""
+def check_store(
+    store: str, data: Data, key: Sequence[str] = (), *, chosen: bool = False
+) -> None:
+    """Refuse what is not there, options of the other kind, and columns mistyped.
+
+    Chosen are the features where no model says which they are.
+    """
     check_there(STORE=store)
     for_parquet = {
         "--columns": data.columns,
@@ -67,13 +72,34 @@ def check_store(store: str, data: Data, key: Sequence[str] = ()) -> None:
         raise click.ClickException(f"{store} is not Parquet, which {option} is for.")
     misfit = _given(for_zarr)
     wanted = [*(data.columns or ()), *key, *(name for name, _, _ in data.filters)]
-    path = first_parquet(store) if misfit or wanted else None
+    path = first_parquet(store) if misfit or wanted or chosen else None
     if path is None:
         return
     if misfit:
         raise click.ClickException(f"{store} is not Zarr, which {misfit} is for.")
     if said := missing_column(path, wanted):
         raise click.ClickException(said)
+    if data.columns or data.filters or chosen:
+        _check_types(path, data, chosen=chosen)
+
+
+def _check_types(path: str, data: Data, *, chosen: bool) -> None:
+    """Refuse columns of no numbers, and filters that do not fit, as opening does.
+
+    A file without rows may know no types: whoever opens all files says more.
+    """
+    if "=" in path:  # a column of paths, by which files are picked
+        return
+    from daskgmm.data.parquet import check_filters, rows_of, summary
+    from daskgmm.data.table_files import find_files
+
+    files = find_files(path)
+    if files is None or not summary(files)[1]:
+        return
+    if chosen or data.columns:
+        rows_of(files, data.columns, [*data.filters] or None)
+    else:
+        check_filters(files, [*data.filters])
 
 
 def _given(options: Mapping[str, Any]) -> str | None:

@@ -199,6 +199,45 @@ def test_columns_are_looked_for_by_arrow_alone(tables, arguments):
     assert loaded == "loaded: pyarrow"
 
 
+MISTYPED = [
+    (("fit", "folder", "new", "-k", "2"), "Column 's' of the Parquet file "),
+    (("select", "p.parquet", "new", "-k", "2"), "name those that do, or have texts"),
+    (("score", "m", "p.parquet", "--columns", "s"), "holds struct<x: double>, no"),
+    (("fit", "p.parquet", "new", "-k", "2", "--filter", "a > hello"), "does not"),
+    (
+        ("fit", "p.parquet", "new", "-k", "2", "--columns", "a", "--filter", "b > x"),
+        "The filter b > 'x' does not fit the column b, which holds double",
+    ),
+    (("score", "m", "folder", "--filter", "b > hello"), "The filter b > 'hello' does"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTYPED)
+def test_what_columns_hold_is_looked_at_before_anything_starts(
+    tables, arguments, message
+):
+    done = ask(*arguments, cwd=tables)
+    assert done.returncode == 1, done.stderr
+    *said, loaded = done.stderr.splitlines()
+    assert message in " ".join(said)
+    assert not {"distributed", "sklearn"}.intersection(loaded.split())
+
+
+def test_text_that_only_a_filter_looks_at_is_no_mistake(tmp_path):
+    rows = pd.DataFrame({"a": blobs(0, 40, 1, 1)[:, 0], "s": ["x", "y"] * 20})
+    (tmp_path / "x").mkdir()
+    rows.to_parquet(tmp_path / "x" / "1.parquet")
+    rows[:0].astype({"a": object, "s": object}).to_parquet(tmp_path / "x/0.parquet")
+    at, model = str(tmp_path / "x"), str(tmp_path / "m")
+    only = ["--filter", "s == x"]
+    for asked in (
+        ["fit", at, model, "-k", "1", "--columns", "a"],
+        ["score", model, at],
+    ):
+        done = CliRunner().invoke(main, [*asked, *only, "--workers", "1"])
+        assert done.exit_code == 0, done.output
+
+
 def test_what_a_glance_does_not_know_is_left_to_who_opens_it(tables):
     def found(place):
         return first_parquet(str(tables / place))
