@@ -33,7 +33,7 @@ from distributed.deploy.cluster import Cluster
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import silence_logging_cmgr
 
-from daskgmm import config
+from daskgmm import config, steps
 from daskgmm.errors import ClusterError
 from daskgmm.execution.forking import beyond_interrupts
 
@@ -92,6 +92,9 @@ def join(
             f"{address} is not encrypted, but certificates are given or Dask's "
             "configuration requires encryption: the address must begin with tls://."
         )
+    # It may be about to start, its name included: Dask waits for it.
+    if why := _why_not(address):
+        steps.begin(f"waiting for {address} ({why} yet)")
     with ExitStack() as stack:
         try:
             client = stack.enter_context(Client(address, security=security))

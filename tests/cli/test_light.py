@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import blobs, create_zarr
 
-from daskgmm import ClusterError, GaussianMixture
+from daskgmm import ClusterError, GaussianMixture, steps
 from daskgmm.cli import demo as of_demo
 from daskgmm.cli import options, select
 from daskgmm.cli.info import info
@@ -328,9 +328,16 @@ def test_errors_speak_of_options():
     ],
 )
 def test_why_a_scheduler_is_not_joined(address, why):
+    """And, at once, what it is that is waited for: it may be about to start."""
     short = dask.config.set({"distributed.comm.timeouts.connect": "100ms"})
-    with short, pytest.raises(ClusterError, match=f"could not be joined: {why}"):
+    told = []
+    with (
+        steps.told_to(told.append),
+        short,
+        pytest.raises(ClusterError, match=f"could not be joined: {why}"),
+    ):
         join(address).__enter__()
+    assert told == [steps.Step(f"waiting for {address} ({why} yet)")]
 
 
 def test_a_scheduler_may_be_named_without_its_port():
