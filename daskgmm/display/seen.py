@@ -83,6 +83,6 @@ class Seen:
             ended = words.n_ended(last)
             parts.append(f"{ended} of {len(last.scored)} candidates have ended")
         else:
-            left = words.to_go(last, self.part or 0.0)
-            parts = [words.of_bound(last), words.of_runs(last), *parts, left]
+            parts = [words.of_bound(last), words.of_runs(last), *parts]
+        parts.append(words.to_go(last, self.part or 0.0))
         return "  ".join(filter(None, parts))

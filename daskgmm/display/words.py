@@ -64,8 +64,11 @@ def was_read(n_bytes: int) -> str:
     return f"{format_bytes(n_bytes)} read" if n_bytes else "all rows in memory"
 
 
-def to_go(progress: Progress, part: float = 0.0) -> str:
-    """How long a fit goes on, of whose next pass a part is done; or nothing."""
+def to_go(progress: Progress | SearchProgress, part: float = 0.0) -> str:
+    """How long a fit or a search goes on, if it does.
+
+    Of the next pass a part is done.
+    """
     n_passes, is_likely = progress.passes_to_go
     if not n_passes:
         return ""
@@ -73,17 +76,21 @@ def to_go(progress: Progress, part: float = 0.0) -> str:
     return f"{'about' if is_likely else 'at most'} {time} to go"
 
 
+def _of_time(progress: Progress | SearchProgress) -> str:
+    """What a pass took, and how long others will."""
+    return ", ".join(filter(None, [seconds(progress.seconds), to_go(progress)]))
+
+
 def pass_line(progress: Progress) -> str:
     """A pass in one line."""
     rows = f"{progress.n_rows / progress.seconds:,.0f} rows/s"
-    left = to_go(progress)
     parts = [
         f"pass {progress.n_pass:>3}",
         of_bound(progress),
         rows,
         of_runs(progress),
         was_read(progress.n_bytes),
-        seconds(progress.seconds) + (f", {left}" if left else ""),
+        _of_time(progress),
     ]
     return "  ".join(filter(None, parts))
 
@@ -99,7 +106,7 @@ def search_line(progress: SearchProgress, criterion: Criterion) -> str:
         f"pass {progress.n_pass:>3}{batches}  "
         f"{n_ended(progress)} of {len(progress.scored)} candidates have ended  "
         f"{progress.n_rows / progress.seconds:,.0f} rows/s  "
-        f"{was_read(progress.n_bytes)}  {seconds(progress.seconds)}"
+        f"{was_read(progress.n_bytes)}  {_of_time(progress)}"
     )
     best = min(progress.scored, key=lambda its: its.loss(criterion))
     if best.fit is None:

@@ -9,7 +9,7 @@ often as the slowest candidate, once before and once after.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from copy import deepcopy
@@ -118,6 +118,8 @@ class SearchProgress:
         Which batch of candidates trains, from 0, and of how many.
     scored : sequence of Scored
         All candidates, as far as they are: in the order of the grid.
+    passes_to_go : tuple of int and bool
+        As of a `Progress`; candidates that end as losers may make them fewer.
     """
 
     n_pass: int
@@ -127,6 +129,7 @@ class SearchProgress:
     batch: int
     n_batches: int
     scored: Sequence[Scored] = field(repr=False)
+    passes_to_go: tuple[int, bool]
 
 
 SearchCallback = Callable[[SearchProgress], object]
@@ -531,9 +534,42 @@ class _Search:
             number,
             len(self._batches),
             self._scored(),
+            self._passes_to_go(number),
         )
         steps.tell(found_so_far)
         self._callback(found_so_far)
+
+    def _passes_to_go(self, number: int) -> tuple[int, bool]:
+        """As of a `Progress`; of batches to come nothing is known."""
+        batch, *later = self._batches[number:]
+        if not later:
+            return max(map(self._passes_to_go_of, batch))
+        limits = [
+            max(self._read.candidates[i].stopping.max_iter for i in its) + 1
+            for its in (batch, *later)
+        ]
+        return sum(limits) - self._n_trained(batch), False
+
+    def _passes_to_go_of(self, candidate: int) -> tuple[int, bool]:
+        """Of a candidate that trains: that in which it is measured is the last."""
+        runs, last = self._state.runs, self._measured(candidate)
+        if runs[last].status is not Status.WAITING:
+            return int(runs[last].is_live), True
+        stopping = self._read.candidates[candidate].stopping
+        trained = Progress(
+            self._n_trained([candidate]),
+            [runs[i] for i in self._slots(candidate)],
+            self._read.found.n_rows,
+            0.0,
+            max_iter=stopping.max_iter,
+            tol=stopping.tol,
+        )
+        most, is_likely = trained.passes_to_go
+        return most + 1, is_likely
+
+    def _n_trained(self, candidates: Iterable[int]) -> int:
+        """Passes in which some candidates trained."""
+        return max(int(self._n_passes[i]) for c in candidates for i in self._slots(c))
 
     @staticmethod
     def _is_live(runs: Sequence[Run[Mixture]]) -> bool:
@@ -656,7 +692,7 @@ class _Search:
             fit,
             held_out,
             self._batch_of[candidate],
-            max(int(self._n_passes[i]) for i in self._slots(candidate)),
+            self._n_trained([candidate]),
         )
 
     def _fitted(self, candidate: int, scored: Scored) -> Outcome:

@@ -21,7 +21,8 @@ N, D, K = 3000, 2, 3
 PASS = re.compile(
     r"^pass +\d+  \d+ of (\d+) candidates have ended  [\d,]+ rows/s  "
     r"(?:\S+ k?i?B read|all rows in memory)  "
-    r"\S+ m?s(?:, best so far: (.*) \(\w+ \S+\))?$",
+    r"\S+ m?s(?:, (?:about|at most) \S+ m?s to go)?"
+    r"(?:, best so far: (.*) \(\w+ \S+\))?$",
     re.M,
 )
 PARAMETERS = ("weights_", "means_", "covariances_", "precisions_cholesky_")

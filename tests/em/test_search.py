@@ -428,6 +428,28 @@ def test_progress_tells_of_what_has_ended_and_never_of_less():
             assert (its.fit is None) == (its.status is Status.TRAINING)
 
 
+@pytest.mark.parametrize("memory", ["256 MB", "2 kB"])
+def test_progress_tells_how_many_passes_are_to_go(memory):
+    seen = []
+    search = MixtureSearch((2, 3), covariance_type=("diag", "full"), tol=1e-6)
+    search.set_params(n_init=2, random_state=0, accelerate=False)
+    with dask.config.set({"daskgmm.search-memory": memory}):
+        search.fit(blobs(0, 900, 2, 3, spread=2.5), callback=seen.append)
+    assert (search.n_batches_ > 1) == (memory == "2 kB")
+    to_go = [progress.passes_to_go for progress in seen]
+    true = [search.n_passes_ - progress.n_pass for progress in seen]
+    assert to_go[-2:] == [(1, True), (0, True)]
+    pairs = [(*said, n) for said, n in zip(to_go, true, strict=True)]
+    assert all(most >= n for most, is_likely, n in pairs if not is_likely)
+    earlier = [progress.batch < search.n_batches_ - 1 for progress in seen]
+    assert not any(
+        said[1] for said, is_one in zip(to_go, earlier, strict=True) if is_one
+    )
+    likely = [(most, n) for most, is_likely, n in pairs if is_likely and n > 1]
+    assert len(likely) > 5
+    assert np.median([abs(np.log2(most / n)) for most, n in likely]) < 1.0
+
+
 def test_another_search_is_refused_at_a_checkpoint(tmp_path):
     x = blobs(0, 300, 2, 2)
     search = MixtureSearch((1, 2), random_state=0).fit(x, checkpoint=tmp_path)
