@@ -154,7 +154,7 @@ def mixture():
     ]
     rows = np.concatenate([rng.multivariate_normal(*group) for group in groups])
     gm = GaussianMixture(5, n_init=5, random_state=0, tol=1e-5, max_iter=500).fit(rows)
-    figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
     plot_mixture(gm, rows, ax=ax)
     figure.savefig(HERE.parent / "_static" / "mixture.png", dpi=110)
 
