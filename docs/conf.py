@@ -33,6 +33,8 @@ nb_mime_priority_overrides = [("html", "text/html", 10), ("html", "image/png", 2
 
 toc_object_entries_show_parents = "hide"
 autosummary_generate = True
+# Where the case of names is not looked at, this would be the page of `Progress`.
+autosummary_filename_map = {"daskgmm.progress": "daskgmm.progress-function"}
 autodoc_default_options = {"members": True, "inherited-members": True}
 autodoc_typehints = "none"  # docstrings have the types
 autodoc_member_order = "groupwise"

@@ -155,6 +155,8 @@ def test_links_of_the_site_lead_somewhere(site):
     found = [path for path in site.rglob("*.html") if "_static" not in path.parts]
     pages = {path: _Page(path) for path in found}
     assert len(pages) > 60
+    # Not all file systems tell small letters from capitals.
+    assert len({str(path).lower() for path in found}) == len(found)
     broken = []
     for path, page in pages.items():
         for link in page.links:

@@ -10,8 +10,10 @@ import re
 from itertools import pairwise
 
 import pytest
+from matplotlib import pyplot as plt
 
 import daskgmm
+import daskgmm.plotting
 
 MODULES = sorted(
     module.name
@@ -33,12 +35,17 @@ def test_examples_do_what_they_say(name, tmp_path, monkeypatch):
     said = []
     for test in examples_of(name):
         runner.run(test, out=said.append)
+    plt.close("all")
     assert not runner.failures, "".join(said)
 
 
-@pytest.mark.parametrize("name", ["GaussianMixture", "load", "open_rows", "Progress"])
-def test_what_people_use_has_an_example(name):
-    assert ">>> " in inspect.getdoc(getattr(daskgmm, name))
+USED = [its for its in vars(daskgmm.plotting).values() if inspect.isfunction(its)]
+USED += [daskgmm.GaussianMixture, daskgmm.load, daskgmm.open_rows, daskgmm.Progress]
+
+
+@pytest.mark.parametrize("used", USED, ids=lambda its: its.__name__)
+def test_what_people_use_has_an_example(used):
+    assert ">>> " in inspect.getdoc(used)
 
 
 CLASSES = [name for name in daskgmm.__all__ if inspect.isclass(getattr(daskgmm, name))]

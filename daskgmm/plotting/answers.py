@@ -59,6 +59,18 @@ def plot_responsibilities(
         If it is no mixture.
     ValueError
         If `model` has no such features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskgmm import GaussianMixture
+    >>> from daskgmm.plotting import plot_responsibilities
+    >>> rows = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> rows[:400] += 6
+    >>> gm = GaussianMixture(2, random_state=0).fit(rows)
+    >>> ax = plot_responsibilities(gm, rows)
+    >>> ax.get_title()
+    '0.0% of rows are between components'
     """
     check_is_mixture(model, "plot_responsibilities")
     places = places_of(features, model, 2, 2)
@@ -133,6 +145,18 @@ def plot_outliers(
         If it is no detector.
     ValueError
         If the detector knows no such features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskgmm import GaussianMixture, MixtureOutlierDetector
+    >>> from daskgmm.plotting import plot_outliers
+    >>> rows = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> rows[:400] += 6
+    >>> detector = MixtureOutlierDetector(GaussianMixture(2, random_state=0))
+    >>> ax = plot_outliers(detector.fit(rows), rows)
+    >>> ax.get_legend().get_texts()[1].get_text()
+    '100 outliers'
     """
     check_is_fitted(detector)
     if not hasattr(detector, "estimator_"):

@@ -63,6 +63,19 @@ def plot_mixture(
         If it is no mixture.
     ValueError
         If `model` has no such features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskgmm import GaussianMixture
+    >>> from daskgmm.plotting import plot_mixture
+    >>> rows = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> rows[:400] += 6
+    >>> gm = GaussianMixture(2, random_state=0).fit(rows)
+    >>> ax = plot_mixture(gm, rows)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('feature 0', 'feature 1')
+    >>> ax.figure.savefig("mixture.png")
     """
     check_is_mixture(model, "plot_mixture")
     if features is None:
@@ -106,6 +119,17 @@ def plot_pairs(
         If it is no mixture.
     ValueError
         If `model` has no such features, or `axes` are not as many.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskgmm import GaussianMixture
+    >>> from daskgmm.plotting import plot_pairs
+    >>> rows = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> rows[:400] += 6
+    >>> gm = GaussianMixture(2, random_state=0).fit(rows)
+    >>> plot_pairs(gm, rows).shape
+    (2, 2)
     """
     check_is_mixture(model, "plot_pairs")
     d = len(model.means_[0])

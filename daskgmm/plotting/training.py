@@ -40,6 +40,18 @@ def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
         If it is no mixture.
     ValueError
         If no passes are known, as of a model that was made of another one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskgmm import GaussianMixture
+    >>> from daskgmm.plotting import plot_convergence
+    >>> rows = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> rows[:400] += 6
+    >>> gm = GaussianMixture(2, n_init=3, random_state=0).fit(rows)
+    >>> ax = plot_convergence(gm)
+    >>> len(ax.lines)
+    3
     """
     check_is_mixture(model, "plot_convergence")
     told = getattr(model, "history_", None)
@@ -94,6 +106,18 @@ def plot_criterion(search: MixtureSearch, *, ax: Axes | None = None) -> Axes:
     ------
     TypeError
         If it is no search.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskgmm import MixtureSearch
+    >>> from daskgmm.plotting import plot_criterion
+    >>> rows = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> rows[:400] += 6
+    >>> search = MixtureSearch((1, 2, 3), covariance_type="full", random_state=0)
+    >>> ax = plot_criterion(search.fit(rows))
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('components', 'bic')
     """
     check_is_fitted(search)
     if not hasattr(search, "results_"):
