@@ -73,7 +73,7 @@ def fit(**given: Any) -> None:
     STORE is a Zarr array of shape (rows, features), or Parquet: a file, a folder or a
     glob. Each pass reads it once, or what does not stay in memory, and prints a line:
     the number of the pass, the mean log likelihood of a row (the bound), its change,
-    the speed, and the time left at most. Large data take few passes.
+    the speed, and how long it goes on: about, or at most. Large data take few passes.
 
     \b
       daskgmm fit rows.zarr model.zarr -k 8 --n-init 5 --seed 0

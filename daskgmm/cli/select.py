@@ -165,8 +165,8 @@ def select(**given: Any) -> None:
     There is a candidate for each number of components and type of covariance, and with
     --bayesian for each prior of the weights. All of them train in the same passes over
     STORE, which is as for "daskgmm fit". Each pass prints a line: its number, how many
-    candidates have ended, the speed, and the best of them so far. At the end there is a
-    table of all, the best first.
+    candidates have ended, the speed, how long it goes on (about, or at most), and the
+    best of them so far. At the end there is a table of all, the best first.
 
     \b
       daskgmm select rows.zarr model.zarr -k 1:10 --seed 0
