@@ -69,7 +69,7 @@ LATE_THEMSELVES = {"__init__", "__main__", "cli/main", "cli/training"} | {
     f"cli/{name}"
     for name in ("demo", "fit", "info", "plot", "predict", "sample", "score", "select")
 }
-LATE_THEMSELVES |= {"cli/warmup"}
+LATE_THEMSELVES |= {"cli/checks", "cli/warmup"}
 """Those that load what is asked for, and no more."""
 
 PRIVATE = {

@@ -80,8 +80,7 @@ class Seen:
             return "" if self.left is None else f"{words.seconds(self.left)} to go"
         parts = [words.speed(last.n_rows, last.n_bytes, last.seconds)]
         if isinstance(last, SearchProgress):
-            ended = words.n_ended(last)
-            parts.append(f"{ended} of {len(last.scored)} candidates have ended")
+            parts.append(words.of_candidates(last))
         else:
             parts = [words.of_bound(last), words.of_runs(last), *parts]
         parts.append(words.to_go(last, self.part or 0.0))

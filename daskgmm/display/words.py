@@ -7,8 +7,7 @@ import math
 from dask.utils import format_bytes
 
 from daskgmm.em.progress import Progress
-from daskgmm.em.search import Criterion, Scored, SearchProgress
-from daskgmm.em.state import Status
+from daskgmm.em.search import Criterion, SearchProgress
 
 
 def seconds(time: float) -> str:
@@ -95,6 +94,11 @@ def pass_line(progress: Progress) -> str:
     return "  ".join(filter(None, parts))
 
 
+def of_candidates(progress: SearchProgress) -> str:
+    """How many candidates have ended."""
+    return f"{progress.n_ended} of {len(progress.scored)} candidates have ended"
+
+
 def search_line(progress: SearchProgress, criterion: Criterion) -> str:
     """A pass of a search in one line."""
     batches = (
@@ -104,7 +108,7 @@ def search_line(progress: SearchProgress, criterion: Criterion) -> str:
     )
     line = (
         f"pass {progress.n_pass:>3}{batches}  "
-        f"{n_ended(progress)} of {len(progress.scored)} candidates have ended  "
+        f"{of_candidates(progress)}  "
         f"{progress.n_rows / progress.seconds:,.0f} rows/s  "
         f"{was_read(progress.n_bytes)}  {_of_time(progress)}"
     )
@@ -114,13 +118,3 @@ def search_line(progress: SearchProgress, criterion: Criterion) -> str:
     said = candidate(best.n_components, best.covariance_type, best.weight_concentration)
     value = number(criterion, best.value(criterion))
     return f"{line}, best so far: {said} ({criterion} {value})"
-
-
-def n_ended(progress: SearchProgress) -> int:
-    """Candidates of which nothing goes on."""
-    return sum(map(_has_ended, progress.scored))
-
-
-def _has_ended(scored: Scored) -> bool:
-    """Whether nothing of a candidate goes on; its best run may end before others."""
-    return scored.fit is not None or scored.status in (Status.FAILED, Status.OUTDONE)

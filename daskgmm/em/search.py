@@ -131,6 +131,13 @@ class SearchProgress:
     scored: Sequence[Scored] = field(repr=False)
     passes_to_go: tuple[int, bool]
 
+    @property
+    def n_ended(self) -> int:
+        """Candidates of which nothing goes on."""
+        return sum(
+            its.status not in (Status.WAITING, Status.TRAINING) for its in self.scored
+        )
+
 
 SearchCallback = Callable[[SearchProgress], object]
 

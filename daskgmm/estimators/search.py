@@ -35,7 +35,6 @@ from daskgmm.em.search import (
     SearchSettings,
     search,
 )
-from daskgmm.em.state import Status
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
 from daskgmm.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from daskgmm.estimators.documented import Documented
@@ -322,7 +321,7 @@ degrees_of_freedom_prior, covariance_prior : optional
                 print(_line(progress))
             if callback is not None:
                 callback(progress)
-            tasks.passed(goes_on=_n_ended(progress) < len(progress.scored))
+            tasks.passed(goes_on=progress.n_ended < len(progress.scored))
 
         tasks.begin_pass()
         with said_in_one_line(checkpoint) as keepers, single_threaded_blas():
@@ -557,12 +556,6 @@ def _results(
 def _line(progress: SearchProgress) -> str:
     """What `verbose` prints of a pass."""
     return (
-        f"Pass {progress.n_pass}: {_n_ended(progress)} of {len(progress.scored)} "
+        f"Pass {progress.n_pass}: {progress.n_ended} of {len(progress.scored)} "
         f"candidates have ended ({progress.seconds:.3g} s)"
-    )
-
-
-def _n_ended(progress: SearchProgress) -> int:
-    return sum(
-        its.status not in (Status.WAITING, Status.TRAINING) for its in progress.scored
     )
