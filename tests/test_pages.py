@@ -185,7 +185,7 @@ def test_links_of_pages_lead_somewhere(page):
 
 
 def test_an_image_is_made_of_what_is_there(tmp_path):
-    """Extras that are installed, commands that are run; and what is copied is enough."""
+    """Extras that are installed, commands that are run; what is copied is enough."""
     text = (ROOT / "cluster_configs" / "Containerfile").read_text()
     copied = re.findall(r"^COPY (.*) /src(\S*)$", text, re.MULTILINE)
     for names, target in copied:

@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -117,14 +119,37 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> str:
 def _address(
     _context: click.Context, _option: click.Parameter, value: str | None
 ) -> str | None:
-    """An address whose port, if it has one, is a number; of other kinds, as it is."""
-    kind, _, place = ("localhost" if value is None else value).rpartition("://")
-    if kind in ("", "tcp", "tls") and not _PLACE.fullmatch(place):
+    """An address of a kind that Dask knows, and whose port is one; as it is."""
+    if value is None:
+        return None
+    kind, _, place = value.rpartition("://")
+    if kind in ("http", "https"):
+        raise click.BadParameter(
+            f"{value!r} is where a dashboard is looked at: write the scheduler's own "
+            "address, such as tcp://HOST:8786."
+        )
+    if kind not in ("", "tcp", "tls"):
+        _check_kind(kind)
+        return value
+    found = _PLACE.fullmatch(place)
+    if found is None or int(found["port"] or 0) > _LAST_PORT:
         raise click.BadParameter(
             f"{value!r} is no address: write HOST, HOST:PORT, tcp://HOST:PORT or "
-            "tls://HOST:PORT, with a number for PORT."
+            f"tls://HOST:PORT, with a number up to {_LAST_PORT} for PORT."
         )
     return value
+
+
+def _check_kind(kind: str) -> None:
+    """Refuse a kind of address that neither Dask nor any other package brings."""
+    others = entry_points(group="distributed.comm.backends").names
+    if kind in _KINDS or kind in others:
+        return
+    near = get_close_matches(kind, _KINDS, n=1, cutoff=0.5)
+    raise click.BadParameter(
+        f"Dask knows no addresses that begin with {kind}://"
+        + (f": is {near[0]}:// meant?" if near else ".")
+    )
 
 
 def _served(
@@ -143,7 +168,9 @@ def _served(
 _LEAST_LIMIT: Final = 1e7
 """Bytes that no process can do with."""
 _LAST_PORT: Final = 65535
-_PLACE: Final = re.compile(r"(\[[^\]]+\]|[^:/\s]+)(:\d{1,5})?/?")
+_KINDS: Final = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
+"""What addresses of Dask's own kinds begin with."""
+_PLACE: Final = re.compile(r"(\[[^\]]+\]|[^:/\s]+)(:(?P<port>\d{1,5}))?/?")
 _SERVED: Final = re.compile(r"((\[[^\]]+\]|[^:/\s]+)?:)?(?P<port>\d{1,5})")
 _SIZE: Final = re.compile(
     r"(?P<number>\d+(\.\d*)?(e\d+)?)\s*((?P<prefix>[kmgtp])i?)?b?", re.IGNORECASE

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar, final
 
 import dask
 import yaml  # type: ignore[import-untyped]
+from dask.utils import parse_timedelta
 from distributed import Client, Security
 from distributed.comm.addressing import (
     parse_address,
@@ -50,6 +51,8 @@ _PORT: Final = 8786
 """That of Dask's schedulers, unless they are told another one."""
 _LOOK: Final = 2.0
 """Seconds in which a machine says that nothing listens there."""
+_LONGEST: Final = 2**40
+"""More bytes than anybody says at once; what begins in letters is a larger number."""
 _POLL: Final = 0.05
 """Seconds between two looks at whether all workers were asked for."""
 
@@ -74,7 +77,7 @@ def join(
     ValueError
         If there is no certificate for a ``tls://`` address, or one for ``tcp://``.
     ClusterError
-        If the scheduler refuses, or is not there.
+        If the scheduler refuses, or is not there, or if it is none.
     """
     security = Security(**credentials) if credentials else Security()
     scheme, place = parse_address(address)
@@ -95,6 +98,8 @@ def join(
     # It may be about to start, its name included: Dask waits for it.
     if why := _why_not(address):
         steps.begin(f"waiting for {address} ({why} yet)")
+    elif scheme == "tcp":
+        _check_greets(address)
     with ExitStack() as stack:
         try:
             client = stack.enter_context(Client(address, security=security))
@@ -400,6 +405,39 @@ def _causes(error: BaseException) -> str:
             messages.append(message)
         cause = cause.__cause__
     return " Cause: ".join(messages)
+
+
+def _check_greets(address: str) -> None:
+    """Refuse what is no scheduler: Dask's client would wait for it for ever.
+
+    Schedulers begin to speak at once, with the length of what they say; a busy one may
+    take as long as Dask waits.
+    """
+    where = parse_host_port(parse_address(address)[1], _PORT)
+    patience = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    try:
+        with socket.create_connection(where, timeout=min(_LOOK, patience)) as it:
+            said = _heard(it)
+            if said is None:
+                steps.begin(f"waiting for {address} (it says nothing yet)")
+                it.settimeout(patience)
+                said = _heard(it)
+    except OSError:  # gone meanwhile: Dask's client says what is wrong
+        return
+    if not said or int.from_bytes(said, "little") >= _LONGEST:
+        raise ClusterError(
+            f"What listens at {address} is no Dask scheduler, or one that talks TLS, "
+            "and takes tls:// alone. Is it the port of a dashboard? Schedulers have "
+            f"{_PORT}, unless told another, and log it when they start."
+        )
+
+
+def _heard(connection: socket.socket) -> bytes | None:
+    """What is said first; None if nothing is for as long as the connection waits."""
+    try:
+        return connection.recv(8)
+    except TimeoutError:
+        return None
 
 
 def _why_not(address: str) -> str | None:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask
@@ -338,6 +339,63 @@ def test_why_a_scheduler_is_not_joined(address, why):
     ):
         join(address).__enter__()
     assert told == [steps.Step(f"waiting for {address} ({why} yet)")]
+
+
+def _answer(server, says):
+    """Say the same to two who ask: whether anybody listens, and who it is."""
+    asked = []
+    for _ in range(2):
+        asked.append(server.accept()[0])
+        with contextlib.suppress(OSError):
+            asked[-1].sendall(says)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "says", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"]
+)
+def test_what_listens_there_may_be_no_scheduler(says):
+    """Such as a dashboard, which waits for a question: Dask would wait for ever."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        answered = pool.submit(_answer, server, says)
+        short = dask.config.set({"distributed.comm.timeouts.connect": "100ms"})
+        told = []
+        with (
+            steps.told_to(told.append),
+            short,
+            pytest.raises(ClusterError, match=r"Is it the port of a dashboard\?"),
+        ):
+            join(address).__enter__()
+    waits = steps.Step(f"waiting for {address} (it says nothing yet)")
+    assert told == ([] if says else [waits])
+    for connection in answered.result():
+        connection.close()
+
+
+ADDRESSES = [
+    (
+        "http://localhost:8787",
+        "is where a dashboard is looked at: write the scheduler'",
+    ),
+    ("tpc://localhost:8786", "begin with tpc://: is tcp:// meant?"),
+    ("nothing://localhost:8786", "Dask knows no addresses that begin with nothing://"),
+    ("localhost:99999", "with a number up to 65535 for PORT"),
+    ("tcp://localhost:87a6", "is no address: write HOST, HOST:PORT,"),
+]
+
+
+@pytest.mark.parametrize(("address", "message"), ADDRESSES)
+def test_addresses_of_no_scheduler_are_refused(address, message):
+    done = CliRunner().invoke(
+        main, ["fit", "x", "m", "-k", "2", "--scheduler", address]
+    )
+    assert done.exit_code == 2
+    assert "Invalid value for '--scheduler'" in done.output
+    assert message in " ".join(done.output.split())
 
 
 def test_a_scheduler_may_be_named_without_its_port():
