@@ -10,20 +10,23 @@ import asyncio
 import logging
 import os
 import pkgutil
+import re
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
 import dask
 import yaml  # type: ignore[import-untyped]
 from dask.utils import parse_timedelta
-from distributed import Client, Security
+from distributed import Client, LocalCluster, Nanny, Security, Worker
 from distributed.comm.addressing import (
     parse_address,
     parse_host_port,
@@ -35,7 +38,7 @@ from distributed.deploy.spec import SpecCluster
 from distributed.utils import silence_logging_cmgr
 
 from daskgmm import config, steps
-from daskgmm.errors import ClusterError
+from daskgmm.errors import ClusterError, MissingLibraryError
 from daskgmm.execution.forking import beyond_interrupts
 
 _SIZES: Final = {"workers", "jobs", "cores", "memory"}
@@ -53,6 +56,13 @@ _LOOK: Final = 2.0
 """Seconds in which a machine says that nothing listens there."""
 _LONGEST: Final = 2**40
 """More bytes than anybody says at once; what begins in letters is a larger number."""
+_EXTRAS: Final = {
+    "asyncssh": "daskgmm[ssh]",
+    "dask-jobqueue": "daskgmm[jobqueue]",
+    "dask-kubernetes": "daskgmm[kubernetes]",
+}
+"""What is to be installed, by the package that is missing."""
+_UNKNOWN: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 _POLL: Final = 0.05
 """Seconds between two looks at whether all workers were asked for."""
 
@@ -195,7 +205,7 @@ class Deployment:
 
         Raises
         ------
-        ModuleNotFoundError
+        MissingLibraryError
             If the package of the class is not installed; the message says which.
         ValueError
             If there is no such class, or its arguments are wrong.
@@ -215,7 +225,7 @@ class Deployment:
 
         Raises
         ------
-        ModuleNotFoundError, ValueError
+        MissingLibraryError, ValueError
             See `start`.
         ClusterError
             If the cluster does not start, or no worker comes.
@@ -235,17 +245,20 @@ class Deployment:
             with _signals_kept():
                 found = pkgutil.resolve_name(self.cluster)
         except ModuleNotFoundError as error:
-            missing = (error.name or package).split(".")[0]
-            raise ModuleNotFoundError(
-                f"{self.file}: {self.cluster} needs a package that is not installed: "
-                f"pip install {missing.replace('_', '-')}"
-            ) from error
+            missing = (error.name or package).split(".")[0].replace("_", "-")
+            raise self._needs(_EXTRAS.get(missing, missing)) from error
         except (AttributeError, ValueError) as error:
             raise self._wrong("cluster", f"there is no {self.cluster}") from error
         if not callable(found):
             raise self._wrong("cluster", f"{self.cluster} is no cluster class")
         factory: Callable[..., Any] = found
         return factory
+
+    def _needs(self, package: str) -> MissingLibraryError:
+        return MissingLibraryError(
+            f"{self.file}: {self.cluster} needs a package that is not installed: "
+            f"pip install '{package}'."
+        )
 
     def _configuration(self) -> dict[str, Any]:
         """All of Dask's configuration: what is set, this file, the environment."""
@@ -256,18 +269,47 @@ class Deployment:
 
     def _make(self, factory: Callable[..., Any]) -> AbstractContextManager[Cluster]:
         arguments = {**self.arguments, **self._security()}
+        if factory is LocalCluster and "worker_class" not in arguments:
+            self._check_names()
         try:
             cluster = started(partial(factory, **arguments))
         except (TypeError, ValueError) as error:
-            raise self._wrong("arguments", str(error)) from error
+            raise self._not_taken(factory, str(error)) from error
         except Exception as error:  # anything: the classes are of many packages
+            causes = _causes(error)
+            if "requires the `asyncssh` package" in causes:
+                raise self._needs(_EXTRAS["asyncssh"]) from error
+            if _UNKNOWN.search(causes):
+                raise self._not_taken(factory, causes) from error
             raise ClusterError(
-                f"{self.file}: the cluster did not start: {_causes(error)}"
+                f"{self.file}: the cluster did not start: {causes}"
             ) from error
         if not isinstance(cluster, Cluster):
             raise self._wrong("cluster", f"{self.cluster} is no cluster class")
         of_class: AbstractContextManager[Cluster] = cluster
         return of_class
+
+    def _check_names(self) -> None:
+        """Refuse what a local cluster hands on to workers, who would log and fail."""
+        classes = {*LocalCluster.__mro__, *Nanny.__mro__, *Worker.__mro__} - {object}
+        known = {name for its in classes for name in signature(its).parameters}
+        for name in self.arguments:
+            if name not in known:
+                raise self._unknown(str(name), known)
+
+    def _not_taken(self, factory: Callable[..., Any], why: str) -> ValueError:
+        """An error of arguments, with the one that is meant, or what was given."""
+        if found := _UNKNOWN.search(why):
+            return self._unknown(found[1], signature(factory).parameters)
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return self._wrong("arguments", f"{why.rstrip('.')}; given are {given}")
+
+    def _unknown(self, name: str, known: Iterable[str]) -> ValueError:
+        near = get_close_matches(name, sorted(known), n=1)
+        meant = f": is {near[0]} meant?" if near else "."
+        return ValueError(
+            f"{self.file}: arguments: {self.cluster} takes no {name}{meant}"
+        )
 
     def _security(self) -> dict[str, Security]:
         if not self.security:

@@ -17,7 +17,7 @@ from distributed import get_client
 
 from daskgmm import GaussianMixture, load
 from daskgmm.cli.main import main
-from daskgmm.errors import ClusterError
+from daskgmm.errors import ClusterError, MissingLibraryError
 from daskgmm.execution import deploy
 
 CONFIGS = Path(__file__).parents[2] / "cluster_configs"
@@ -94,14 +94,14 @@ def test_mistakes_are_named_with_file_and_key(write, content, words):
         ({"cluster": "os.getcwd", "arguments": {}}, "os.getcwd is no cluster class"),
         (
             {"arguments": {**LOCAL["arguments"], "n_workers": 1, "n_workrs": 1}},
-            "n_workrs",
+            ": distributed.LocalCluster takes no n_workrs: is n_workers meant?",
         ),
         ({"scale": {"jobs": 2}}, "scale: distributed.LocalCluster does not take it"),
         ({"security": {"tls_file": "x"}}, "security.tls_file: there is no file"),
         ({"security": {"colour": "x"}}, "security: Unknown parameters: ['colour']"),
         (
             {"cluster": "distributed.SSHCluster", "arguments": {"hosts": []}},
-            "arguments: `hosts` must be a non empty list",
+            "value '[]' found; given are hosts=[].",
         ),
     ],
 )
@@ -119,7 +119,25 @@ def test_mistakes_that_show_at_the_start(write, change, words):
 def test_a_package_that_is_not_there_is_named(write):
     read = deploy.read(write("cluster: dask_cloudprovider.aws.FargateCluster"))
     with (
-        pytest.raises(ModuleNotFoundError, match="pip install dask-cloudprovider"),
+        pytest.raises(MissingLibraryError, match="pip install 'dask-cloudprovider'"),
+        read.connect(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cluster", "package", "extra"),
+    [
+        ("dask_jobqueue.SLURMCluster", "dask_jobqueue", "jobqueue"),
+        ("distributed.SSHCluster", "asyncssh", "ssh"),
+    ],
+)
+def test_so_is_the_extra_that_brings_it(write, monkeypatch, cluster, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    more = {"hosts": ["localhost"] * 2} if extra == "ssh" else {}
+    read = deploy.read(write({"cluster": cluster, "arguments": more}))
+    with (
+        pytest.raises(MissingLibraryError, match=rf"pip install 'daskgmm\[{extra}\]'"),
         read.connect(),
     ):
         pass
