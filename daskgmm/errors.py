@@ -84,6 +84,10 @@ class NewerFormatError(ModelFileError):
     """A saved model or checkpoint was written by a newer version of the package."""
 
 
+class ParameterError(DaskGMMError, ValueError):
+    """A parameter, or the name of a place, is none: the message says what to give."""
+
+
 class PlaceError(DaskGMMError, FileExistsError):
     """Something is at a place that must not be written to: the message says what."""
 

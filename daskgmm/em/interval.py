@@ -9,6 +9,8 @@ from typing import Any, final
 
 from dask.utils import parse_timedelta
 
+from daskgmm.errors import ParameterError
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ def parse_interval(value: Any) -> Interval:
         seconds = _seconds(value)
         if seconds >= 0.0:
             return Interval(None, seconds)
-    raise ValueError(
+    raise ParameterError(
         f"checkpoint_interval must be a number of passes (an int from 1) or a time "
         f"such as '30s' or '5 minutes', got {value!r}."
     )

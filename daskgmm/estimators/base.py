@@ -28,7 +28,7 @@ from daskgmm.em.loop import evaluated
 from daskgmm.em.precision import may_be_single
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.em.quantiles import Quantiles
-from daskgmm.errors import DataError
+from daskgmm.errors import DataError, ParameterError
 from daskgmm.estimators.documented import Documented
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.criteria import Fit, fit_of, look_at
@@ -151,7 +151,7 @@ class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc
         _, expected = self._shape_of_means()
         if n_features != expected:
             # scikit-learn's words where it knows the number from a fit.
-            raise ValueError(
+            raise ParameterError(
                 f"X has {n_features} features, but {type(self).__name__} is expecting "
                 f"{expected} features as input.{why}"
             )
@@ -191,7 +191,7 @@ class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc
         for name, parameter in parameters.items():
             expected = {"weights_": means[:1], "means_": means}.get(name, stored)
             if parameter.shape != expected:
-                raise ValueError(
+                raise ParameterError(
                     f"{name} has the shape {parameter.shape}, and must have {expected} "
                     f"where means_ has {means} and covariance_type is "
                     f"{self.covariance_type!r}: attributes or parameters were set that "
@@ -201,7 +201,7 @@ class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc
     def _shape_of_means(self) -> tuple[int, int]:
         means = np.shape(self.means_)
         if len(means) != 2 or 0 in means:
-            raise ValueError(f"means_ must have the shape (K, d), and has {means}.")
+            raise ParameterError(f"means_ must have the shape (K, d), and has {means}.")
         return means
 
     def predict(self, X: Any) -> Any:
@@ -360,7 +360,7 @@ class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc
         check_is_fitted(self)
         shares = np.asarray(q, dtype=np.float64)
         if shares.ndim > 1 or not ((shares >= 0.0) & (shares <= 1.0)).all():
-            raise ValueError(f"q must be from 0 to 1, or several such, got {q!r}.")
+            raise ParameterError(f"q must be from 0 to 1, or several such, got {q!r}.")
         source = self._taken(X, sample_weight, reset=False).source()
         question = ask(self._mixture(), "log_prob", nan=self.nan)
         rows = Quantiles(question, source.shards())
@@ -436,7 +436,7 @@ class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc
         if not isinstance(n_samples, Integral):
             raise TypeError(f"n_samples must be an integer, got {n_samples!r}.")
         if n_samples < 1:
-            raise ValueError(
+            raise ParameterError(
                 f"Invalid value for 'n_samples': {n_samples}. The sampling requires at "
                 "least one sample."
             )
@@ -444,7 +444,7 @@ class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc
         try:
             return self._mixture().sample(int(n_samples), random_state)
         except (MemoryError, OverflowError) as error:
-            raise ValueError(
+            raise ParameterError(
                 f"{n_samples} rows do not fit into memory: draw fewer, or let the "
                 "command `daskgmm sample` write them part by part."
             ) from error

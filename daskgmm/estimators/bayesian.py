@@ -17,6 +17,7 @@ from daskgmm.em.acceleration import InitSize
 from daskgmm.em.fit import Outcome, Settings
 from daskgmm.em.initialization import Start
 from daskgmm.em.plain import Stopping
+from daskgmm.errors import ParameterError
 from daskgmm.estimators.gaussian import GaussianMixture, made_of
 from daskgmm.estimators.start_parameters import given
 from daskgmm.estimators.trained import FITTED, FITTED_OURS, TrainedMixture
@@ -214,7 +215,7 @@ entropy_ : optional
         """The priors as they are given, checked as in scikit-learn."""
         degrees = self.degrees_of_freedom_prior
         if degrees is not None and not degrees > d - 1.0:
-            raise ValueError(
+            raise ParameterError(
                 "The parameter 'degrees_of_freedom_prior' should be greater than "
                 f"{d - 1}, but got {degrees:.3f}."
             )
@@ -301,7 +302,7 @@ def _number(given: Any) -> float:
     """A variance for all features."""
     number = np.asarray(given, dtype=np.float64)
     if number.ndim or not 0.0 < number < np.inf:
-        raise ValueError(
+        raise ParameterError(
             "The parameter 'spherical covariance_prior' should be a number above 0, "
             f"but got {given!r}."
         )

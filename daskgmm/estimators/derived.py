@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from daskgmm.data.inputs import Rows, open_input
 from daskgmm.em.predict import ask
 from daskgmm.em.regression import Regression, RegressionQuestion
+from daskgmm.errors import ParameterError
 from daskgmm.estimators.base import MixtureBase
 from daskgmm.mixtures import parts
 from daskgmm.mixtures.gaussian import Mixture
@@ -90,7 +91,7 @@ class DerivedMixtures(MixtureBase):
             input_name="values",
         )
         if given.shape != places.shape:
-            raise ValueError(
+            raise ParameterError(
                 f"values must have one number for each of {len(places)} features, and "
                 f"have the shape {given.shape}."
             )
@@ -155,7 +156,7 @@ class DerivedMixtures(MixtureBase):
         """Names of the features that rows have."""
         names = getattr(given.names, "columns", None)
         if names is None or not hasattr(self, "feature_names_in_"):
-            raise ValueError(
+            raise ParameterError(
                 "features must be given, as X has no names of features, or the mixture "
                 "knows none: numbers of the features that X has, such as features=[0]."
             )
@@ -165,7 +166,7 @@ class DerivedMixtures(MixtureBase):
         """Numbers of the other features."""
         n_features = self._plain_mixture().n_features
         if len(places) == n_features:
-            raise ValueError(
+            raise ParameterError(
                 f"features={features!r} are all features: none is left to be asked "
                 "about."
             )
@@ -217,7 +218,7 @@ class DerivedMixtures(MixtureBase):
         if not isinstance(n_components, Integral) or not (
             1 <= n_components <= mixture.n_components
         ):
-            raise ValueError(
+            raise ParameterError(
                 "n_components must be a whole number from 1 to "
                 f"{mixture.n_components}, as many as there are, got {n_components!r}."
             )
@@ -234,7 +235,7 @@ class DerivedMixtures(MixtureBase):
         given = list(features) if several else [features]
         places = [self._place(feature) for feature in given]
         if not places or len(set(places)) < len(places):
-            raise ValueError(
+            raise ParameterError(
                 f"features must be one or more features, each once, got {features!r}."
             )
         return np.array(places, dtype=np.intp)
@@ -248,7 +249,7 @@ class DerivedMixtures(MixtureBase):
         if is_number and 0 <= feature < n_features:
             return int(feature)
         known = f" or one of the names {', '.join(names)}" if names else ""
-        raise ValueError(
+        raise ParameterError(
             f"There is no feature {feature!r}: features are numbers from 0 to "
             f"{n_features - 1}{known}."
         )

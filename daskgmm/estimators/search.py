@@ -35,6 +35,7 @@ from daskgmm.em.search import (
     SearchSettings,
     search,
 )
+from daskgmm.errors import ParameterError
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
 from daskgmm.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from daskgmm.estimators.documented import Documented
@@ -397,16 +398,16 @@ degrees_of_freedom_prior, covariance_prior : optional
                 given = getattr(self, name)
                 is_default = isinstance(given, str) and given == defaults[name]
                 if given is not None and not is_default:
-                    raise ValueError(
+                    raise ParameterError(
                         f"{name} is of Bayesian mixtures: set bayesian=True."
                     )
             return
         if self.accelerate is True:
-            raise ValueError(
+            raise ParameterError(
                 "Bayesian mixtures are not accelerated: leave accelerate at 'auto'."
             )
         if self.criterion != "held_out":
-            raise ValueError(
+            raise ParameterError(
                 f"Bayesian mixtures have no {self.criterion}, as nobody counts their "
                 "parameters: set criterion='held_out'."
             )
@@ -513,7 +514,7 @@ def _values(name: str, given: Any, kind: Any) -> list[Any]:
     values = list(given) if np.iterable(given) else []
     plain = [v.item() if isinstance(v, np.generic) else v for v in values]
     if not plain or not all(isinstance(value, kind) for value in plain):
-        raise ValueError(
+        raise ParameterError(
             f"{name} must be one or more {_KINDS[kind]}: a sequence of them, got "
             f"{given!r}."
         )

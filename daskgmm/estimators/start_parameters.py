@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array
 
+from daskgmm.errors import ParameterError
+
 
 def given(
     parameter: ArrayLike | None, name: str, shape: tuple[int, ...]
@@ -14,7 +16,7 @@ def given(
     if parameter is None:
         return None
     if np.ma.is_masked(parameter):
-        raise ValueError(f"The parameter '{name}' has masked entries: fill them.")
+        raise ParameterError(f"The parameter '{name}' has masked entries: fill them.")
     array = check_array(
         parameter,
         dtype=np.float64,
@@ -23,7 +25,7 @@ def given(
         input_name=f"parameter '{name}'",
     )
     if array.shape != shape:
-        raise ValueError(
+        raise ParameterError(
             f"The parameter '{name}' should have the shape of {shape}, "
             f"but got {array.shape}"
         )
@@ -40,13 +42,13 @@ def given_weights(
         return None
     if (weights < 0.0).any() or (weights > 1.0).any():
         # scikit-learn's words to the letter: the two values stand swapped in them.
-        raise ValueError(
+        raise ParameterError(
             "The parameter 'weights' should be in the range [0, 1], but got max value "
             f"{weights.min():.5f}, min value {weights.max():.5f}"
         )
     is_single = np.asarray(parameter).dtype == np.float32
     if abs(1.0 - weights.sum()) > (1e-6 if is_single else 1e-8):
-        raise ValueError(
+        raise ParameterError(
             "The parameter 'weights' should be normalized, but got sum(weights) = "
             f"{weights.sum():.5f}"
         )

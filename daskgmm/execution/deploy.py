@@ -38,7 +38,7 @@ from distributed.deploy.spec import SpecCluster
 from distributed.utils import silence_logging_cmgr
 
 from daskgmm import config, steps
-from daskgmm.errors import ClusterError, MissingLibraryError
+from daskgmm.errors import ClusterError, MissingLibraryError, ParameterError
 from daskgmm.execution.forking import beyond_interrupts
 
 _SIZES: Final = {"workers", "jobs", "cores", "memory"}
@@ -95,13 +95,13 @@ def join(
         address = f"{scheme}://{unparse_host_port(*parse_host_port(place, _PORT))}"
     if scheme == "tls":
         if security.get_connection_args("client").get("ssl_context") is None:
-            raise ValueError(
+            raise ParameterError(
                 f"{address} wants certificates: pass --tls-ca-file, --tls-cert and "
                 "--tls-key, or set distributed.comm.tls in Dask's configuration."
             )
     elif scheme == "tcp" and security.require_encryption:
         # Dask's client would try for ever.
-        raise ValueError(
+        raise ParameterError(
             f"{address} is not encrypted, but certificates are given or Dask's "
             "configuration requires encryption: the address must begin with tls://."
         )
@@ -403,15 +403,15 @@ def read(path: str | os.PathLike[str]) -> Deployment:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML: {error}") from error
+        raise ParameterError(f"{file} is no YAML: {error}") from error
     known = {"cluster", *_SECTIONS}
     if not isinstance(content, dict) or not isinstance(content.get("cluster"), str):
-        raise ValueError(
+        raise ParameterError(
             f"{file}: cluster: name a class such as distributed.LocalCluster. A "
             f"cluster file has {_listed(known)}."
         )
     if unknown := {str(key) for key in content} - known:
-        raise ValueError(f"{file}: {min(unknown)}: known are {_listed(known)}.")
+        raise ParameterError(f"{file}: {min(unknown)}: known are {_listed(known)}.")
     # A section with nothing below it is None in YAML.
     given = {key: value for key, value in content.items() if value is not None}
     return Deployment(file, **given)

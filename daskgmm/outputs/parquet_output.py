@@ -13,7 +13,7 @@ import numpy as np
 from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
-from daskgmm.errors import PlaceError, StoreError
+from daskgmm.errors import ParameterError, PlaceError, StoreError
 from daskgmm.storage.retry import DESCRIPTION, ask_files, what_is_at
 from daskgmm.storage.urls import absolute
 
@@ -181,7 +181,7 @@ class ParquetPlace(OutputPlace):
 def check_names(keys: Sequence[str], names: Sequence[str]) -> None:
     """Raise ValueError if a key is named as an answer's column is."""
     if clash := set(keys) & set(names):
-        raise ValueError(
+        raise ParameterError(
             f"The key column {min(clash)!r} has the name of an answer's column: "
             "rename it."
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daskgmm.errors import ParameterError
 from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
 from daskgmm.plotting.rows import Feature, names_of, places_of, some_rows
@@ -144,7 +145,9 @@ def plot_pairs(
             m, m, figsize=(2.2 * m, 2.2 * m), layout="constrained", squeeze=False
         )
     if np.shape(axes) != (m, m):
-        raise ValueError(f"axes must have the shape {(m, m)}, not {np.shape(axes)}.")
+        raise ParameterError(
+            f"axes must have the shape {(m, m)}, not {np.shape(axes)}."
+        )
     for i, below in enumerate(places):
         for j, across in enumerate(places):
             _draw_cell(axes[i, j], model, below, across, table)

@@ -13,6 +13,7 @@ from sklearn.utils.validation import validate_data
 from daskgmm.data.dask_array import as_dask, slices_of_some, with_care
 from daskgmm.data.gaps import Gaps
 from daskgmm.data.inputs import open_input
+from daskgmm.errors import ParameterError
 
 MOST: Final = 200_000
 """Rows that a picture shows."""
@@ -46,7 +47,7 @@ def some_rows(X: Any, model: Any, most: int = MOST) -> NDArray[np.float64]:
     if hasattr(model, "feature_names_in_") and hasattr(names, "columns"):
         validate_data(model, names, reset=False, skip_check_array=True)
     if np.ndim(names) != 2 or names.shape[1] != d:
-        raise ValueError(
+        raise ParameterError(
             f"X has the shape {np.shape(names)}, and the mixture has {d} features."
         )
     if given.is_lazy:
@@ -103,7 +104,7 @@ def places_of(features: Any, model: Any, n_least: int, n_most: int) -> list[int]
         least = counts.get(n_least, str(n_least))
         how_many = least if n_least == n_most else f"{least} or more"
         by_name = f", or of {', '.join(map(str, names))}" if names else ""
-        raise ValueError(
+        raise ParameterError(
             f"features must be {how_many} of 0 to {d - 1}{by_name}, not "
             f"{', '.join(map(str, given))}."
         )

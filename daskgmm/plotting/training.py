@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from daskgmm.errors import ParameterError
 from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
 
@@ -56,7 +57,9 @@ def plot_convergence(model: TrainedMixture, *, ax: Axes | None = None) -> Axes:
     check_is_mixture(model, "plot_convergence")
     told = getattr(model, "history_", None)
     if told is None or not len(told["n_pass"]):
-        raise ValueError("The model has no history of passes: it was not fitted here.")
+        raise ParameterError(
+            "The model has no history of passes: it was not fitted here."
+        )
     ax = style.new_axes(ax)
     runs = np.unique(told["run"])
     last = {run: told["bound"][told["run"] == run][-1] for run in runs}

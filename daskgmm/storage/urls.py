@@ -16,7 +16,7 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from daskgmm.errors import DataError, MissingLibraryError, StoreError
+from daskgmm.errors import DataError, MissingLibraryError, ParameterError, StoreError
 
 CHAIN: Final = "::"
 """Between the links of a URL such as ``zip://rows.zarr::s3://bucket/data.zip``."""
@@ -45,7 +45,7 @@ def absolute(place: str | os.PathLike[str]) -> str:
     text = os.fsdecode(place)
     links = text.split(CHAIN)
     if not all(links) or "\0" in text or _is_bare(links[-1]):
-        raise ValueError(f"{text!r} names no place: give a path or a URL.")
+        raise ParameterError(f"{text!r} names no place: give a path or a URL.")
     return CHAIN.join(_absolute_link(link, len(links) > 1) for link in links)
 
 
@@ -64,7 +64,7 @@ def _absolute_link(link: str, chained: bool) -> str:
     if protocol is not None and protocol not in known:
         near = get_close_matches(protocol, known, n=1)
         meant = f": is {near[0]}:// meant?" if near else "."
-        raise ValueError(f"{link!r}: no protocol {protocol}:// is known{meant}")
+        raise ParameterError(f"{link!r}: no protocol {protocol}:// is known{meant}")
     if protocol is not None or (chained and link in known):
         return link
     return _absolute_path(link)
@@ -183,7 +183,7 @@ def check_apart(
     ):
         how = _clash(output, place)
         if how is not None:
-            raise ValueError(
+            raise ParameterError(
                 f"{name} ({output}) {how} {other} ({place}): writing the one would "
                 "destroy or hide the other. Choose another place."
             )
@@ -314,15 +314,15 @@ def check_writable(place: str) -> None:
         If the name has such characters, or is of several places.
     """
     if CHAIN in place:
-        raise ValueError(
+        raise ParameterError(
             f"{place} leads through other places, and can only be read: choose a place "
             "to write to without '::'."
         )
     protocol, path = split_protocol(place)
     if protocol is not None and not path.strip("/"):
-        raise ValueError(f"{place} names no folder: give one that is in it.")
+        raise ParameterError(f"{place} names no folder: give one that is in it.")
     if protocol is not None and protocol not in _LOCAL and is_wild(path):
-        raise ValueError(
+        raise ParameterError(
             f"{place} has one of the characters {' '.join(_WILD)}, which stores at "
             "URLs take for wild cards: choose a name without."
         )
