@@ -8,6 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from daskgmm.errors import MissingLibraryError
+
+
+def need_arrow() -> None:
+    """Raise MissingLibraryError where there is no pyarrow."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise MissingLibraryError(
+            "Parquet needs pyarrow: pip install 'daskgmm[parquet]'."
+        ) from error
+
 
 def missing_column(path: str, wanted: Iterable[str]) -> str | None:
     """What is said of the first column that a file lacks; None if nothing is known.
@@ -16,6 +28,7 @@ def missing_column(path: str, wanted: Iterable[str]) -> str | None:
     """
     if "=" in path:  # a column of paths, by which files are picked
         return None
+    need_arrow()
     from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
 

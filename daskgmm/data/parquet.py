@@ -17,7 +17,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from daskgmm import config
-from daskgmm.data.column_check import no_column
+from daskgmm.data.column_check import need_arrow, no_column
 from daskgmm.data.columns import element_names
 from daskgmm.data.parquet_reader import (
     BLOCK_BYTES,
@@ -33,7 +33,7 @@ from daskgmm.data.parquet_reader import (
     single_filters,
 )
 from daskgmm.data.table_files import TableFiles, find_files
-from daskgmm.errors import DaskGMMError, DataError, MissingLibraryError, StoreError
+from daskgmm.errors import DaskGMMError, DataError, StoreError
 from daskgmm.storage.retry import retrying
 from daskgmm.storage.urls import files_of
 
@@ -482,7 +482,7 @@ def _spans(fragment: Any) -> Iterator[Span]:
 def _check_filters(filters: Filters | None) -> None:
     if not filters:
         return
-    _import_arrow()
+    need_arrow()
     try:
         for name in filter_columns(filters):
             if not isinstance(name, str):
@@ -495,21 +495,12 @@ def _check_filters(filters: Filters | None) -> None:
         ) from error
 
 
-def _import_arrow() -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise MissingLibraryError(
-            "Parquet needs pyarrow: pip install 'daskgmm[parquet]'."
-        ) from error
-
-
 def _of_dataset(found: TableFiles, look: Callable[[Any], _T]) -> _T:
     """What all files together, as Arrow's dataset, look like.
 
     It is looked at again while its store fails; an error names the place.
     """
-    _import_arrow()
+    need_arrow()
     import pyarrow as pa
     import pyarrow.dataset as ds
     from pyarrow.fs import FSSpecHandler, PyFileSystem

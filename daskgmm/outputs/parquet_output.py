@@ -13,6 +13,7 @@ import numpy as np
 from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
+from daskgmm.data.column_check import need_arrow
 from daskgmm.errors import ParameterError, PlaceError, StoreError
 from daskgmm.storage.retry import DESCRIPTION, ask_files, what_is_at
 from daskgmm.storage.urls import absolute
@@ -103,6 +104,9 @@ class ParquetPlace(OutputPlace):
 
     url: str
     layout: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        need_arrow()
 
     @property
     def n_parts(self) -> int:

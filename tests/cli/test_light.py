@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -222,6 +223,27 @@ def test_what_columns_hold_is_looked_at_before_anything_starts(
     *said, loaded = done.stderr.splitlines()
     assert message in " ".join(said)
     assert not {"distributed", "sklearn"}.intersection(loaded.split())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("fit", "p.parquet", "new", "-k", "2", "--columns", "a"),
+        ("sample", "m", "new.parquet", "-n", "10"),
+        ("predict", "m", "x", "new.parquet"),
+    ],
+)
+def test_what_parquet_needs_is_named(tables, tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    GaussianMixture(1).fit(blobs(0, 20, 2, 1)).save("m")
+    create_zarr("x", blobs(0, 20, 2, 1), chunks=(10, 2))
+    shutil.copy(tables / "p.parquet", ".")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pyarrow", None)
+        done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 1
+    assert "Parquet needs pyarrow: pip install 'daskgmm[parquet]'." in done.output
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "x", "p.parquet"}
 
 
 def test_text_that_only_a_filter_looks_at_is_no_mistake(tmp_path):
