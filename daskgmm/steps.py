@@ -34,11 +34,14 @@ class Step:
         How many of its parts are done.
     of : int or None
         How many there are, if that is known.
+    found : int
+        How many were done before it began, as by a command that broke off.
     """
 
     name: str
     done: int = 0
     of: int | None = None
+    found: int = 0
 
 
 _listener: Final[ContextVar[Listener | None]] = ContextVar("listener", default=None)
@@ -95,10 +98,10 @@ def begin(name: str) -> None:
         tell(Step(name))
 
 
-def advance(done: int, of: int) -> None:
-    """Say how far the step is."""
+def advance(done: int, of: int, found: int = 0) -> None:
+    """Say how far the step is, of which some was found done."""
     if is_told():
-        tell(Step(_name.get(), done, of))
+        tell(Step(_name.get(), done, of, found))
 
 
 @contextmanager

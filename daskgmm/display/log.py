@@ -99,7 +99,7 @@ class Log:
     def _line(self) -> str:
         """How far the step is."""
         seen = self._seen
-        part = "" if seen.part is None else f"{seen.part:.0%} read"
+        part = "" if seen.part is None else f"{seen.part:.0%} done"
         elapsed = seen.elapsed
         since = f"{words.seconds(elapsed)} so far" if elapsed >= 1.0 else "has begun"
         left = "" if seen.left is None else f"about {words.seconds(seen.left)} to go"

@@ -65,10 +65,11 @@ class Seen:
         Nothing of its first parts: what comes before them, once, would be taken for
         their speed.
         """
-        part = self.part
-        if part is None or part < _KNOWN_FROM:
+        step = self.step
+        if step.of is None or step.of == step.found:
             return None
-        return self.elapsed * (1.0 - part) / part
+        part = (step.done - step.found) / (step.of - step.found)
+        return self.elapsed * (1.0 - part) / part if part >= _KNOWN_FROM else None
 
     def said(self) -> str:
         """How things stand, beside the step's name: as of the last pass and this one.
@@ -77,7 +78,7 @@ class Seen:
         """
         last = self.last
         if last is None:
-            return "" if self.left is None else f"{words.seconds(self.left)} to go"
+            return f"{words.seconds(self.left)} to go" if self.left else ""
         parts = [words.speed(last.n_rows, last.n_bytes, last.seconds)]
         if isinstance(last, SearchProgress):
             parts.append(words.of_candidates(last))

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from daskgmm import steps
 from daskgmm.data.block import Block, as_block, block_rows
 from daskgmm.data.columns import float_dtype
 from daskgmm.data.gaps import Nan
@@ -348,6 +349,7 @@ def score_block(
 
 def score(question: Question, shards: Shards) -> Score:
     """Log density of all rows, in one pass, by a question for "log_prob"."""
+    steps.begin("scoring rows")
     result: Score = shards.reduce(_score_leaf, question)
     return result
 

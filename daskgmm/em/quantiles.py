@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+from daskgmm import steps
 from daskgmm.data.block import Block
 from daskgmm.em.predict import Question
 from daskgmm.em.scan import check_finite
@@ -129,6 +130,7 @@ class Quantiles:
         self.weight = float(self._first.weights.sum())
 
     def _counts(self, prefixes: Keys | None, n_before: int, n_bits: int) -> _Counts:
+        steps.begin("looking for the quantile")
         sent = _Sent(self._question, prefixes, n_before, n_bits)
         counts: _Counts = self._shards.reduce(_count_leaf, sent)
         return counts

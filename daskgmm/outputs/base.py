@@ -13,6 +13,7 @@ from typing import Any, Final, Self, final
 
 from dask.delayed import Delayed
 
+from daskgmm import steps
 from daskgmm.errors import PlaceError, StoreError
 from daskgmm.execution import cluster
 from daskgmm.storage.retry import DESCRIPTION, ask_files, check_free, patiently
@@ -20,8 +21,6 @@ from daskgmm.storage.urls import beside, files_of, is_local, remove_tree, replac
 
 Identity = Mapping[str, Any]
 """What an output is, by names that the user knows: values that JSON can hold."""
-Observer = Callable[[int, int], None]
-"""Called with the number of parts that are done, and of all."""
 _REQUESTS: Final = 16
 """Objects that are copied or removed at once."""
 _ASIDE: Final = ".new-"
@@ -80,13 +79,11 @@ class Work:
         of rows that were changed since is written anew.
     overwrite : bool
         Whether another output of this package is replaced, once this one is complete.
-    observer : callable, optional
     """
 
     identity: Identity
     overwrite: bool
     versions: Callable[[float, float], str] = lambda _first, _stop: ""
-    observer: Observer | None = None
 
 
 class OutputPlace(ABC):
@@ -170,13 +167,13 @@ def write_output(
     how = how_to_write(output, found, said["identity"], work.overwrite, said["layout"])
     is_left = set_aside is not None and _is_same(set_aside, said)
     if how is not _How.REPLACE and not (is_left and how is _How.NEW):
-        return _write_parts(output, found, write, said, work.observer)
+        return _write_parts(output, found, write, said)
     if set_aside is not None and not is_left:
         # Of another command, which nobody goes on with.
         patiently(lambda: remove_tree(aside.url), aside.url)
         set_aside = None
     try:
-        n_found = _write_parts(aside, set_aside, write, said, work.observer)
+        n_found = _write_parts(aside, set_aside, write, said)
     except BaseException as error:
         error.add_note(f"Until then {output.url} stays as it is.")
         raise
@@ -194,7 +191,6 @@ def _write_parts(
     found: Mapping[str, Any] | None,
     write: Callable[[OutputPlace, int, str], Delayed],
     said: Mapping[str, Any],
-    observer: Observer | None,
 ) -> int:
     """Write what is missing at a place; return how many parts were there."""
     run = uuid.uuid4().hex
@@ -216,9 +212,9 @@ def _write_parts(
     n_found = output.n_parts - len(parts)
     try:
         works = [write(output, part, run) for part in parts]
+        steps.begin("writing parts")
         for done, _ in enumerate(cluster.each(works), start=n_found + 1):
-            if observer is not None:
-                observer(done, output.n_parts)
+            steps.advance(done, output.n_parts, n_found)
         if lost := output.missing():
             raise StoreError(f"{len(lost)} parts that were written are not there.")
     except BaseException as error:

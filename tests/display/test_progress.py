@@ -215,7 +215,7 @@ def test_of_first_parts_and_of_what_has_just_begun_no_time_is_told():
     log(Step("counting rows", 40, 40))  # what follows says more
     log(Step("drawing the subsample", 0, 40))
     assert lines == [
-        "counting rows: 2% read, 12.0 s so far",
+        "counting rows: 2% done, 12.0 s so far",
         "drawing the subsample: has begun",
     ]
 
@@ -228,8 +228,8 @@ def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
         clock.now = second
         log(Step("counting rows", second, 25))
     assert lines == [
-        "counting rows: 40% read, 10.0 s so far, about 15.0 s to go",
-        "counting rows: 80% read, 20.0 s so far, about 5.0 s to go",
+        "counting rows: 40% done, 10.0 s so far, about 15.0 s to go",
+        "counting rows: 80% done, 20.0 s so far, about 5.0 s to go",
     ]
     clock.now = 29.0
     log(progress_of(1, (1.0,)))
@@ -240,7 +240,21 @@ def test_a_log_has_a_line_for_each_pass_and_each_ten_seconds():
     assert lines[2].startswith("pass   1  bound 1.000000  500 rows/s")
     clock.now = 39.5
     log(Step("pass 2", 2, 4))
-    assert lines[3] == "pass 2: 50% read, 10.5 s so far, about 10.5 s to go"
+    assert lines[3] == "pass 2: 50% done, 10.5 s so far, about 10.5 s to go"
+
+
+def test_the_time_to_go_is_that_of_what_was_not_found_done():
+    clock, lines = Clock(), []
+    log = Log(lines.append, clock=clock)
+    log(Step("writing parts"))
+    for done in range(61, 101):  # 60 were done before, by a command that broke off
+        clock.now += 4.0
+        log(Step("writing parts", done, 100, 60))
+    assert lines[:2] == [
+        "writing parts: 63% done, 12.0 s so far, about 2 min 28 s to go",
+        "writing parts: 66% done, 24.0 s so far, about 2 min 16 s to go",
+    ]
+    assert len(lines) == 13
 
 
 def test_it_is_told_that_a_cluster_has_no_workers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import subprocess
@@ -20,7 +21,7 @@ from distributed import Client, LocalCluster
 from fsspec.implementations.memory import MemoryFileSystem
 from services import program, store_server
 
-from daskgmm import GaussianMixture, StoreError, load, open_rows
+from daskgmm import GaussianMixture, StoreError, load, open_rows, steps
 from daskgmm.errors import ClusterError
 from daskgmm.outputs import base, inspect, parquet_output, zarr_output
 
@@ -37,13 +38,29 @@ def work(*, overwrite=False, identity=IDENTITY, **options):
     return base.Work(identity, overwrite, **options)
 
 
-def write_zarr(answer, url, **options):
-    return zarr_output.write_zarr(answer, str(url), work(**options))
+def observed(observer):
+    """Have a function called with the number of parts that are done, and of all."""
+
+    def listen(step):
+        if step.of is not None:
+            observer(step.done, step.of)
+
+    return steps.told_to(listen) if observer else contextlib.nullcontext()
 
 
-def write_parquet(answer, url, *, names=("a",), keys=(), keyed=None, **options):
+def write_zarr(answer, url, *, observer=None, **options):
+    with observed(observer):
+        return zarr_output.write_zarr(answer, str(url), work(**options))
+
+
+def write_parquet(
+    answer, url, *, names=("a",), keys=(), keyed=None, observer=None, **options
+):
     columns = {"names": names, "keys": keys, "keyed": keyed}
-    return parquet_output.write_parquet(answer, str(url), work(**options), **columns)
+    with observed(observer):
+        return parquet_output.write_parquet(
+            answer, str(url), work(**options), **columns
+        )
 
 
 WRITERS = {"out.zarr": write_zarr, "out.parquet": write_parquet}

@@ -58,7 +58,7 @@ def fit(
         tell_forecast(forecast_fit(mixture, rows, *threads(cluster)), report)
         return
     began = perf_counter()
-    with report.passes(), connect(cluster), told_at_the_end():
+    with report.steps(), connect(cluster), told_at_the_end():
         mixture.fit(rows, **training.of_fit())
         # Before the cluster is closed, which an interrupt may break off.
         mixture.save(model, overwrite=overwrite)

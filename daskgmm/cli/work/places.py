@@ -72,12 +72,20 @@ def threads(cluster: Cluster) -> tuple[int | None, int | None]:
     return int(workers * (threads or 1)), threads
 
 
-def connect(cluster: Cluster) -> AbstractContextManager[Client | None]:
+@contextmanager
+def connect(cluster: Cluster) -> Iterator[Client | None]:
     """Join the scheduler, or start a cluster, for as long as the context.
 
     Where there cannot be one, the work is done by this process's threads.
     """
-    steps.begin("starting workers" if cluster.scheduler is None else "joining workers")
+    is_joined = cluster.scheduler is not None
+    steps.begin("joining workers" if is_joined else "starting workers")
+    with _connected(cluster) as client:
+        yield client
+        steps.begin("leaving workers" if is_joined else "ending workers")
+
+
+def _connected(cluster: Cluster) -> AbstractContextManager[Client | None]:
     if cluster.scheduler is not None:
         return deploy.join(cluster.scheduler, cluster.credentials())
     if cluster.file is not None:

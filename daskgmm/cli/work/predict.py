@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from time import perf_counter
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ import click
 import dask.array as da
 import numpy as np
 
+from daskgmm import steps
 from daskgmm.cli.options import Cluster, Data
 from daskgmm.cli.work.common import (
     digest,
@@ -76,9 +76,8 @@ def predict(
         tell_forecast(forecast_answer(mixture, rows, *threads(cluster)), report)
         return
     began = perf_counter()
-    with connect(cluster), report.counting("parts") as observe:
+    with report.steps(), connect(cluster):
         answer = _answer(mixture, rows, kind, outliers)
-        work = replace(work, observer=observe)
         if is_parquet_name(out):
             written = write_parquet(
                 answer,
@@ -128,6 +127,7 @@ def _with_lengths(answer: da.Array, rows: Opened) -> da.Array:
     if not np.isnan(answer.shape[0]):
         return answer
     # To count rows costs less than to count answers.
+    steps.begin("counting rows")
     counted: Any = as_dask(rows).compute_chunk_sizes()
     chunks = (counted.chunks[0], *answer.chunks[1:])
     known: da.Array = da.map_blocks(

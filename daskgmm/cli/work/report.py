@@ -6,28 +6,19 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from time import perf_counter
 from typing import Any, final
 
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Column, Table
 from rich.text import Text
 
-from daskgmm.display.log import PAUSE, Log
+from daskgmm.display.log import Log
 from daskgmm.display.terminal import Bar
-from daskgmm.display.words import number, seconds
+from daskgmm.display.words import number
 from daskgmm.em.search import Criterion, Scored, SearchProgress
-from daskgmm.steps import Step, told_to
+from daskgmm.steps import Listener, Step, told_to
 
 
 @final
@@ -71,19 +62,9 @@ class Report:
             ]
             self.say("  ".join(cells).rstrip())
 
-    @contextmanager
-    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Show how many of some things are done, and how long the rest may take."""
-        with self._bar(what) as bar:
-            if bar is None:
-                yield _Lines(self, what).observe
-                return
-            task = bar.add_task(what, total=None)
-            yield lambda done, of: bar.update(task, completed=done, total=of)
-
-    def passes(self) -> AbstractContextManager[None]:
-        """Show the passes of a fit, from the start of workers on."""
-        return self._told(lambda _last: None)
+    def steps(self, *listeners: Listener) -> AbstractContextManager[None]:
+        """Show what goes on, from the start of workers on; others listen, too."""
+        return self._told(lambda _last: None, listeners=listeners)
 
     def search(self, criterion: Criterion) -> AbstractContextManager[None]:
         """Show the passes of a search, and what is known of each candidate."""
@@ -97,37 +78,23 @@ class Report:
 
     @contextmanager
     def _told(
-        self, above: Callable[[object], Table | None], criterion: Criterion = "bic"
+        self,
+        above: Callable[[object], Table | None],
+        criterion: Criterion = "bic",
+        listeners: Sequence[Listener] = (),
     ) -> Iterator[None]:
         """Print a line for each pass, and in a terminal draw a bar below them."""
         resumed = _Resumed(self)
         if not self.console.is_terminal:
-            with Log(self.say, criterion) as log, told_to(resumed, log):
+            with Log(self.say, criterion) as log, told_to(resumed, log, *listeners):
                 yield
             return
         lines = Log(self.say, criterion, pause=math.inf)
         with (
             Bar(self.console, above) as bar,
-            told_to(resumed, lines, bar),
+            told_to(resumed, lines, bar, *listeners),
         ):
             yield
-
-    @contextmanager
-    def _bar(self, what: str) -> Iterator[Progress | None]:
-        if not self.console.is_terminal:
-            yield None
-            return
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("to go"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-        ) as bar:
-            yield bar
 
 
 def _finite(value: Any) -> Any:
@@ -184,25 +151,3 @@ def candidates_table(scored: Sequence[Scored], criterion: Criterion) -> Table:
         there = (cells.get(name, Text()) for name in columns)
         table.add_row(str(n_components), *there)
     return table
-
-
-@final
-class _Lines:
-    """A line now and then on how much is done."""
-
-    def __init__(self, report: Report, what: str) -> None:
-        self._report, self._what = report, what
-        self._began = self._said = perf_counter()
-        self._before: int | None = None
-
-    def observe(self, done: int, of: int) -> None:
-        """Print a line if it is time to, or all is done."""
-        if self._before is None:
-            self._before = done - 1  # what a run that broke off had done
-        now = perf_counter()
-        if now - self._said < PAUSE and done < of:
-            return
-        self._said = now
-        left = (now - self._began) / (done - self._before) * (of - done)
-        to_go = f", {seconds(left)} to go" if done < of else ""
-        self._report.say(f"{done:,} of {of:,} {self._what}{to_go}")

@@ -39,8 +39,8 @@ def sample(
     }
     began = perf_counter()
     drawn = draw_lazily(mixture, n_rows, seed)
-    with report.counting("parts") as observe:
-        work = Work(identity, overwrite, observer=observe)
+    work = Work(identity, overwrite)
+    with report.steps():
         if is_parquet_name(out):
             written = write_parquet(drawn, out, work, names=feature_names(mixture))
         else:

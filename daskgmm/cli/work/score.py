@@ -28,7 +28,7 @@ def score(
     if dry_run:
         tell_forecast(forecast_answer(mixture, rows, *threads(cluster)), report)
         return
-    with connect(cluster), report.console.status("reading"):
+    with report.steps(), connect(cluster):
         found, dtype = mixture._score(rows, None)
     facts = {
         "rows": int(found.weight),
