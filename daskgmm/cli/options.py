@@ -26,6 +26,7 @@ _SIGNS: Final = re.compile(r"[<>=!&|~]+")
 _SIGNS_AT_END: Final = re.compile(r"[<>=!&|~]+$")
 _QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
 _SEVERAL: Final = re.compile(r"[<>=].*\s(and|or|&+|\|+)\s.*([<>=]|\sin\s)")
+_ASSIGNED: Final = re.compile(r"[^<>=!]+=[^<>=!]+")
 _FILTER: Final = re.compile(
     r"\s*(.+?)\s*(==|!=|<=|>=|<|>|\s(?:not\s+)?in\s)\s*(.+?)\s*"
 )
@@ -283,6 +284,10 @@ def _filter(text: str) -> tuple[str, str, Any]:
             "hold."
         )
     found = _FILTER.fullmatch(text)
+    if found is None and _ASSIGNED.fullmatch(text):
+        raise click.BadParameter(
+            f"{text!r} has the operator '=', which there is not: is '==' meant?"
+        )
     if found is None:
         raise click.BadParameter(
             f"{text!r} is not of the form 'COLUMN OP VALUE', with OP one of "

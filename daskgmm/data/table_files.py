@@ -254,7 +254,9 @@ def _of_delta(
         uris, why_not = table.file_uris(), _why_not_by_files(table)
     except (DeltaError, OSError, ValueError) as error:
         raise StoreError(
-            f"The table of Delta Lake at {place} cannot be read: {error}"
+            f"The table of Delta Lake at {place} cannot be read"
+            + ("" if version is None else f" at version {version}")
+            + f": {error}"
         ) from error
     if why_not is not None:
         raise DataError(

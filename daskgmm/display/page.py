@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any, Final
@@ -42,7 +43,7 @@ def fitted(
             str(k),
             f"{weights[k]:.4f}",
             *(
-                f"{means[k, j]:.5g} ± {deviations[k, j]:#.3g}"
+                mean_and_deviation(means[k, j], deviations[k, j])
                 for j in range(len(shown))
             ),
         ]
@@ -54,6 +55,16 @@ def fitted(
     ]
     below = "; ".join(filter(None, [*facts, *left]))
     return _box(table(head, rows) + bounds_svg(bounds), below)
+
+
+def mean_and_deviation(mean: float, deviation: float) -> str:
+    """Both, the mean to as many places as the deviation has."""
+    said = f"{mean:.5g}"
+    if deviation > 0.0:
+        places = 2 - math.floor(math.log10(deviation))
+        if 0 <= places <= 9:
+            said = f"{round(mean, places) + 0.0:.{places}f}"  # zero has no sign
+    return f"{said} ± {deviation:#.3g}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

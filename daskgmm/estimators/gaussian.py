@@ -64,9 +64,10 @@ default='kmeans'
     warm_start : bool, default=False
         Whether another `fit` continues where the last one ended.
     verbose : int, default=0
-        1 prints iterations, 2 also the time and the change of the bound.
+        1 prints each pass that takes more than a second, with its bound, some of the
+        others, and how runs end; 2 also times and changes of the bound.
     verbose_interval : int, default=10
-        Iterations between two prints.
+        Iterations from print to print, where passes take less than a second.
     init_size : 'auto' or int, default='auto'
         Starts are found from this many rows, drawn uniformly: from all rows if there
         are no more. The draw depends on the number of rows and `random_state`, not on

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+from sklearn import mixture
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from daskgmm.data.columns import as_table
@@ -90,11 +92,15 @@ def history(model: TrainedMixture) -> Any:
 
 def check_is_mixture(model: Any, function: str) -> None:
     """Raise an error where a model is not fitted, or is no mixture."""
-    check_is_fitted(model)
-    if hasattr(model, "means_"):
+    if isinstance(model, BaseEstimator):
+        check_is_fitted(model)
+    if isinstance(model, TrainedMixture):
         return
     holds = [name for name in ("best_estimator_", "estimator_") if hasattr(model, name)]
     advice = f": its {holds[0]} is one" if holds else ""
+    if isinstance(model, mixture.GaussianMixture | mixture.BayesianGaussianMixture):
+        kind = type(model).__name__
+        advice = f" of scikit-learn: pass daskgmm.{kind}.from_sklearn(model)"
     raise TypeError(
         f"{function} takes a fitted mixture, not a {type(model).__name__}{advice}."
     )

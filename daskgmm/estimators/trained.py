@@ -309,7 +309,7 @@ class TrainedMixture(CallbackSupportMixin, DerivedMixtures):  # type: ignore[mis
             # Each run has a line for a pass, and the same time in it.
             _, first = np.unique(told["n_pass"], return_index=True)
             time = words.seconds(float(told["seconds"][first].sum()))
-            facts = [f"{told['n_rows'][-1]:,} rows", *facts, time]
+            facts = [f"{told['n_rows'][-1]:,} rows", *facts, f"{time} in passes"]
         return [*facts, f"lower bound {self.lower_bound_:.6g}"]
 
     def _what_is_fitted(

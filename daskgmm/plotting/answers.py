@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _POINTS: Final = 20_000
 """Rows that are drawn, at most."""
 _NAMED: Final = 10
+_NAMED_INSIDE: Final = 5
 """Components that a legend has room for."""
 _PALEST: Final = 0.3
 """How much is left of the colour of rows that are between components."""
@@ -80,7 +81,9 @@ def plot_responsibilities(
     labels, n_components = shares.argmax(axis=1), shares.shape[1]
     unsure = entr(shares).sum(axis=1) / max(np.log(n_components), 1e-300)
     ax = style.new_axes(ax)
-    heaviest = np.argsort(-np.bincount(labels, minlength=n_components))[:_NAMED]
+    is_beside = _has_room_beside(ax)
+    n_named = _NAMED if is_beside else _NAMED_INSIDE
+    heaviest = np.argsort(-np.bincount(labels, minlength=n_components))[:n_named]
     for k, (colour, marker) in enumerate(style.markers_of(mixture.means_[:, places])):
         its = labels == k
         if its.any():
@@ -96,14 +99,16 @@ def plot_responsibilities(
             )
     nobodys = float((unsure > _SURE).mean())
     title = "component"
-    if n_components > _NAMED:
-        title = f"the {_NAMED} largest of {n_components} components"
+    if n_components > n_named:
+        title = f"{n_named} largest of {n_components}"
     legend = ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),  # beside the points, which it would hide
-        frameon=False,
+        loc="upper left" if is_beside else "best",
+        bbox_to_anchor=(1.0, 1.0) if is_beside else None,
+        frameon=not is_beside,
+        framealpha=0.7,
         markerscale=1.6,
         fontsize="small",
+        title_fontsize="small",
         title=title,
     )
     for handle in legend.legend_handles:
@@ -113,6 +118,15 @@ def plot_responsibilities(
     style.tidy(ax, xlabel=across, ylabel=below)
     ax.set_title(f"{nobodys:.1%} of rows are between components", fontsize="small")
     return ax
+
+
+def _has_room_beside(ax: Axes) -> bool:
+    """Whether a legend can be beside the points, which it would hide among them.
+
+    The figure's layout makes room for it, if it has one.
+    """
+    figure = ax.get_figure()
+    return figure is not None and figure.get_layout_engine() is not None
 
 
 def plot_outliers(

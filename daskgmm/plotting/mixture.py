@@ -23,6 +23,10 @@ _FEW: Final = 5_000
 _MOST_BINS: Final = 200
 _FEW_CURVES: Final = 15
 """Components whose curves have numbers: of more, these cover each other."""
+_FAR: Final = 0.005
+"""At each end of a feature, the part of the rows that may lie far from the others:"""
+_FARTHEST: Final = 4.0
+"""by so many times what all others span."""
 _MOST_PAIRS: Final = 6
 """Features that `plot_pairs` draws, unless it is told."""
 
@@ -187,7 +191,7 @@ def _draw_one(
     """Curves of weighted densities, over a histogram."""
     means, variances = _of_one(model, place)
     deviations, weights = np.sqrt(variances), np.asarray(model.weights_)
-    low, high = _span(means, deviations, weights, table)
+    low, high = _span(model, place, None if table is None else table[:, 0])
     if table is not None and len(table):
         ax.hist(
             table[:, 0],
@@ -197,6 +201,8 @@ def _draw_one(
             color=style.ROWS,
             alpha=0.45,
         )
+        inside = (low <= table[:, 0]) & (table[:, 0] <= high)
+        _say_far(ax, inside, labelled=labelled)
     # The narrowest of the peaks has points enough.
     near = means + deviations * np.linspace(-4.0, 4.0, 81)[:, np.newaxis]
     x = np.unique(np.concatenate([np.linspace(low, high, 500), near.ravel()]))
@@ -230,18 +236,35 @@ def _of_one(
 
 
 def _span(
-    means: NDArray[Any],
-    deviations: NDArray[Any],
-    weights: NDArray[Any],
-    table: NDArray[Any] | None,
+    model: DerivedMixtures, place: int, values: NDArray[Any] | None
 ) -> tuple[float, float]:
-    """From where to where a feature is drawn: the components that count, and rows."""
+    """From where to where a feature is drawn: the components that count, and rows.
+
+    A few rows that lie far from all others would make a point of those: where there
+    are such, and components of them, they are left out.
+    """
+    means, variances = _of_one(model, place)
+    weights, reach = np.asarray(model.weights_), 3.5 * np.sqrt(variances)
     counts = weights > 1e-3 * weights.max()
-    low = float((means - 3.5 * deviations)[counts].min())
-    high = float((means + 3.5 * deviations)[counts].max())
-    if table is None or not len(table):
-        return low, high
-    return min(low, float(table.min())), max(high, float(table.max()))
+    low, high = (means - reach)[counts].min(), (means + reach)[counts].max()
+    if values is None or not len(values):
+        return float(low), float(high)
+    low, high = min(low, values.min()), max(high, values.max())
+    n_far = max(1, int(_FAR * len(values)))
+    if len(values) > 2 * n_far:
+        ordered = np.sort(values)
+        first, last = ordered[n_far], ordered[-1 - n_far]
+        width = last - first
+        if 0.0 < width * _FARTHEST < max(first - low, high - last):
+            low, high = max(low, first - width), min(high, last + width)
+    return float(low), float(high)
+
+
+def _say_far(ax: Axes, inside: NDArray[np.bool_], *, labelled: bool) -> None:
+    """How many rows are not to be seen, if there is room for that."""
+    if labelled and not inside.all():
+        said = f"{(~inside).sum():,} of {len(inside):,} rows lie far outside"
+        ax.set_title(said, fontsize="small")
 
 
 def _n_bins(n: int) -> int:
@@ -261,8 +284,14 @@ def _draw_two(
     *,
     labelled: bool = True,
 ) -> Axes:
-    if table is not None:
-        _draw_rows(ax, table)
+    if table is not None and len(table):
+        spans = [_span(model, k, table[:, i]) for i, k in enumerate(pair)]
+        low, high = np.array(spans).T
+        inside = ((low <= table) & (table <= high)).all(axis=1)
+        _draw_rows(ax, table[inside])
+        if not inside.all():
+            ax.set(xlim=spans[0], ylim=spans[1])
+            _say_far(ax, inside, labelled=labelled)
     _draw_components(ax, model, pair, labelled=labelled)
     if true is not None:
         _draw_rings(ax, true)

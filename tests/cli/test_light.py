@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import dask
 import numpy as np
 import pandas as pd
@@ -321,6 +322,12 @@ def test_a_key_that_is_no_column_is_refused_before_workers_start(tmp_path):
         assert done.exit_code == 1
         assert message in done.output
         assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("text", ["x = 3", "x=3", "name = 'a b'"])
+def test_one_sign_too_few_is_named(text):
+    with pytest.raises(click.BadParameter, match=r"operator '=', .* is '==' meant\?"):
+        options._filter(text)
 
 
 def test_what_is_quoted_in_a_filter_is_a_value():

@@ -218,7 +218,7 @@ def test_a_version_of_a_delta_table(delta, x, tmp_path):
     np.testing.assert_allclose(model().fit(first).means_, model().fit(x).means_)
     assert open_rows(delta, version=1).n_rows == 2 * N
     assert open_rows(delta, version=2).n_rows == N
-    with pytest.raises(StoreError, match="Delta Lake at .* cannot be read"):
+    with pytest.raises(StoreError, match="cannot be read at version 99: "):
         open_rows(delta, version=99)
     frame(x).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match="has no versions"):

@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from sklearn.exceptions import NotFittedError
+from sklearn.mixture import GaussianMixture as Reference
 
 from daskgmm import (
     BayesianGaussianMixture,
@@ -79,6 +80,37 @@ def test_ellipses_are_level_sets_of_the_components(covariance_type, features):
             np.einsum("ni,ni->n", z, np.linalg.solve(covariance, z.T).T)
         )
         np.testing.assert_allclose(distances, n_sigmas, rtol=1e-2)
+
+
+@pytest.mark.parametrize("n", [800, 20_000])  # points, and a density
+def test_rows_far_away_do_not_make_a_point_of_all_others(n):
+    rows = blobs(2, n, 2, 2)
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    rows[5] = 1e6, 0.0
+    model = GaussianMixture(3, random_state=0).fit(rows)
+    ax = plot_mixture(model, rows, ax=axes())
+    assert ax.get_title() == f"1 of {n:,} rows lie far outside"
+    first, last = ax.get_xlim()
+    width = high[0] - low[0]
+    assert low[0] - 2 * width < first < last < high[0] + 2 * width
+    one = plot_mixture(model, rows, features=0, ax=axes())
+    assert one.get_title() == ax.get_title()
+    assert one.get_xlim()[1] < high[0] + 2 * width
+    near = np.delete(rows, 5, axis=0)
+    assert plot_mixture(model, near[:0], ax=axes()).get_title() == ""
+    ax = plot_mixture(GaussianMixture(2, random_state=0).fit(near), near, ax=axes())
+    assert ax.get_title() == ""
+    assert (ax.get_xlim()[0] <= low[0]) and (high[0] <= ax.get_xlim()[1])
+
+
+def test_models_of_scikit_learn_are_told_how_to_be_drawn():
+    rows = blobs(2, 100, 2, 2)
+    theirs = Reference(2, random_state=0).fit(rows)
+    with pytest.raises(TypeError, match=r"daskgmm\.GaussianMixture\.from_sklearn"):
+        plot_mixture(theirs, rows, ax=axes())
+    with pytest.raises(TypeError, match="takes a fitted mixture, not a str"):
+        plot_mixture("model.zarr", rows, ax=axes())
+    plot_mixture(GaussianMixture.from_sklearn(theirs), rows, ax=axes())
 
 
 def test_means_are_marked():

@@ -70,7 +70,7 @@ def test_rows_have_the_colour_of_their_component_and_are_faint_between():
     x = np.concatenate([x, [[0.0, 0.0]]])
     model = GaussianMixture(2, covariance_type="tied", random_state=0).fit(x)
     x[-1] = model.means_.mean(axis=0)
-    ax = plot_responsibilities(model, x, ax=axes())
+    ax = plot_responsibilities(model, x, ax=Figure(layout="tight").add_subplot())
     labels, sizes, faintest = model.predict(x), [], []
     for k, points in enumerate(ax.collections):
         sizes.append(len(points.get_offsets()))
@@ -80,7 +80,7 @@ def test_rows_have_the_colour_of_their_component_and_are_faint_between():
     assert min(faintest) == 0.3
     legend = ax.get_legend()
     assert [handle.get_alpha() for handle in legend.legend_handles] == [1.0, 1.0]
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
     beside = legend.get_window_extent().x0 >= ax.get_window_extent().x1
     assert beside, "it hides points"
     assert "0.2% of rows are between components" in ax.get_title()
@@ -122,15 +122,33 @@ def test_of_many_runs_the_kept_one_has_a_name():
     assert drawn.yaxis.get_offset_text().get_text() == ""
 
 
-def test_of_many_components_the_largest_have_names():
+@pytest.mark.parametrize(("layout", "n_named"), [(None, 5), ("constrained", 10)])
+def test_of_many_components_the_largest_have_names(layout, n_named):
     rows = blobs(3, 1000, 2, 3)
     model = GaussianMixture(50, random_state=0, max_iter=2).fit(rows)
-    drawn = plot_responsibilities(model, rows, ax=axes())
+    first, _ = Figure(layout=layout).subplots(1, 2)
+    drawn = plot_responsibilities(model, rows, ax=first)
     legend = drawn.get_legend()
-    assert legend.get_title().get_text() == "the 10 largest of 50 components"
+    assert legend.get_title().get_text() == f"{n_named} largest of 50"
     shares = np.bincount(model.predict(rows), minlength=50)
     named = [int(text.get_text().split()[0]) for text in legend.get_texts()]
-    assert sorted(named) == sorted(np.argsort(-shares)[:10])
+    assert sorted(named) == sorted(np.argsort(-shares)[:n_named])
+
+
+@pytest.mark.parametrize("layout", [None, "constrained", "tight"])
+def test_nothing_covers_or_cuts_a_legend(layout):
+    rows = blobs(3, 300, 2, 3)
+    model = GaussianMixture(3, random_state=0).fit(rows)
+    figure = Figure(layout=layout)
+    first, second = figure.subplots(1, 2)
+    for ax in (first, second):
+        plot_responsibilities(model, rows, ax=ax)
+    figure.draw_without_rendering()
+    whole, other = figure.bbox, second.get_tightbbox()
+    for ax in (first, second):
+        seen = ax.get_legend().get_window_extent()
+        assert whole.x0 <= seen.x0 and seen.x1 <= whole.x1
+        assert ax is second or seen.x1 <= other.x0
 
 
 def test_what_is_not_drawn_is_refused_by_name():

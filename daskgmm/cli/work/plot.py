@@ -11,7 +11,7 @@ import numpy as np
 
 from daskgmm.cli.options import Data
 from daskgmm.cli.work.places import open_rows
-from daskgmm.errors import MissingLibraryError
+from daskgmm.errors import MissingLibraryError, StoreError
 from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.plotting import (
@@ -51,6 +51,11 @@ def plot(
     try:
         figure.savefig(unfinished, dpi=dpi)
         unfinished.replace(target)
+    except PermissionError:
+        raise StoreError(
+            f"{picture} cannot be written: {target.absolute().parent} may not be "
+            "written to by this user. Choose another folder."
+        ) from None
     finally:
         unfinished.unlink(missing_ok=True)
     click.echo(f"The picture is in {picture}.")
