@@ -17,8 +17,9 @@ from daskgmm.storage.glance import (
     holds_model,
     is_empty,
     is_other_file,
+    lacks_array,
 )
-from daskgmm.storage.urls import check_apart, is_parquet_name
+from daskgmm.storage.urls import check_apart, check_library, is_parquet_name
 
 _NOT_WRITTEN: Final = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz", ".h5", ".hdf5", ".nc"}
@@ -47,6 +48,8 @@ def check_there(**places: str | None) -> None:
     for name, place in places.items():
         if place is not None and is_empty(place):
             raise click.ClickException(f"{name}: there is nothing at {place}.")
+        if place is not None:
+            check_library(place)
         if place is not None and is_other_file(place):
             raise click.ClickException(
                 f"There is no Zarr array and no Parquet at {place}. {OTHER_FILE}"
@@ -71,10 +74,19 @@ def check_store(
     if (option := _given(for_parquet)) and holds_array(store):
         raise click.ClickException(f"{store} is not Parquet, which {option} is for.")
     misfit = _given(for_zarr)
+    if data.array is not None and lacks_array(store, data.array):
+        raise click.ClickException(
+            f"There is no array {data.array!r} in {store}, as --array names it."
+        )
     wanted = [*(data.columns or ()), *key, *(name for name, _, _ in data.filters)]
-    path = first_parquet(store) if misfit or wanted or chosen else None
+    is_wanted = misfit or wanted or chosen or data.version is not None
+    path = first_parquet(store) if is_wanted else None
     if path is None:
         return
+    if data.version is not None:
+        raise click.ClickException(
+            f"{store} has no versions: it is no table of Delta Lake."
+        )
     if misfit:
         raise click.ClickException(f"{store} is not Zarr, which {misfit} is for.")
     if said := missing_column(path, wanted):

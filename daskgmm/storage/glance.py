@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from glob import glob
 from typing import Any, Final
 
 from fsspec.core import split_protocol
@@ -38,16 +39,32 @@ MODEL: Final = "a model"
 
 
 def is_empty(place: str) -> bool:
-    """Whether a place has nothing, or an empty folder; False of URLs and of globs."""
+    """Whether a place has nothing, or an empty folder; False of URLs."""
     path = _path(place)
     if path is None:
-        return False
+        return _is_glob_of_nothing(place)
     if not os.path.lexists(path):
         return True
     try:
         return os.path.isdir(path) and not os.listdir(path)
     except OSError:  # whoever opens it says why
         return False
+
+
+def _is_glob_of_nothing(place: str) -> bool:
+    path = as_path(place)
+    is_elsewhere = split_protocol(path)[0] is not None or CHAIN in path
+    return not is_elsewhere and not os.path.lexists(path) and not glob(path)
+
+
+def lacks_array(place: str, array: str) -> bool:
+    """Whether a group on this machine surely has nothing of an array's name."""
+    path = _path(place)
+    return (
+        path is not None
+        and os.path.isdir(path)
+        and not os.path.lexists(os.path.join(path, array.strip("/")))
+    )
 
 
 def is_other_file(place: str) -> bool:

@@ -138,6 +138,17 @@ def needs_library(what: str, place: str, error: ImportError) -> MissingLibraryEr
     return MissingLibraryError(f"{what} needs a library that is not installed: {how}")
 
 
+def check_library(place: str) -> None:
+    """Raise MissingLibraryError if what reads a place is not installed."""
+    for link in place.split(CHAIN):
+        protocol = split_protocol(link)[0]
+        if protocol is not None:
+            try:
+                fsspec.get_filesystem_class(protocol)
+            except ImportError as error:
+                raise needs_library(place, place, error) from None
+
+
 def is_local(files: Any) -> bool:
     """Whether a file system is this machine's own."""
     return isinstance(files, LocalFileSystem)

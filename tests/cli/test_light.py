@@ -166,6 +166,13 @@ MISFITS = [
     (("predict", "m", "x", "o.parquet", "--key", "a"), "which --key is for"),
     (("fit", "p.parquet", "new", "-k", "2", "--array", "a"), "p.parquet is not Zarr, "),
     (("fit", "folder", "new", "-k", "2", "--no-decode-cf"), "which --decode-cf is for"),
+    (("fit", "p.parquet", "new", "-k", "2", "--table-version", "3"), "has no versions"),
+    (
+        ("fit", "group", "new", "-k", "2", "--array", "row"),
+        "There is no array 'row' in",
+    ),
+    (("fit", "nope/*.parquet", "new", "-k", "2"), "STORE: there is nothing at"),
+    (("fit", "sftp://host/x", "new", "-k", "2"), "needs a library that is not install"),
 ]
 MISNAMED = [
     ("fit", "p.parquet", "new", "-k", "2", "--columns", "a,nope"),
@@ -185,6 +192,7 @@ def tables(places):
     table.to_parquet(places / "folder" / "inner" / "1.parquet")
     table[["b"]].to_parquet(places / "folder" / "inner" / "_hidden.parquet")
     table.to_parquet(places / "by", partition_cols=["b"])
+    create_zarr(places / "group" / "rows", blobs(0, 20, 2, 1), chunks=(10, 2))
     return places
 
 
