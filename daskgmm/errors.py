@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
+from types import TracebackType
 from typing import Final
 
 
@@ -63,6 +65,22 @@ class InterruptedFit(KeyboardInterrupt):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it: whoever stopped it knows where."""
         return [f"Interrupted: {self}"]
+
+
+def show_interrupts_quietly() -> None:
+    """Have Python show an interrupted fit in a line, unless others show its errors."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _show
+
+
+def _show(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What a script that is interrupted ends with: a line, as a notebook's cell."""
+    if isinstance(error, InterruptedFit):
+        print(f"\nInterrupted: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 class IllDefinedCovarianceError(DaskGMMError, ValueError):

@@ -27,7 +27,11 @@ from daskgmm.em.fit import Outcome, Settings, sampled_of, train
 from daskgmm.em.interval import parse_interval
 from daskgmm.em.progress import Callback, Progress, Reporter, as_columns, from_columns
 from daskgmm.em.state import Run, Status
-from daskgmm.errors import InterruptedFit, SkippedRowsWarning
+from daskgmm.errors import (
+    InterruptedFit,
+    SkippedRowsWarning,
+    show_interrupts_quietly,
+)
 from daskgmm.estimators.base import PARAMETERS
 from daskgmm.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from daskgmm.estimators.derived import DerivedMixtures
@@ -420,6 +424,7 @@ def said_in_one_line(checkpoint: Any) -> Iterator[list[Checkpoint]]:
     try:
         yield keepers
     except KeyboardInterrupt:
+        show_interrupts_quietly()
         place = None if checkpoint is None else str(checkpoint)
         if any(keeper.has_state for keeper in keepers):
             message = f"the same fit resumes from the checkpoint {place}."

@@ -120,22 +120,49 @@ def test_a_search_says_so_too(tmp_path, x):
         search.fit(x, callback=interrupt_after(2), checkpoint=tmp_path / "c")
 
 
-def test_a_notebook_shows_one_line(tmp_path):
-    code = (
-        "import signal\n"
-        "from daskgmm import GaussianMixture\n"
-        "GaussianMixture(2, random_state=0).fit(\n"
-        "    [[0.0], [1.0], [5.0], [6.0]],\n"
-        "    callback=lambda _: signal.raise_signal(signal.SIGINT),\n"
-        ")\n"
+SCRIPT = """
+import signal
+from daskgmm import GaussianMixture
+
+def fit():
+    GaussianMixture(2, random_state=0).fit(
+        [[0.0], [1.0], [5.0], [6.0]],
+        callback=lambda _: signal.raise_signal(signal.SIGINT),
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+
+fit()
+"""
+
+
+def test_a_notebook_shows_one_line(tmp_path):
+    cell = nbformat.v4.new_code_cell(SCRIPT)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
     client = NotebookClient(notebook, timeout=120, allow_errors=True)
     client.execute()
     [output] = notebook.cells[0].outputs
     assert output["ename"] == "InterruptedFit"
     [line] = output["traceback"]
     assert line.startswith("Interrupted: nothing was kept.")
+
+
+def test_so_does_a_script():
+    """Unless it has a hook of its own, which stays; other errors are shown as ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True
+    )
+    assert done.returncode not in (0, 2)
+    assert done.stderr.startswith("\nInterrupted: nothing was kept.")
+    assert len(done.stderr.strip().splitlines()) == 1
+    own = "import sys\nsys.excepthook = lambda *_: print('own')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", own + SCRIPT], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("own\n", "")
+    later = "\ntry:\n    fit()\nexcept KeyboardInterrupt:\n    1 / 0\n"
+    again = SCRIPT.replace("\nfit()\n", later)
+    done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
 def interrupted(*arguments, after=None):
@@ -159,7 +186,7 @@ def interrupted(*arguments, after=None):
         line = command.stdout.readline()
         assert line, f"it ended early: {said}"
         said += line
-    time.sleep(0.5)
+    time.sleep(0.5 if after else 0.0)  # workers may need no longer to start
     os.killpg(command.pid, signal.SIGINT)
     rest, _ = command.communicate(timeout=60)
     return said + rest, command.returncode
