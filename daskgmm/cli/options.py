@@ -16,6 +16,7 @@ from typing import Any, Final, final
 import click
 from click.shell_completion import CompletionItem
 
+from daskgmm.execution.cluster_file import content_of
 from daskgmm.storage.urls import absolute
 
 SHAPES: Final = ("full", "tied", "diag", "spherical")
@@ -83,6 +84,8 @@ class Cluster:
                 "--cluster, the file says them under security."
             )
         local = (self.n_workers, self.threads_per_worker, self.dashboard)
+        if self.file is not None:
+            content_of(self.file)  # what is wrong with it is said before Dask loads
         if elsewhere and (any(local) or self.memory_limit != "auto"):
             raise click.UsageError(
                 "--workers, --threads-per-worker, --memory-limit and --dashboard are "

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
 import dask
-import yaml  # type: ignore[import-untyped]
 from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster, Nanny, Security, Worker
 from distributed.comm.addressing import (
@@ -39,6 +38,7 @@ from distributed.utils import silence_logging_cmgr
 
 from daskgmm import config, steps
 from daskgmm.errors import ClusterError, MissingLibraryError, ParameterError
+from daskgmm.execution.cluster_file import SECTIONS, content_of, listed
 from daskgmm.execution.forking import beyond_interrupts
 
 _SIZES: Final = {"workers", "jobs", "cores", "memory"}
@@ -177,7 +177,7 @@ class Deployment:
     dask: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _SECTIONS:
+        for name in SECTIONS:
             if not isinstance(getattr(self, name), Mapping):
                 raise self._wrong(name, "write names and values below it")
         self._check_size()
@@ -188,9 +188,9 @@ class Deployment:
         if self.scale and self.adapt:
             raise self._wrong("adapt", "there is scale already; keep one of them")
         if self.scale and (len(self.scale) > 1 or not self.scale.keys() <= _SIZES):
-            raise self._wrong("scale", f"give one of {_listed(_SIZES)}")
+            raise self._wrong("scale", f"give one of {listed(_SIZES)}")
         if unknown := self.adapt.keys() - _ADAPT:
-            raise self._wrong(f"adapt.{min(unknown)}", f"known are {_listed(_ADAPT)}")
+            raise self._wrong(f"adapt.{min(unknown)}", f"known are {listed(_ADAPT)}")
         if self.adapt and not any(self.adapt.get(name) for name in _LEAST):
             # Without workers there is no work that could call for workers.
             raise self._wrong("adapt.minimum", "a fit needs one worker at least")
@@ -386,39 +386,16 @@ async def _started(cluster: SpecCluster) -> None:
         raise failures[0]
 
 
-_SECTIONS: Final = tuple(
-    f.name for f in fields(Deployment) if f.name not in ("file", "cluster")
-)
-
-
 def read(path: str | os.PathLike[str]) -> Deployment:
     """Read a cluster file.
 
     Raises
     ------
-    ValueError
+    ParameterError
         If it is not what a cluster file should be; the message names file and key.
     """
     file = Path(path)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{file} is no YAML: {error}") from error
-    known = {"cluster", *_SECTIONS}
-    if not isinstance(content, dict) or not isinstance(content.get("cluster"), str):
-        raise ParameterError(
-            f"{file}: cluster: name a class such as distributed.LocalCluster. A "
-            f"cluster file has {_listed(known)}."
-        )
-    if unknown := {str(key) for key in content} - known:
-        raise ParameterError(f"{file}: {min(unknown)}: known are {_listed(known)}.")
-    # A section with nothing below it is None in YAML.
-    given = {key: value for key, value in content.items() if value is not None}
-    return Deployment(file, **given)
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names))
+    return Deployment(file, **content_of(file))
 
 
 @contextmanager

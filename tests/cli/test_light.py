@@ -172,6 +172,14 @@ MISFITS = [
         "There is no array 'row' in",
     ),
     (("fit", "nope/*.parquet", "new", "-k", "2"), "STORE: there is nothing at"),
+    (
+        ("fit", "x", "new", "-k", "2", "--cluster", "bad.yaml"),
+        "bad.yaml: cluster: name a class such as distributed.LocalCluster.",
+    ),
+    (
+        ("fit", "x", "new", "-k", "2", "--cluster", "worse.yaml"),
+        "worse.yaml is no YAML: ",
+    ),
     (("fit", "sftp://host/x", "new", "-k", "2"), "needs a library that is not install"),
 ]
 MISNAMED = [
@@ -192,6 +200,8 @@ def tables(places):
     table.to_parquet(places / "folder" / "inner" / "1.parquet")
     table[["b"]].to_parquet(places / "folder" / "inner" / "_hidden.parquet")
     table.to_parquet(places / "by", partition_cols=["b"])
+    (places / "bad.yaml").write_text("arguments: {n_workers: 2}")
+    (places / "worse.yaml").write_text("cluster: [")
     create_zarr(places / "group" / "rows", blobs(0, 20, 2, 1), chunks=(10, 2))
     return places
 
