@@ -41,7 +41,7 @@ class Seen:
     def hear(self, event: object) -> None:
         """Take note of a `Step`, or of a pass."""
         if isinstance(event, Step):
-            if event.name != self.step.name:
+            if event.name != self.step.name or event.of is None:  # it begins, or again
                 self._began = self._clock()
             self.step = event
         elif isinstance(event, Progress | SearchProgress):

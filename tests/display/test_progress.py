@@ -257,6 +257,18 @@ def test_the_time_to_go_is_that_of_what_was_not_found_done():
     assert len(lines) == 13
 
 
+def test_a_step_that_begins_again_has_a_time_of_its_own():
+    clock, lines = Clock(), []
+    log = Log(lines.append, clock=clock)
+    for _ in range(2):
+        log(Step("looking for the quantile"))
+        clock.now += 30.0
+        log(Step("looking for the quantile", 3, 4))
+    assert lines == [
+        "looking for the quantile: 75% done, 30.0 s so far, about 10.0 s to go"
+    ] * 2
+
+
 def test_it_is_told_that_a_cluster_has_no_workers():
     heard = []
     limits = dict.fromkeys(("no-workers", "worker", "scheduler"), "1s")
