@@ -803,6 +803,7 @@ def test_what_is_no_size_is_refused_by_its_option(store, tmp_path, size):
     assert "is not a size: write 2GB" in " ".join(result.output.split())
 
 
+@pytest.mark.slow
 def test_a_local_cluster_is_started_and_left(store, tmp_path, rows):
     options = ("--workers", 1, "--threads-per-worker", 2, "--memory-limit", "2GB")
     args = ("fit", store, tmp_path / "m", "-k", K, "--seed", 0)

@@ -255,6 +255,7 @@ def _peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", said)[1])
 
 
+@pytest.mark.slow
 def test_workers_keep_what_their_limit_leaves():
     """Nothing is written to disk, nobody is paused or killed."""
     limit = 640_000_000

@@ -93,6 +93,7 @@ def _slowly(block):
     return block
 
 
+@pytest.mark.slow
 def test_a_cluster_is_asked_how_far_it_is(x):
     rows = da.from_array(x[:2000], chunks=(100, 2)).map_blocks(_slowly, dtype=float)
     with (
@@ -264,9 +265,10 @@ def test_a_step_that_begins_again_has_a_time_of_its_own():
         log(Step("looking for the quantile"))
         clock.now += 30.0
         log(Step("looking for the quantile", 3, 4))
-    assert lines == [
-        "looking for the quantile: 75% done, 30.0 s so far, about 10.0 s to go"
-    ] * 2
+    assert (
+        lines
+        == ["looking for the quantile: 75% done, 30.0 s so far, about 10.0 s to go"] * 2
+    )
 
 
 def test_it_is_told_that_a_cluster_has_no_workers():

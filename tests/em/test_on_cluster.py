@@ -122,6 +122,7 @@ def test_without_a_cluster_rows_are_sent_nowhere(x):
         held_by_cluster(x, None)
 
 
+@pytest.mark.slow
 def test_searches_and_questions_have_the_same_bits(x, client):
     """Rows held out, priors of all rows, quantiles, comparisons: by two processes."""
     rows = da.from_array(x[:6000], chunks=(700, 4))

@@ -155,6 +155,7 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept_double")
 def test_a_fit_that_goes_on_has_the_same_bits(rows, tmp_path):
     parameters = {"n_init": 2, "tol": 1e-8, "init_params": "random_from_data"}

@@ -283,6 +283,7 @@ def _with_our_class(folder: Path) -> None:
         (folder / name).write_text(text)
 
 
+@pytest.mark.slow
 def test_scikit_learns_own_tests_pass(tmp_path):
     _with_our_class(tmp_path)
     report = tmp_path / "report.xml"

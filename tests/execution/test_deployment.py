@@ -304,6 +304,7 @@ def store(tmp_path):
     return place
 
 
+@pytest.mark.slow
 def test_fit_and_predict_on_a_cluster_of_a_file(store, tmp_path):
     options = ["--cluster", str(CONFIGS / "local.yaml")]
     fit = ["fit", str(store), str(tmp_path / "m"), "-k", "3", "--seed", "0"]

@@ -93,6 +93,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_what_dask_leaves_for_its_workers_is_theirs(tmp_path, monkeypatch):
     """It sets OMP_NUM_THREADS in the process that starts them, and leaves it so."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -49,6 +49,7 @@ def unbounded(plan):
     return plan._replace(axes=nothing, axis_means=nothing)
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10**6),
     n_components=st.integers(4, 21),
