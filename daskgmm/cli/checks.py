@@ -27,10 +27,15 @@ _NOT_WRITTEN: Final = frozenset(
     | {".pkl", ".pickle", ".joblib"}
 )
 """Suffixes of what people may expect, and would not get."""
+_COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip"})
 
 
 def _suffix(place: str) -> str:
-    return PurePosixPath(place.rstrip("/").lower()).suffix
+    """Of what a name promises, compressed or not."""
+    path = PurePosixPath(place.rstrip("/").lower())
+    while path.suffix in _COMPRESSED:
+        path = path.with_suffix("")
+    return path.suffix
 
 
 def check_format(out: str) -> None:

@@ -126,13 +126,13 @@ def _address(
     """An address of a kind that Dask knows, and whose port is one; as it is."""
     if value is None:
         return None
-    kind, _, place = value.rpartition("://")
+    kind, sign, place = value.rpartition("://")
     if kind in ("http", "https"):
         raise click.BadParameter(
             f"{value!r} is where a dashboard is looked at: write the scheduler's own "
             "address, such as tcp://HOST:8786."
         )
-    if kind not in ("", "tcp", "tls"):
+    if sign and kind not in ("tcp", "tls"):
         _check_kind(kind)
         return value
     found = _PLACE.fullmatch(place)
@@ -149,7 +149,7 @@ def _check_kind(kind: str) -> None:
     others = entry_points(group="distributed.comm.backends").names
     if kind in _KINDS or kind in others:
         return
-    near = get_close_matches(kind, _KINDS, n=1, cutoff=0.5)
+    near = get_close_matches(kind.lower(), _KINDS, n=1, cutoff=0.5)
     raise click.BadParameter(
         f"Dask knows no addresses that begin with {kind}://"
         + (f": is {near[0]}:// meant?" if near else ".")

@@ -114,10 +114,16 @@ def join(
         try:
             client = stack.enter_context(Client(address, security=security))
         except OSError as error:
+            why = _why_not(address) or str(error) or type(error).__name__
             raise ClusterError(
-                f"The scheduler at {address} could not be joined: "
-                f"{_why_not(address) or error}. If it is up: a scheduler that talks "
-                "TLS takes tls:// alone, and certificates of its own authority."
+                f"The scheduler at {address} could not be joined: {why}. If it is up: "
+                "a scheduler that talks TLS takes tls:// alone, and certificates of "
+                "its own authority."
+            ) from error
+        except (TypeError, ValueError) as error:  # a worker's, which takes no clients
+            raise ClusterError(
+                f"{address} is no scheduler's address ({error}): give the one that the "
+                "scheduler logs when it starts, not that of a worker."
             ) from error
         yield client
 
@@ -240,7 +246,10 @@ class Deployment:
                 yield client
 
     def _factory(self) -> Callable[..., Any]:
-        package = self.cluster.split(".")[0]
+        package, _, name = self.cluster.partition(".")
+        if not name:
+            said = f"write where it is imported from, such as distributed.{package}"
+            raise self._wrong("cluster", said)
         try:
             with _signals_kept():
                 found = pkgutil.resolve_name(self.cluster)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import entr
 from sklearn.utils.validation import check_is_fitted
 
 from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
-from daskgmm.plotting.rows import Feature, names_of, places_of, some_rows
+from daskgmm.plotting.rows import (
+    Feature,
+    names_of,
+    near_span,
+    places_of,
+    said_of_far,
+    some_rows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +43,7 @@ def plot_responsibilities(
     model: DerivedMixtures,
     rows: Any,
     *,
-    features: tuple[Feature, Feature] = (0, 1),
+    features: Feature | tuple[Feature, ...] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw rows in the colour of their component, the fainter the less sure it is.
@@ -45,8 +54,9 @@ def plot_responsibilities(
         Fitted.
     rows : rows of shape (n, d)
         Of any kind that `fit` takes: some of them are shown.
-    features : tuple of two int or str, default=(0, 1)
-        Numbers or names of the features along the axes.
+    features : int, str, or tuple of two, default=None
+        Numbers or names of the features along the axes: by default the first two, or
+        the only one. Above one feature is the rows' log density.
     ax : matplotlib Axes, default=None
         Where to draw; a new figure if None.
 
@@ -74,9 +84,10 @@ def plot_responsibilities(
     '0.0% of rows are between components'
     """
     check_is_mixture(model, "plot_responsibilities")
-    places = places_of(features, model, 2, 2)
+    places = _places(features, model)
     table = some_rows(rows, model, _POINTS)
     mixture = _plain(model)
+    points = _points(mixture, table, places)
     shares = np.asarray(mixture.predict_proba(table))
     labels, n_components = shares.argmax(axis=1), shares.shape[1]
     unsure = entr(shares).sum(axis=1) / max(np.log(n_components), 1e-300)
@@ -88,8 +99,8 @@ def plot_responsibilities(
         its = labels == k
         if its.any():
             ax.scatter(
-                table[its, places[0]],
-                table[its, places[1]],
+                points[its, 0],
+                points[its, 1],
                 s=9,
                 color=style.faded(colour, np.clip(1.0 - unsure[its], _PALEST, 1.0)),
                 marker=marker,
@@ -114,10 +125,10 @@ def plot_responsibilities(
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1.0)  # whatever that of its first point is
-    across, below = (names_of(model)[place] for place in places)
-    style.tidy(ax, xlabel=across, ylabel=below)
-    ax.set_title(f"{nobodys:.1%} of rows are between components", fontsize="small")
-    return ax
+    far = _leave_out_far(ax, points)
+    said = f"{nobodys:.1%} of rows are between components"
+    ax.set_title("\n".join(filter(None, [said, far])), fontsize="small")
+    return _with_names(ax, model, places)
 
 
 def _has_room_beside(ax: Axes) -> bool:
@@ -133,7 +144,7 @@ def plot_outliers(
     detector: MixtureOutlierDetector,
     rows: Any,
     *,
-    features: tuple[Feature, Feature] = (0, 1),
+    features: Feature | tuple[Feature, ...] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw rows, and mark those that a detector holds for outliers.
@@ -144,8 +155,9 @@ def plot_outliers(
         Fitted.
     rows : rows of shape (n, d)
         Of any kind that `fit` takes: some of them are shown, and counted.
-    features : tuple of two int or str, default=(0, 1)
-        Numbers or names of the features along the axes.
+    features : int, str, or tuple of two, default=None
+        Numbers or names of the features along the axes: by default the first two, or
+        the only one. Above one feature is the rows' log density.
     ax : matplotlib Axes, default=None
         Where to draw; a new figure if None.
 
@@ -179,17 +191,19 @@ def plot_outliers(
             f"{type(detector).__name__}: fit MixtureOutlierDetector(mixture)."
         )
     model = detector.estimator_
-    places = places_of(features, model, 2, 2)
+    places = _places(features, model)
     table = some_rows(rows, model, _POINTS)
-    out = np.asarray(_plain(model).score_samples(table)) < detector.offset_
+    mixture = _plain(model)
+    points = _points(mixture, table, places)
+    out = np.asarray(mixture.score_samples(table)) < detector.offset_
     ax = style.new_axes(ax)
     for its, colour, marker, size, name in (
         (~out, style.ROWS, "o", 6, "rows"),
         (out, style.OUTLIER, "x", 22, "outliers"),
     ):
         ax.scatter(
-            table[its, places[0]],
-            table[its, places[1]],
+            points[its, 0],
+            points[its, 1],
             s=size,
             color=colour,
             marker=marker,
@@ -199,8 +213,41 @@ def plot_outliers(
             rasterized=True,
         )
     ax.legend(frameon=False, fontsize="small", title="shown here")
-    across, below = (names_of(model)[place] for place in places)
-    return style.tidy(ax, xlabel=across, ylabel=below)
+    ax.set_title(_leave_out_far(ax, points), fontsize="small")
+    return _with_names(ax, model, places)
+
+
+def _places(features: Any, model: Any) -> list[int]:
+    """Numbers of the features along the axes, of which there are one or two."""
+    if features is None:
+        features = (0, 1) if len(model.means_[0]) > 1 else 0
+    return places_of(features, model, 1, 2)
+
+
+def _points(
+    mixture: Any, table: NDArray[Any], places: Sequence[int]
+) -> NDArray[np.float64]:
+    """Rows' places along the axes, (n, 2): above one feature is their log density."""
+    if len(places) == 2:
+        return table[:, places]
+    return np.column_stack([table[:, places[0]], mixture.score_samples(table)])
+
+
+def _leave_out_far(ax: Axes, points: NDArray[Any]) -> str:
+    """Limit axes where few points would make one of all others; say how many."""
+    if not len(points):
+        return ""
+    spans = [near_span(x, x.min(), x.max()) for x in points.T]
+    low, high = np.array(spans).T
+    inside = ((low <= points) & (points <= high)).all(axis=1)
+    if not inside.all():
+        ax.set(xlim=spans[0], ylim=spans[1])
+    return said_of_far(inside)
+
+
+def _with_names(ax: Axes, model: Any, places: Sequence[int]) -> Axes:
+    names = [*(names_of(model)[place] for place in places), "log density"]
+    return style.tidy(ax, xlabel=names[0], ylabel=names[1])
 
 
 def _plain(model: Any) -> Any:

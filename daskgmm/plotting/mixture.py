@@ -10,7 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from daskgmm.errors import ParameterError
 from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
-from daskgmm.plotting.rows import Feature, names_of, places_of, some_rows
+from daskgmm.plotting.rows import (
+    Feature,
+    names_of,
+    near_span,
+    places_of,
+    said_of_far,
+    some_rows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +30,6 @@ _FEW: Final = 5_000
 _MOST_BINS: Final = 200
 _FEW_CURVES: Final = 15
 """Components whose curves have numbers: of more, these cover each other."""
-_FAR: Final = 0.005
-"""At each end of a feature, the part of the rows that may lie far from the others:"""
-_FARTHEST: Final = 4.0
-"""by so many times what all others span."""
 _MOST_PAIRS: Final = 6
 """Features that `plot_pairs` draws, unless it is told."""
 
@@ -85,6 +88,8 @@ def plot_mixture(
     check_is_mixture(model, "plot_mixture")
     if features is None:
         features = (0, 1) if len(model.means_[0]) > 1 else 0
+    if isinstance(features, list | tuple) and len(features) == 1:
+        [features] = features
     is_single = isinstance(features, str | int | np.integer)
     n = 1 if is_single else 2
     places = places_of(features, model, n, n)
@@ -110,7 +115,7 @@ def plot_pairs(
     model, rows
         As of `plot_mixture`.
     features : sequence of int or str, default=None
-        Two or more; by default the first six, or all if they are fewer.
+        By default the first six, or all if they are fewer.
     axes : ndarray of matplotlib Axes, shape (m, m), default=None
         Where to draw; a new figure if None.
 
@@ -139,7 +144,7 @@ def plot_pairs(
     check_is_mixture(model, "plot_pairs")
     d = len(model.means_[0])
     wanted = list(range(min(d, _MOST_PAIRS))) if features is None else features
-    places = places_of(wanted, model, 2, d)
+    places = places_of(wanted, model, 1, d)
     m = len(places)
     table = None if rows is None else some_rows(rows, model)
     if axes is None:
@@ -202,7 +207,8 @@ def _draw_one(
             alpha=0.45,
         )
         inside = (low <= table[:, 0]) & (table[:, 0] <= high)
-        _say_far(ax, inside, labelled=labelled)
+        if labelled:
+            ax.set_title(said_of_far(inside), fontsize="small")
     # The narrowest of the peaks has points enough.
     near = means + deviations * np.linspace(-4.0, 4.0, 81)[:, np.newaxis]
     x = np.unique(np.concatenate([np.linspace(low, high, 500), near.ravel()]))
@@ -240,8 +246,7 @@ def _span(
 ) -> tuple[float, float]:
     """From where to where a feature is drawn: the components that count, and rows.
 
-    A few rows that lie far from all others would make a point of those: where there
-    are such, and components of them, they are left out.
+    Without a few rows that lie far from all others, and components of them.
     """
     means, variances = _of_one(model, place)
     weights, reach = np.asarray(model.weights_), 3.5 * np.sqrt(variances)
@@ -249,22 +254,7 @@ def _span(
     low, high = (means - reach)[counts].min(), (means + reach)[counts].max()
     if values is None or not len(values):
         return float(low), float(high)
-    low, high = min(low, values.min()), max(high, values.max())
-    n_far = max(1, int(_FAR * len(values)))
-    if len(values) > 2 * n_far:
-        ordered = np.sort(values)
-        first, last = ordered[n_far], ordered[-1 - n_far]
-        width = last - first
-        if 0.0 < width * _FARTHEST < max(first - low, high - last):
-            low, high = max(low, first - width), min(high, last + width)
-    return float(low), float(high)
-
-
-def _say_far(ax: Axes, inside: NDArray[np.bool_], *, labelled: bool) -> None:
-    """How many rows are not to be seen, if there is room for that."""
-    if labelled and not inside.all():
-        said = f"{(~inside).sum():,} of {len(inside):,} rows lie far outside"
-        ax.set_title(said, fontsize="small")
+    return near_span(values, min(low, values.min()), max(high, values.max()))
 
 
 def _n_bins(n: int) -> int:
@@ -291,7 +281,8 @@ def _draw_two(
         _draw_rows(ax, table[inside])
         if not inside.all():
             ax.set(xlim=spans[0], ylim=spans[1])
-            _say_far(ax, inside, labelled=labelled)
+            if labelled:
+                ax.set_title(said_of_far(inside), fontsize="small")
     _draw_components(ax, model, pair, labelled=labelled)
     if true is not None:
         _draw_rings(ax, true)

@@ -23,6 +23,13 @@ _MOST_BLOCKS: Final = 100
 """or more up to so many, where they are small."""
 Feature = str | int
 
+_FAR: Final = 0.005
+"""At each end of an axis, the part of the rows that may lie far from the others:"""
+_FARTHEST: Final = 4.0
+"""by so many times what all others span,"""
+_EDGE: Final = 0.05
+"""of which so much is left free at the ends."""
+
 
 def some_rows(X: Any, model: Any, most: int = MOST) -> NDArray[np.float64]:
     """Rows without NaN: all, or about so many of them, drawn with a fixed seed.
@@ -109,3 +116,27 @@ def places_of(features: Any, model: Any, n_least: int, n_most: int) -> list[int]
             f"{', '.join(map(str, given))}."
         )
     return [int(p) for p in places]
+
+
+def near_span(values: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """From where to where an axis goes that else would go from low to high.
+
+    A few rows that lie far from all others would make a point of those: they are left
+    out.
+    """
+    n_far = max(1, int(_FAR * len(values)))
+    if len(values) > 2 * n_far:
+        ordered = np.sort(values)
+        first, last = ordered[n_far], ordered[-1 - n_far]
+        width = last - first
+        if 0.0 < width * _FARTHEST < max(first - low, high - last):
+            edge = _EDGE * width
+            low = max(low - edge, first - width)
+            high = min(high + edge, last + width)
+    return float(low), float(high)
+
+
+def said_of_far(inside: NDArray[np.bool_]) -> str:
+    """How many rows are not to be seen; nothing if all are."""
+    n_far = int((~inside).sum())
+    return f"{n_far:,} of {len(inside):,} rows lie far outside" if n_far else ""

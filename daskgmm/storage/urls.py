@@ -62,7 +62,7 @@ def _absolute_link(link: str, chained: bool) -> str:
         return f"{protocol}://{_absolute_path(path)}"
     known = fsspec.available_protocols()
     if protocol is not None and protocol not in known:
-        near = get_close_matches(protocol, known, n=1)
+        near = get_close_matches(protocol.lower(), known, n=1)
         meant = f": is {near[0]}:// meant?" if near else "."
         raise ParameterError(f"{link!r}: no protocol {protocol}:// is known{meant}")
     if protocol is not None or (chained and link in known):

@@ -71,6 +71,9 @@ MISTAKES = [
     (("fit", "rows"), "Missing argument 'MODEL'"),
     (("fit", "rows", "model", "-k", "0"), "not in the range"),
     (("fit", "rows", "rows", "-k", "2"), "MODEL"),
+    (("fit", "S3://host/x.zarr", "m2", "-k", "2"), "is s3:// meant?"),
+    (("predict", "m", "rows", "out.csv.gz"), "out.csv.gz would be no CSV"),
+    (("fit", "rows", "model.json.zst", "-k", "2"), "would be no JSON"),
     (("fit", "htps://host/x.zarr", "m2", "-k", "2"), "is https:// meant?"),
     (("fit", "rows", "m", "-k", "2", "--weights-from", "process"), "--bayesian"),
     (("select", "rows", "m", "-k", "3:a"), "none of these"),
@@ -430,6 +433,8 @@ ADDRESSES = [
     ),
     ("tpc://localhost:8786", "begin with tpc://: is tcp:// meant?"),
     ("nothing://localhost:8786", "Dask knows no addresses that begin with nothing://"),
+    ("TCP://localhost:8786", "begin with TCP://: is tcp:// meant?"),
+    ("://localhost:8786", "Dask knows no addresses that begin with ://"),
     ("localhost:99999", "with a number up to 65535 for PORT"),
     ("tcp://localhost:87a6", "is no address: write HOST, HOST:PORT,"),
 ]

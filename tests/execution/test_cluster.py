@@ -184,7 +184,8 @@ def test_a_worker_is_killed_with_what_it_keeps(tmp_path, expected, monkeypatch):
         got = model()
         got.fit(slow_rows(), sample_weight=None, callback=kill)
         assert_same(got, expected)
-        assert read[1] == 0 < sum(read[2:]) < X.nbytes
+        # Dask may still begin a task where what it needs is not, if it is free there.
+        assert read[1] <= X.nbytes / 20 < sum(read[2:]) < X.nbytes
 
 
 @pytest.mark.parametrize("pause", [2.0, 4.0])

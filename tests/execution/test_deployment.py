@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from conftest import blobs, create_zarr
-from distributed import get_client
+from distributed import LocalCluster, get_client
 
 from daskgmm import GaussianMixture, load
 from daskgmm.cli.main import main
@@ -89,6 +89,10 @@ def test_mistakes_are_named_with_file_and_key(write, content, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (
+            {"cluster": "LocalCluster"},
+            "cluster: write where it is imported from, such as distributed.LocalClus",
+        ),
         ({"cluster": "distributed.NoCluster"}, "there is no distributed.NoCluster"),
         ({"cluster": "distributed.deploy"}, "distributed.deploy is no cluster class"),
         ({"cluster": "os.getcwd", "arguments": {}}, "os.getcwd is no cluster class"),
@@ -402,3 +406,13 @@ def test_what_is_left_out_is_said(pytestconfig):
         r"left out: \d+ tests marked slow; run them with make test-slow\n",
         done.stdout,
     ), done.stdout
+
+
+def test_a_workers_address_is_not_a_schedulers():
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, protocol="tcp", dashboard_address=None
+        ) as cluster,
+        pytest.raises(ClusterError, match="is no scheduler's address .*not that of a"),
+    ):
+        deploy.join(cluster.workers[0].address).__enter__()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import blobs
+from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
@@ -165,3 +166,34 @@ def test_what_is_not_drawn_is_refused_by_name():
         plot_criterion(model)
     with pytest.raises(TypeError, match="plot_outliers draws what a fitted"):
         plot_outliers(model, rows)
+
+
+def test_of_one_feature_the_log_density_is_above_it():
+    rows = blobs(3, 300, 1, 2)
+    model = GaussianMixture(2, random_state=0).fit(rows)
+    detector = MixtureOutlierDetector(GaussianMixture(2, random_state=0)).fit(rows)
+    drawn = plot_responsibilities(model, rows, ax=axes())
+    assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("feature 0", "log density")
+    points = np.concatenate([its.get_offsets() for its in drawn.collections])
+    order = np.argsort(points[:, 0])
+    np.testing.assert_allclose(
+        points[order, 1], model.score_samples(np.sort(rows, axis=0)), rtol=1e-9
+    )
+    drawn = plot_outliers(detector, rows, ax=axes())
+    usual, unusual = (its.get_offsets()[:, 1] for its in drawn.collections)
+    assert unusual.max() < detector.offset_ <= usual.min()
+    assert plot_pairs(model, rows).shape == (1, 1)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("function", [plot_responsibilities, plot_outliers])
+def test_neither_do_far_rows_make_a_point_of_all_others(function):
+    rows = blobs(3, 500, 2, 2)
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    rows[:2] = [[1e5, 0.0], [0.0, -1e5]]
+    model = GaussianMixture(2, random_state=0)
+    fitted = MixtureOutlierDetector(model) if function is plot_outliers else model
+    ax = function(fitted.fit(rows), rows, ax=axes())
+    assert ax.get_title().endswith("2 of 500 rows lie far outside")
+    width = (high - low).max()
+    assert np.ptp(ax.get_xlim()) < 4 * width and np.ptp(ax.get_ylim()) < 4 * width

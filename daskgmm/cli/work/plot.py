@@ -73,7 +73,6 @@ def _drawn(
     if kind == "convergence":
         return plot_convergence(mixture).figure
     if kind == "responsibilities":
-        pair: Any = features or (0, 1)
-        return plot_responsibilities(mixture, rows, features=pair).figure
+        return plot_responsibilities(mixture, rows, features=features).figure
     some: Any = features[0] if features and len(features) == 1 else features
     return plot_mixture(mixture, rows, features=some).figure
