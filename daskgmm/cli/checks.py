@@ -19,7 +19,7 @@ from daskgmm.storage.glance import (
     is_other_file,
     lacks_array,
 )
-from daskgmm.storage.urls import check_apart, check_library, is_parquet_name
+from daskgmm.storage.urls import check_apart, is_parquet_name
 
 _NOT_WRITTEN: Final = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz", ".h5", ".hdf5", ".nc"}
@@ -53,8 +53,6 @@ def check_there(**places: str | None) -> None:
     for name, place in places.items():
         if place is not None and is_empty(place):
             raise click.ClickException(f"{name}: there is nothing at {place}.")
-        if place is not None:
-            check_library(place)
         if place is not None and is_other_file(place):
             raise click.ClickException(
                 f"There is no Zarr array and no Parquet at {place}. {OTHER_FILE}"

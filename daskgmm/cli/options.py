@@ -17,7 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from daskgmm.execution.cluster_file import content_of
-from daskgmm.storage.urls import absolute
+from daskgmm.storage.urls import absolute, check_library
 
 SHAPES: Final = ("full", "tied", "diag", "spherical")
 """Types of covariances, as `daskgmm.mixtures.covariance` has them."""
@@ -44,9 +44,11 @@ class _Place(click.ParamType):  # type: ignore[type-arg]  # newer ones are gener
     ) -> str:
         """The name, or an error of the argument."""
         try:
-            return absolute(value)
+            place = absolute(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        check_library(place)
+        return place
 
     def shell_complete(
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str

@@ -184,6 +184,12 @@ MISFITS = [
         "worse.yaml is no YAML: ",
     ),
     (("fit", "sftp://host/x", "new", "-k", "2"), "needs a library that is not install"),
+    (("fit", "x", "sftp://host/m", "-k", "2"), "needs a library that is not install"),
+    (("predict", "m", "x", "sftp://host/out"), "needs a library that is not install"),
+    (
+        ("fit", "x", "new", "-k", "2", "--checkpoint", "sftp://host/c"),
+        "needs a library that is not install",
+    ),
 ]
 MISNAMED = [
     ("fit", "p.parquet", "new", "-k", "2", "--columns", "a,nope"),
