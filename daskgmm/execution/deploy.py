@@ -201,8 +201,8 @@ class Deployment:
             # Without workers there is no work that could call for workers.
             raise self._wrong("adapt.minimum", "a fit needs one worker at least")
 
-    def _wrong(self, key: str, why: str) -> ValueError:
-        return ValueError(f"{self.file}: {key}: {why}.")
+    def _wrong(self, key: str, why: str) -> ParameterError:
+        return ParameterError(f"{self.file}: {key}: {why}.")
 
     @contextmanager
     def start(self) -> Iterator[Cluster]:
@@ -306,17 +306,17 @@ class Deployment:
             if name not in known:
                 raise self._unknown(str(name), known)
 
-    def _not_taken(self, factory: Callable[..., Any], why: str) -> ValueError:
+    def _not_taken(self, factory: Callable[..., Any], why: str) -> ParameterError:
         """An error of arguments, with the one that is meant, or what was given."""
         if found := _UNKNOWN.search(why):
             return self._unknown(found[1], signature(factory).parameters)
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return self._wrong("arguments", f"{why.rstrip('.')}; given are {given}")
 
-    def _unknown(self, name: str, known: Iterable[str]) -> ValueError:
+    def _unknown(self, name: str, known: Iterable[str]) -> ParameterError:
         near = get_close_matches(name, sorted(known), n=1)
         meant = f": is {near[0]} meant?" if near else "."
-        return ValueError(
+        return ParameterError(
             f"{self.file}: arguments: {self.cluster} takes no {name}{meant}"
         )
 
