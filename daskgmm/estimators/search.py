@@ -556,7 +556,5 @@ def _results(
 
 def _line(progress: SearchProgress) -> str:
     """What `verbose` prints of a pass."""
-    return (
-        f"Pass {progress.n_pass}: {progress.n_ended} of {len(progress.scored)} "
-        f"candidates have ended ({progress.seconds:.3g} s)"
-    )
+    ended = words.of_candidates(progress)
+    return f"Pass {progress.n_pass}: {ended} ({progress.seconds:.3g} s)"

@@ -15,6 +15,7 @@ from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
 from daskgmm.plotting.rows import (
     Feature,
+    inside_of,
     names_of,
     near_span,
     places_of,
@@ -238,8 +239,7 @@ def _leave_out_far(ax: Axes, points: NDArray[Any]) -> str:
     if not len(points):
         return ""
     spans = [near_span(x, x.min(), x.max()) for x in points.T]
-    low, high = np.array(spans).T
-    inside = ((low <= points) & (points <= high)).all(axis=1)
+    inside = inside_of(points, spans)
     if not inside.all():
         ax.set(xlim=spans[0], ylim=spans[1])
     return said_of_far(inside)

@@ -12,6 +12,7 @@ from daskgmm.estimators.models import check_is_mixture
 from daskgmm.plotting import style
 from daskgmm.plotting.rows import (
     Feature,
+    inside_of,
     names_of,
     near_span,
     places_of,
@@ -38,7 +39,7 @@ def plot_mixture(
     model: DerivedMixtures,
     rows: Any = None,
     *,
-    features: Feature | tuple[Feature, Feature] | None = None,
+    features: Feature | tuple[Feature, ...] | None = None,
     true_means: ArrayLike | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -206,7 +207,7 @@ def _draw_one(
             color=style.ROWS,
             alpha=0.45,
         )
-        inside = (low <= table[:, 0]) & (table[:, 0] <= high)
+        inside = inside_of(table, [(low, high)])
         if labelled:
             ax.set_title(said_of_far(inside), fontsize="small")
     # The narrowest of the peaks has points enough.
@@ -276,8 +277,7 @@ def _draw_two(
 ) -> Axes:
     if table is not None and len(table):
         spans = [_span(model, k, table[:, i]) for i, k in enumerate(pair)]
-        low, high = np.array(spans).T
-        inside = ((low <= table) & (table <= high)).all(axis=1)
+        inside = inside_of(table, spans)
         _draw_rows(ax, table[inside])
         if not inside.all():
             ax.set(xlim=spans[0], ylim=spans[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Final
 
@@ -134,6 +135,15 @@ def near_span(values: NDArray[Any], low: float, high: float) -> tuple[float, flo
             low = max(low - edge, first - width)
             high = min(high + edge, last + width)
     return float(low), float(high)
+
+
+def inside_of(
+    points: NDArray[Any], spans: Sequence[tuple[float, float]]
+) -> NDArray[np.bool_]:
+    """Which points, (n, m), are inside spans along all m axes."""
+    low, high = np.array(spans).T
+    inside: NDArray[np.bool_] = ((low <= points) & (points <= high)).all(axis=1)
+    return inside
 
 
 def said_of_far(inside: NDArray[np.bool_]) -> str:

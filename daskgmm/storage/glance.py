@@ -52,9 +52,8 @@ def is_empty(place: str) -> bool:
 
 
 def _is_glob_of_nothing(place: str) -> bool:
-    path = as_path(place)
-    is_elsewhere = split_protocol(path)[0] is not None or CHAIN in path
-    return not is_elsewhere and not os.path.lexists(path) and not glob(path)
+    path = _here(place)
+    return path is not None and not os.path.lexists(path) and not glob(path)
 
 
 def lacks_array(place: str, array: str) -> bool:
@@ -112,9 +111,15 @@ def kind_of(said: Mapping[str, Any]) -> str | None:
 
 def _path(place: str) -> str | None:
     """A place as a path of this machine; None if it is another one, or several."""
+    path = _here(place)
+    return None if path is None or is_wild(path) else path
+
+
+def _here(place: str) -> str | None:
+    """A path of this machine, which may be of several; None if it is elsewhere."""
     path = as_path(place)
     is_elsewhere = split_protocol(path)[0] is not None or CHAIN in path
-    return None if is_elsewhere or is_wild(path) else path
+    return None if is_elsewhere else path
 
 
 def _zarr_document(place: str) -> dict[str, Any]:

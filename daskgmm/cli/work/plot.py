@@ -74,5 +74,4 @@ def _drawn(
         return plot_convergence(mixture).figure
     if kind == "responsibilities":
         return plot_responsibilities(mixture, rows, features=features).figure
-    some: Any = features[0] if features and len(features) == 1 else features
-    return plot_mixture(mixture, rows, features=some).figure
+    return plot_mixture(mixture, rows, features=features).figure
