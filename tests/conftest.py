@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from hypothesis import settings
 
 from daskgmm.cli.main import main
@@ -107,6 +107,22 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(
             f"left out: {count} tests marked {name}; run them with {RUN_BY[name]}"
         )
+
+
+def current_client():
+    """The client that fits go to, if there is one."""
+    try:
+        return Client.current()
+    except ValueError:
+        return None
+
+
+@pytest.fixture(autouse=True)
+def _no_client_left():
+    """The fits of the next tests would go to its workers, and wait for them."""
+    before = current_client()
+    yield
+    assert current_client() is before
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from daskgmm.demo.memory import HeldWorker, held, is_refused, peak_memory
 from daskgmm.display.words import pass_line
 from daskgmm.errors import MissingLibraryError, PlaceError, StoreError
 from daskgmm.estimators.gaussian import GaussianMixture
-from daskgmm.execution.deploy import started
+from daskgmm.execution.deploy import joined, started
 from daskgmm.plotting import plot_mixture
 from daskgmm.storage.retry import check_free
 
@@ -242,7 +242,7 @@ def _cluster() -> Iterator[Client]:
     )
     with (
         started(start) as cluster,
-        Client(cluster) as client,
+        joined(cluster) as client,
         held(BUDGET),
     ):
         client.register_plugin(HeldWorker(BUDGET))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
 import dask
-from dask.utils import parse_timedelta
+from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client, LocalCluster, Nanny, Security, Worker
 from distributed.comm.addressing import (
     parse_address,
@@ -112,7 +112,7 @@ def join(
         _check_greets(address)
     with ExitStack() as stack:
         try:
-            client = stack.enter_context(Client(address, security=security))
+            client = stack.enter_context(joined(address, security=security))
         except OSError as error:
             why = _why_not(address) or str(error) or type(error).__name__
             raise ClusterError(
@@ -126,6 +126,26 @@ def join(
                 "scheduler logs when it starts, not that of a worker."
             ) from error
         yield client
+
+
+def joined(where: str | Cluster, security: Security | None = None) -> Client:
+    """A client. Dask leaves one that does not come about as the current one."""
+    before = _current_client()
+    try:
+        return Client(where, security=security)
+    except BaseException:
+        left = _current_client()
+        if left is not None and left is not before:
+            left.close()
+        raise
+
+
+def _current_client() -> Client | None:
+    try:
+        client: Client = Client.current()
+    except ValueError:
+        return None
+    return client
 
 
 def started(make: Callable[[], _C]) -> _C:
@@ -200,6 +220,30 @@ class Deployment:
         if self.adapt and not any(self.adapt.get(name) for name in _LEAST):
             # Without workers there is no work that could call for workers.
             raise self._wrong("adapt.minimum", "a fit needs one worker at least")
+        for name, value in self.scale.items():
+            self._check_number(f"scale.{name}", value, least=1)
+        for name in self.adapt.keys() - {"interval", "target_duration"}:
+            self._check_number(f"adapt.{name}", self.adapt[name], least=0)
+        for name, value in self.dask.items():
+            is_group = isinstance(dask.config.get(name, None), Mapping)
+            if is_group and not isinstance(value, Mapping):
+                raise self._wrong(f"dask.{name}", "write names and values below it")
+
+    def _check_number(self, key: str, value: Any, *, least: int) -> None:
+        """Refuse what is no number, or too small; None is Dask's own choice."""
+        if value is None:
+            return
+        if key.endswith("memory"):
+            try:
+                if parse_bytes(value) >= least:
+                    return
+            except (TypeError, ValueError, AttributeError):
+                pass
+            raise self._wrong(key, f"{value!r} is no size of memory such as 16GB")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self._wrong(
+                key, f"{value!r} is no whole number that is {least} or more"
+            )
 
     def _wrong(self, key: str, why: str) -> ParameterError:
         return ParameterError(f"{self.file}: {key}: {why}.")
@@ -241,7 +285,7 @@ class Deployment:
             with silence_logging_cmgr(logging.CRITICAL, "tornado.application"):
                 self._size(cluster)
                 self._check_started(cluster)
-            with Client(cluster) as client:
+            with joined(cluster) as client:
                 self._wait(client)
                 yield client
 
@@ -279,7 +323,7 @@ class Deployment:
     def _make(self, factory: Callable[..., Any]) -> AbstractContextManager[Cluster]:
         arguments = {**self.arguments, **self._security()}
         if factory is LocalCluster and "worker_class" not in arguments:
-            self._check_names()
+            self._check_local()
         try:
             cluster = started(partial(factory, **arguments))
         except (TypeError, ValueError) as error:
@@ -298,20 +342,27 @@ class Deployment:
         of_class: AbstractContextManager[Cluster] = cluster
         return of_class
 
-    def _check_names(self) -> None:
-        """Refuse what a local cluster hands on to workers, who would log and fail."""
+    def _check_local(self) -> None:
+        """Refuse what a local cluster hands on to workers, who would log and fail.
+
+        And numbers that would start no workers, for which a fit would wait.
+        """
         classes = {*LocalCluster.__mro__, *Nanny.__mro__, *Worker.__mro__} - {object}
         known = {name for its in classes for name in signature(its).parameters}
         for name in self.arguments:
             if name not in known:
                 raise self._unknown(str(name), known)
+        for name, least in (("n_workers", 0), ("threads_per_worker", 1)):
+            value = self.arguments.get(name)
+            self._check_number(f"arguments.{name}", value, least=least)
 
     def _not_taken(self, factory: Callable[..., Any], why: str) -> ParameterError:
         """An error of arguments, with the one that is meant, or what was given."""
         if found := _UNKNOWN.search(why):
             return self._unknown(found[1], signature(factory).parameters)
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return self._wrong("arguments", f"{why.rstrip('.')}; given are {given}")
+        why = f"{why.rstrip('.')}; given are {given or 'none'}"
+        return self._wrong("arguments", why)
 
     def _unknown(self, name: str, known: Iterable[str]) -> ParameterError:
         near = get_close_matches(name, sorted(known), n=1)

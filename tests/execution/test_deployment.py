@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import blobs, create_zarr
+from conftest import blobs, create_zarr, current_client
 from distributed import LocalCluster, get_client
 
 from daskgmm import GaussianMixture, load
@@ -65,6 +65,13 @@ def test_files_that_are_shipped_are_read(file):
         ({**LOCAL, "adapt": {"maxium": 1}}, "adapt.maxium: known are interval, max"),
         ({**LOCAL, "adapt": {"maximum": 3}}, "adapt.minimum: a fit needs one worker"),
         ({**LOCAL, "adapt": {"minimum": 0}}, "adapt.minimum: a fit needs one worker"),
+        ({**LOCAL, "adapt": {"minimum": "one"}}, "adapt.minimum: 'one' is no whole"),
+        ({**LOCAL, "scale": {"workers": "two"}}, "scale.workers: 'two' is no whole"),
+        ({**LOCAL, "scale": {"workers": 0}}, "0 is no whole number that is 1 or more"),
+        ({**LOCAL, "scale": {"workers": True}}, "scale.workers: True is no whole"),
+        ({**LOCAL, "scale": {"memory": "16 big"}}, "scale.memory: '16 big' is no size"),
+        ({**LOCAL, "scale": {"memory": [1]}}, "scale.memory: [1] is no size of mem"),
+        ({**LOCAL, "dask": {"distributed": 3}}, "dask.distributed: write names and"),
         (
             {**LOCAL, "scale": {"workers": 1}, "adapt": {"minimum": 1}},
             "adapt: there is scale already",
@@ -100,7 +107,23 @@ def test_mistakes_are_named_with_file_and_key(write, content, words):
             {"arguments": {**LOCAL["arguments"], "n_workers": 1, "n_workrs": 1}},
             ": distributed.LocalCluster takes no n_workrs: is n_workers meant?",
         ),
+        *(
+            (
+                {"arguments": {**LOCAL["arguments"], name: value}},
+                f"arguments.{name}: {value!r} is no whole number that is {least} or m",
+            )
+            for name, value, least in (
+                ("n_workers", -1, 0),
+                ("n_workers", "one", 0),
+                ("threads_per_worker", 0, 1),
+                ("threads_per_worker", 1.5, 1),
+            )
+        ),
         ({"scale": {"jobs": 2}}, "scale: distributed.LocalCluster does not take it"),
+        (
+            {"cluster": "distributed.SSHCluster", "arguments": {}},
+            "value 'None' found; given are none.",
+        ),
         ({"security": {"tls_file": "x"}}, "security.tls_file: there is no file"),
         ({"security": {"colour": "x"}}, "security: Unknown parameters: ['colour']"),
         (
@@ -413,6 +436,9 @@ def test_a_workers_address_is_not_a_schedulers():
         LocalCluster(
             n_workers=1, processes=False, protocol="tcp", dashboard_address=None
         ) as cluster,
-        pytest.raises(ClusterError, match="is no scheduler's address .*not that of a"),
+        pytest.raises(
+            ClusterError, match="is no scheduler's address .*not that of a"
+        ) as raised,
     ):
         deploy.join(cluster.workers[0].address).__enter__()
+    assert current_client() is None, raised

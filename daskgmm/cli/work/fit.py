@@ -39,7 +39,6 @@ def fit(
     cluster: Cluster,
 ) -> None:
     """See the command."""
-    check_model(model, overwrite=overwrite)
     of_all: dict[str, Any] = {
         "n_components": n_components,
         "covariance_type": covariance_type,
@@ -53,7 +52,9 @@ def fit(
     else:
         mixture = GaussianMixture(**of_all, **parameters)
     report = Report(as_json=as_json)
-    rows = open_rows(data, store)
+    with report.steps():
+        check_model(model, overwrite=overwrite)
+        rows = open_rows(data, store)
     if dry_run:
         tell_forecast(forecast_fit(mixture, rows, *threads(cluster)), report)
         return

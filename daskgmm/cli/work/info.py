@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import zarr
 from rich import box
 from rich.table import Table
 
+from daskgmm import steps
 from daskgmm.cli.work.report import Report
 from daskgmm.data.opening import open_node
 from daskgmm.data.parquet import summary
@@ -25,17 +28,24 @@ from daskgmm.storage.zarr_store import ZarrArray
 def info(what: str, as_json: bool) -> None:
     """See the command."""
     report = Report(as_json=as_json)
+    with report.steps():
+        steps.begin(f"opening {what}")
+        describe = _describer(what)
+    describe(report)
+
+
+def _describer(what: str) -> Callable[[Report], None]:
+    """What tells of the kind that was found."""
     standing = inspect.standing(what)
     has_parts = standing is None or standing.n_missing < standing.n_parts
     files = find_files(what) if has_parts else None
     if files is not None or (standing is not None and is_parquet_name(what)):
-        _describe_parquet(files, standing, report)
-        return
+        facts = {} if files is None else _parquet_facts(files)
+        return partial(_describe_parquet, facts, standing)
     found = open_node(what)
     if isinstance(found, zarr.Array):
-        _describe_array(found, standing, report)
-    else:
-        _describe_model(load(what), report)
+        return partial(_describe_array, found, standing)
+    return partial(_describe_model, load(what))
 
 
 def _describe_array(
@@ -63,15 +73,17 @@ def _describe_array(
     )
 
 
+def _parquet_facts(files: TableFiles) -> dict[str, Any]:
+    columns, n_rows = summary(files)
+    return {"columns": columns, "rows": n_rows}
+
+
 def _describe_parquet(
-    files: TableFiles | None, standing: Standing | None, report: Report
+    facts: dict[str, Any], standing: Standing | None, report: Report
 ) -> None:
-    facts: dict[str, Any] = {}
-    if files is not None:
-        columns, n_rows = summary(files)
-        facts = {"columns": columns, "rows": n_rows}
-        report.say(f"Parquet            : {n_rows:,} rows")
-        report.say(f"Columns            : {', '.join(columns)}")
+    if facts:
+        report.say(f"Parquet            : {facts['rows']:,} rows")
+        report.say(f"Columns            : {', '.join(facts['columns'])}")
     _say_standing(standing, "files", report)
     report.end(type="parquet", **facts, **_standing_facts(standing))
 

@@ -27,6 +27,7 @@ from daskgmm.execution import deploy
 
 def open_rows(data: Data, store: str, features: Sequence[str] | None = None) -> Opened:
     """Open the rows; of Parquet a model's features, unless columns are named."""
+    steps.begin(f"opening {store}")
     return open_for(
         store,
         features,
@@ -39,6 +40,12 @@ def open_rows(data: Data, store: str, features: Sequence[str] | None = None) -> 
     )
 
 
+def open_model(model: str) -> TrainedMixture:
+    """Load a model."""
+    steps.begin(f"opening {model}")
+    return load(model)
+
+
 def model_and_rows(
     model: str, store: str, data: Data, **gaps: str
 ) -> tuple[TrainedMixture, Opened]:
@@ -49,7 +56,7 @@ def model_and_rows(
     ValueError
         If they have another number of features, in scikit-learn's words.
     """
-    mixture = load(model).set_params(**gaps)
+    mixture = open_model(model).set_params(**gaps)
     rows = open_rows(data, store, getattr(mixture, "feature_names_in_", None))
     if isinstance(rows, ParquetRows):
         mixture._check_n_features(rows.n_features)
@@ -122,7 +129,7 @@ def _local(cluster: Cluster) -> Iterator[Client]:
                 silence_logs=logging.CRITICAL,
             )
         ) as workers,
-        Client(workers) as client,
+        deploy.joined(workers) as client,
     ):
         yield client
 

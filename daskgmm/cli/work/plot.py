@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from daskgmm.cli.options import Data
-from daskgmm.cli.work.places import open_rows
+from daskgmm.cli.work.places import open_model, open_rows
+from daskgmm.cli.work.report import Report
 from daskgmm.errors import MissingLibraryError, StoreError
-from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.plotting import (
     plot_convergence,
@@ -42,10 +41,12 @@ def plot(
             "Pictures need Matplotlib: pip install 'daskgmm[plot]'."
         ) from None
     use("agg")
-    mixture = load(model).set_params(missing_chunks=missing_chunks, nan=nan)
-    names = getattr(mixture, "feature_names_in_", None)
-    rows = None if store is None else open_rows(data, store, names)
-    figure = _drawn(mixture, kind, rows, features)
+    report = Report(as_json=False)
+    with report.steps():
+        mixture = open_model(model).set_params(missing_chunks=missing_chunks, nan=nan)
+        names = getattr(mixture, "feature_names_in_", None)
+        rows = None if store is None else open_rows(data, store, names)
+        figure = _drawn(mixture, kind, rows, features)
     # In its place once it is whole.
     unfinished = target.with_name(f".{os.getpid()}-{target.name}")
     try:
@@ -58,7 +59,7 @@ def plot(
         ) from None
     finally:
         unfinished.unlink(missing_ok=True)
-    click.echo(f"The picture is in {picture}.")
+    report.say(f"The picture is in {picture}.")
 
 
 def _drawn(

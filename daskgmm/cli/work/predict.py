@@ -54,9 +54,10 @@ def predict(
 ) -> None:
     """See the command."""
     report = Report(as_json=as_json)
-    mixture, rows = model_and_rows(
-        model, store, data, missing_chunks=missing_chunks, nan=nan
-    )
+    with report.steps():
+        mixture, rows = model_and_rows(
+            model, store, data, missing_chunks=missing_chunks, nan=nan
+        )
     keyed = _keyed(rows, keys)
     check_names(keys, _columns(kind, mixture.n_components, outliers))
     work = Work(
@@ -71,7 +72,9 @@ def predict(
         overwrite,
         versions_of(rows).of_rows,
     )
-    inspect.check(out, work)
+    with report.steps():
+        steps.begin(f"looking at {out}")
+        inspect.check(out, work)
     if dry_run:
         tell_forecast(forecast_answer(mixture, rows, *threads(cluster)), report)
         return

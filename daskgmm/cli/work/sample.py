@@ -10,8 +10,8 @@ from daskgmm.cli.work.common import (
     feature_names,
     tell_written,
 )
+from daskgmm.cli.work.places import open_model
 from daskgmm.cli.work.report import Report
-from daskgmm.estimators.models import load
 from daskgmm.estimators.sampling import draw_lazily
 from daskgmm.outputs.base import Work
 from daskgmm.outputs.parquet_output import write_parquet
@@ -28,8 +28,9 @@ def sample(
     as_json: bool,
 ) -> None:
     """See the command."""
-    mixture = load(model)
     report = Report(as_json=as_json)
+    with report.steps():
+        mixture = open_model(model)
     seed = secrets.randbits(32) if seed is None else seed
     identity = {
         "kind": "sample",

@@ -22,9 +22,10 @@ def score(
 ) -> None:
     """See the command."""
     report = Report(as_json=as_json)
-    mixture, rows = model_and_rows(
-        model, store, data, missing_chunks=missing_chunks, nan=nan
-    )
+    with report.steps():
+        mixture, rows = model_and_rows(
+            model, store, data, missing_chunks=missing_chunks, nan=nan
+        )
     if dry_run:
         tell_forecast(forecast_answer(mixture, rows, *threads(cluster)), report)
         return

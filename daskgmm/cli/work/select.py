@@ -59,7 +59,6 @@ def select(
     cluster: Cluster,
 ) -> None:
     """See the command."""
-    check_model(model, overwrite=overwrite)
     search = MixtureSearch(
         n_components,
         covariance_type=covariance_types,
@@ -73,7 +72,9 @@ def select(
         **priors,
     )
     report = Report(as_json=as_json)
-    rows = open_rows(data, store)
+    with report.steps():
+        check_model(model, overwrite=overwrite)
+        rows = open_rows(data, store)
     began = perf_counter()
     with report.search(criterion), connect(cluster), told_at_the_end():
         search.fit(rows, **training.of_fit())

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from daskgmm import steps
 from daskgmm.cli.checks import exists
 from daskgmm.cli.work.report import Report
 from daskgmm.errors import PlaceError, SkippedRowsWarning
@@ -19,6 +20,7 @@ from daskgmm.storage.retry import check_free
 
 def check_model(model: str, *, overwrite: bool) -> None:
     """Refuse, before any work, a place where a model must not be written."""
+    steps.begin(f"looking at {model}")
     check_free(model)
     if existing(model) is not None and not overwrite:
         raise PlaceError(exists(model))
