@@ -9,17 +9,24 @@ from typing import Any, Final
 import click
 
 from daskgmm.cli.options import Data
+from daskgmm.cli.wording import as_options
 from daskgmm.data.column_check import missing_column
 from daskgmm.storage.glance import (
     OTHER_FILE,
+    arrays_in,
     first_parquet,
     holds_array,
     holds_model,
     is_empty,
     is_other_file,
+    is_whole_output,
     lacks_array,
+    n_features_of,
+    said_of_group,
+    shape_of,
+    why_not_written,
 )
-from daskgmm.storage.urls import check_apart, is_parquet_name
+from daskgmm.storage.urls import check_apart, is_parquet_name, why_read_only
 
 _NOT_WRITTEN: Final = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz", ".h5", ".hdf5", ".nc"}
@@ -60,12 +67,19 @@ def check_there(**places: str | None) -> None:
 
 
 def check_store(
-    store: str, data: Data, key: Sequence[str] = (), *, chosen: bool = False
+    store: str,
+    data: Data,
+    key: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    n_components: int = 1,
 ) -> None:
     """Refuse what is not there, options of the other kind, and columns mistyped.
 
-    Chosen are the features where no model says which they are.
+    And arrays of a shape that does not suit the model, if there is one, or as many
+    components.
     """
+    chosen = model is None
     check_there(STORE=store)
     for_parquet = {
         "--columns": data.columns,
@@ -85,6 +99,7 @@ def check_store(
     is_wanted = misfit or wanted or chosen or data.version is not None
     path = first_parquet(store) if is_wanted else None
     if path is None:
+        _check_array(store, data.array, model, n_components)
         return
     if data.version is not None:
         raise click.ClickException(
@@ -95,26 +110,60 @@ def check_store(
     if said := missing_column(path, wanted):
         raise click.ClickException(said)
     if data.columns or data.filters or chosen:
-        _check_types(path, data, chosen=chosen)
+        n_rows = _check_types(path, data, chosen=chosen)
+        if store == path and not data.filters:
+            _check_number(n_components, n_rows)
 
 
-def _check_types(path: str, data: Data, *, chosen: bool) -> None:
+def _check_array(
+    store: str, array: str | None, model: str | None, n_components: int
+) -> None:
+    """Refuse a Zarr group, or an array of a shape that does not suit."""
+    if holds_model(store) and array is None:
+        raise click.ClickException(f"{store} holds no rows, but a model.")
+    what = store if array is None else f"{store}, array {array!r}"
+    if (inside := arrays_in(store, array)) is not None:
+        raise click.ClickException(as_options(said_of_group(what, inside)))
+    shape = shape_of(store, array)
+    if shape is None:
+        return
+    if len(shape) != 2:
+        raise click.ClickException(
+            f"{what} has the shape {shape}: expected a 2-D array of rows and features."
+        )
+    n_features = None if model is None else n_features_of(model)
+    if n_features not in (None, shape[1]):
+        said = f"X has {shape[1]} features, but it is expecting {n_features} features"
+        raise click.ClickException(as_options(f"{said} as input."))
+    _check_number(n_components, shape[0])
+
+
+def _check_number(n_components: int, n_rows: float | None) -> None:
+    """Refuse more components than rows, as far as these are known."""
+    if n_rows is not None and n_components > n_rows:
+        raise click.ClickException(
+            f"--components {n_components} is more than there are rows: {n_rows:.0f}."
+        )
+
+
+def _check_types(path: str, data: Data, *, chosen: bool) -> float | None:
     """Refuse columns of no numbers, and filters that do not fit, as opening does.
 
-    A file without rows may know no types: whoever opens all files says more.
+    A file without rows may know no types: whoever opens all files says more. Return how
+    many rows there are, if that is known.
     """
     if "=" in path:  # a column of paths, by which files are picked
-        return
+        return None
     from daskgmm.data.parquet import check_filters, rows_of, summary
     from daskgmm.data.table_files import find_files
 
     files = find_files(path)
     if files is None or not summary(files)[1]:
-        return
+        return None
     if chosen or data.columns:
-        rows_of(files, data.columns, [*data.filters] or None)
-    else:
-        check_filters(files, [*data.filters])
+        return rows_of(files, data.columns, [*data.filters] or None).n_rows
+    check_filters(files, [*data.filters])
+    return None
 
 
 def _given(options: Mapping[str, Any]) -> str | None:
@@ -139,6 +188,21 @@ def check_new_model(model: str, *, overwrite: bool) -> None:
 def exists(place: str) -> str:
     """What is said of something in the place of what is to be written."""
     return f"{place} exists: pass --overwrite to replace it."
+
+
+def check_out(out: str, *, overwrite: bool) -> None:
+    """Refuse to write an output over what is there, as far as a glance tells."""
+    if said := why_not_written(out) or why_read_only(out):
+        raise click.ClickException(said)
+    if is_whole_output(out) and not overwrite:
+        raise click.ClickException(exists(out))
+
+
+def check_not_read_only(*places: str | None) -> None:
+    """Refuse places of this machine where this user may not write."""
+    for place in places:
+        if place is not None and (said := why_read_only(place)):
+            raise click.ClickException(said)
 
 
 def check_picture(picture: str, *, overwrite: bool) -> None:

@@ -91,7 +91,7 @@ def fit(**given: Any) -> None:
     priors = priors_of(*asked, training, bayesian=given["bayesian"])
     check_model_name(given["model"])
     check_new_model(given["model"], overwrite=given["overwrite"])
-    check_store(given["store"], given["data"], chosen=True)
+    check_store(given["store"], given["data"], n_components=given["n_components"])
     check_there(**{"--weights": training.weights})
     from daskgmm.cli.work.fit import fit as work
 

@@ -138,10 +138,10 @@ def _address(
         _check_kind(kind)
         return value
     found = _PLACE.fullmatch(place)
-    if found is None or int(found["port"] or 0) > _LAST_PORT:
+    if found is None or not 0 < int(found["port"] or 1) <= _LAST_PORT:
         raise click.BadParameter(
             f"{value!r} is no address: write HOST, HOST:PORT, tcp://HOST:PORT or "
-            f"tls://HOST:PORT, with a number up to {_LAST_PORT} for PORT."
+            f"tls://HOST:PORT, with a number from 1 to {_LAST_PORT} for PORT."
         )
     return value
 

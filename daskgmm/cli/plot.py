@@ -101,7 +101,7 @@ def plot(**given: Any) -> None:
     )
     check_holds_model(given["model"])
     if store is not None:
-        check_store(store, given["data"])
+        check_store(store, given["data"], model=given["model"])
     check_picture(picture, overwrite=given.pop("overwrite"))
     from daskgmm.cli.work.plot import plot as work
 

@@ -10,6 +10,7 @@ from daskgmm.cli.checks import (
     check_arguments_apart,
     check_format,
     check_holds_model,
+    check_out,
     check_store,
 )
 from daskgmm.cli.options import (
@@ -90,7 +91,8 @@ def predict(**given: Any) -> None:
     if given["keys"] and not is_parquet_name(out):
         raise click.UsageError("--key is for an OUT that is Parquet.")
     check_holds_model(given["model"])
-    check_store(given["store"], given["data"], given["keys"])
+    check_store(given["store"], given["data"], given["keys"], model=given["model"])
+    check_out(out, overwrite=given["overwrite"])
     from daskgmm.cli.work.predict import predict as work
 
     work(**given)

@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_arguments_apart, check_format, check_holds_model
+from daskgmm.cli.checks import (
+    check_arguments_apart,
+    check_format,
+    check_holds_model,
+    check_out,
+)
 from daskgmm.cli.options import PLACE, json_option
 
 
@@ -50,6 +55,7 @@ def sample(**given: Any) -> None:
     check_arguments_apart({"OUT": given["out"]}, {"MODEL": given["model"]})
     check_format(given["out"])
     check_holds_model(given["model"])
+    check_out(given["out"], overwrite=given["overwrite"])
     from daskgmm.cli.work.sample import sample as work
 
     work(**given)

@@ -39,7 +39,7 @@ def score(**given: Any) -> None:
       daskgmm score model-9.zarr rows.zarr --json
     """  # noqa: D301
     check_holds_model(given["model"])
-    check_store(given["store"], given["data"])
+    check_store(given["store"], given["data"], model=given["model"])
     from daskgmm.cli.work.score import score as work
 
     work(**given)

@@ -185,7 +185,7 @@ def select(**given: Any) -> None:
     priors = priors_of(*asked, training, bayesian=bayesian)
     check_model_name(given["model"])
     check_new_model(given["model"], overwrite=given["overwrite"])
-    check_store(given["store"], given["data"], chosen=True)
+    check_store(given["store"], given["data"], n_components=max(given["n_components"]))
     check_there(**{"--weights": training.weights})
     from daskgmm.cli.work.select import select as work
 

@@ -7,7 +7,7 @@ from typing import Any, Final, final
 
 import click
 
-from daskgmm.cli.checks import check_arguments_apart
+from daskgmm.cli.checks import check_arguments_apart, check_not_read_only
 from daskgmm.cli.options import PLACE, gathered
 
 _INTERVAL: Final = "1 minute"
@@ -61,6 +61,7 @@ def check_written(model: str, store: str, training: Training) -> None:
         {"MODEL": model, "--checkpoint": training.checkpoint},
         {"STORE": store, "--weights": training.weights},
     )
+    check_not_read_only(model, training.checkpoint)
 
 
 def priors_of(

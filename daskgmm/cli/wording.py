@@ -32,6 +32,7 @@ _WORDS: Final = tuple(
             r"STORE has \1 features, and MODEL was fitted to \2: choose them with "
             r"--columns, if STORE is Parquet",
         ),
+        (r"\bX has (\d+) dimension\(s\)", r"STORE has \1 dimension(s)"),
         (r"checkpoint_interval\b", "--checkpoint-interval"),
         (r"^features must", "--features must"),
         (r"nan='skip'", "--nan skip"),

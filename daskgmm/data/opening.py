@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import dask.array as da
 import zarr
@@ -16,14 +16,12 @@ from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
-from daskgmm.storage.glance import OTHER_FILE
+from daskgmm.storage.glance import OTHER_FILE, said_of_group
 from daskgmm.storage.retry import patiently
 from daskgmm.storage.urls import absolute, as_path, files_of, needs_library
 from daskgmm.storage.zarr_store import ZarrArray, name_of
 
 Opened = ZarrArray | ParquetRows | da.Array
-_NAMED: Final = 20
-"""Most arrays of a group that an error names."""
 
 
 def open_rows(
@@ -140,10 +138,7 @@ def _open_zarr(
     found = open_node(place, array, storage_options)
     if isinstance(found, zarr.Array):
         return found
-    raise StoreError(
-        f"There is no Zarr array at {what}, but {_inside(found)}: name one of its "
-        "arrays with --array, or with array=… in Python."
-    )
+    raise StoreError(said_of_group(what, _shapes(found)))
 
 
 def open_node(
@@ -193,21 +188,13 @@ def _zarr_node(
     return zarr.open(store, mode="r", path=array, storage_options=options)
 
 
-def _inside(group: zarr.Group) -> str:
-    """What a group holds, at any depth: arrays of rows, or else all arrays."""
-    arrays = {
-        path: node
+def _shapes(group: zarr.Group) -> dict[str, tuple[int, ...]]:
+    """Paths and shapes of the arrays in a group, at any depth."""
+    return {
+        path: tuple(node.shape)
         for path, node in group.members(max_depth=None)
         if isinstance(node, zarr.Array)
     }
-    tables = {path: node for path, node in arrays.items() if node.ndim == 2}
-    found = sorted((tables or arrays).items())
-    if not found:
-        return "a group without arrays"
-    named = [f"{path} {tuple(node.shape)}" for path, node in found[:_NAMED]]
-    more = len(found) - len(named)
-    rest = f" and {more} more" if more else ""
-    return f"a group with the arrays {', '.join(named)}{rest}"
 
 
 def place_of(X: Any) -> str | None:

@@ -54,6 +54,8 @@ _PORT: Final = 8786
 """That of Dask's schedulers, unless they are told another one."""
 _LOOK: Final = 2.0
 """Seconds in which a machine says that nothing listens there."""
+_GREETING: Final = 8
+"""Bytes with which schedulers begin."""
 _LONGEST: Final = 2**40
 """More bytes than anybody says at once; what begins in letters is a larger number."""
 _EXTRAS: Final = {
@@ -118,7 +120,7 @@ def join(
             raise ClusterError(
                 f"The scheduler at {address} could not be joined: {why}. If it is up: "
                 "a scheduler that talks TLS takes tls:// alone, and certificates of "
-                "its own authority."
+                "its own authority; any other takes tcp://, and no port of a dashboard."
             ) from error
         except (TypeError, ValueError) as error:  # a worker's, which takes no clients
             raise ClusterError(
@@ -500,10 +502,10 @@ def _check_greets(address: str) -> None:
             if said is None:
                 steps.begin(f"waiting for {address} (it says nothing yet)")
                 it.settimeout(patience)
-                said = _heard(it)
+                said = _heard(it) or b""
     except OSError:  # gone meanwhile: Dask's client says what is wrong
         return
-    if not said or int.from_bytes(said, "little") >= _LONGEST:
+    if len(said) < _GREETING or int.from_bytes(said, "little") >= _LONGEST:
         raise ClusterError(
             f"What listens at {address} is no Dask scheduler, or one that talks TLS, "
             "and takes tls:// alone. Is it the port of a dashboard? Schedulers have "
@@ -512,17 +514,20 @@ def _check_greets(address: str) -> None:
 
 
 def _heard(connection: socket.socket) -> bytes | None:
-    """What is said first; None if nothing is for as long as the connection waits."""
+    """What is said first; None if that is too little while the connection waits."""
+    said = b""
     try:
-        return connection.recv(8)
+        while len(said) < _GREETING and (more := connection.recv(_GREETING)):
+            said += more
     except TimeoutError:
         return None
+    return said
 
 
 def _why_not(address: str) -> str | None:
     """What is known at once of an address where nobody answered; None if nothing is."""
     scheme, place = parse_address(address)
-    if scheme not in ("tcp", "tls"):
+    if scheme not in ("tcp", "tls", "ws", "wss"):
         return None
     host, port = parse_host_port(place, _PORT)
     try:

@@ -16,7 +16,8 @@ from dask.delayed import Delayed
 from daskgmm import steps
 from daskgmm.errors import PlaceError, StoreError
 from daskgmm.execution import cluster
-from daskgmm.storage.retry import DESCRIPTION, ask_files, check_free, patiently
+from daskgmm.storage.glance import DESCRIPTION
+from daskgmm.storage.retry import ask_files, check_free, patiently
 from daskgmm.storage.urls import beside, files_of, is_local, remove_tree, replace_folder
 
 Identity = Mapping[str, Any]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from daskgmm.data.column_check import need_arrow
 from daskgmm.errors import ParameterError, PlaceError, StoreError
-from daskgmm.storage.retry import DESCRIPTION, ask_files, what_is_at
+from daskgmm.storage.glance import DESCRIPTION, NOT_OUR_PARQUET
+from daskgmm.storage.retry import ask_files, what_is_at
 from daskgmm.storage.urls import absolute
 
 if TYPE_CHECKING:
@@ -126,10 +127,7 @@ class ParquetPlace(OutputPlace):
             return said
         if there == "directory" and all(n.startswith(".") for n in names_at(self.url)):
             return None  # a write broke off before the output was described
-        raise PlaceError(
-            f"{self.url} exists and was not written by this program: choose another "
-            "place."
-        )
+        raise PlaceError(NOT_OUR_PARQUET.format(self.url))
 
     def describe(self, description: Mapping[str, Any]) -> None:
         put(self.url, DESCRIPTION, json.dumps(description, indent=1).encode())

@@ -25,7 +25,7 @@ from daskgmm.outputs.base import (
     names_at,
     write_output,
 )
-from daskgmm.storage.glance import OURS
+from daskgmm.storage.glance import NO_ARRAY, NOT_OUR_ARRAY, OURS, is_metadata
 from daskgmm.storage.retry import (
     is_failure,
     naming_failures,
@@ -41,7 +41,6 @@ _SMALL_BYTES: Final = 1_000_000
 _SHARD_BYTES: Final = 8_000_000
 _SHARDS: Final = 16
 """Shards that are left at least, so that there is work for several threads."""
-_ZARR_METADATA: Final = ("zarr.", ".zarray", ".zattrs")
 
 
 def write_zarr(answer: da.Array, url: str, work: Work) -> Written:
@@ -130,16 +129,11 @@ class ZarrPlace(OutputPlace):
         if isinstance(found, zarr.Array):
             said: Any = found.attrs.asdict().get(OURS)
             if said is None:
-                raise PlaceError(
-                    f"{self.url} is a Zarr array that this program did not write: "
-                    "choose another place, or remove it yourself."
-                )
+                raise PlaceError(NOT_OUR_ARRAY.format(self.url))
             return dict(said)
         if found is None and there == "directory" and self._is_remnant():
             return None
-        raise PlaceError(
-            f"{self.url} exists and is no Zarr array: choose another place."
-        )
+        raise PlaceError(NO_ARRAY.format(self.url))
 
     def _node(self) -> Any:
         """The Zarr array or group that there is; None if it is neither."""
@@ -153,7 +147,7 @@ class ZarrPlace(OutputPlace):
 
     def _is_remnant(self) -> bool:
         """Whether a write broke off before the array was described."""
-        return all(name.startswith(_ZARR_METADATA) for name in names_at(self.url))
+        return all(map(is_metadata, names_at(self.url)))
 
     def describe(self, description: Mapping[str, Any]) -> None:
         with naming_failures(self.url):

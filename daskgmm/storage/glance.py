@@ -6,8 +6,10 @@ What it does not find out, whoever opens the place will.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
+from glob import escape as glob_escape
 from glob import glob
 from typing import Any, Final
 
@@ -34,6 +36,18 @@ OTHER_FILE: Final = (
     "read. Write it as Zarr or Parquet, or open it in Python and give the array or "
     "table."
 )
+DESCRIPTION: Final = "_daskgmm.json"
+"""The same beside Parquet files; readers pass over names that begin like this."""
+NOT_OUR_PARQUET: Final = (
+    "{} exists and was not written by this program: choose another place."
+)
+NOT_OUR_ARRAY: Final = (
+    "{} is a Zarr array that this program did not write: choose another place, or "
+    "remove it yourself."
+)
+NO_ARRAY: Final = "{} exists and is no Zarr array: choose another place."
+_NAMED: Final = 20
+"""Most arrays of a group that an error names."""
 ARRAY: Final = "a Zarr array"
 MODEL: Final = "a model"
 
@@ -87,6 +101,95 @@ def holds_array(place: str) -> bool:
     return kind_of(_zarr_document(place)) == ARRAY
 
 
+def shape_of(place: str, array: str | None = None) -> tuple[int, ...] | None:
+    """The shape of a Zarr array on this machine, such as one in a group."""
+    path = _path(place)
+    return None if path is None else _shape(_document(_join(path, array)))
+
+
+def arrays_in(
+    place: str, group: str | None = None
+) -> dict[str, tuple[int, ...]] | None:
+    """Paths and shapes of all arrays in a Zarr group of this machine."""
+    path = _path(place)
+    top = None if path is None else _join(path, group)
+    if top is None or _document(top).get("node_type") != "group":
+        return None
+    found = {}
+    for folder, inside, _files in os.walk(top):
+        shape = _shape(_document(folder))
+        if shape is not None:
+            found[os.path.relpath(folder, top).replace(os.sep, "/")] = shape
+            inside.clear()
+    return found
+
+
+def said_of_group(what: str, arrays: Mapping[str, tuple[int, ...]]) -> str:
+    """That a group is no array, but holds some: those of rows, or else all."""
+    tables = {path: shape for path, shape in arrays.items() if len(shape) == 2}
+    found = sorted((tables or arrays).items())
+    named = [f"{path} {shape}" for path, shape in found[:_NAMED]]
+    more = len(found) - len(named)
+    rest = f" and {more} more" if more else ""
+    inside = f"a group with the arrays {', '.join(named)}{rest}"
+    return (
+        f"There is no Zarr array at {what}, but "
+        + (inside if found else "a group without arrays")
+        + ": name one of its arrays with --array, or with array=… in Python."
+    )
+
+
+def n_features_of(model: str) -> int | None:
+    """How many features a model on this machine has, if it says so."""
+    attributes = _zarr_document(model).get("attributes") or {}
+    said = (attributes.get(OURS) or {}).get("fitted") or {}
+    found = said.get("n_features_in_")
+    return found if isinstance(found, int) else None
+
+
+def why_not_written(out: str) -> str | None:
+    """What is said of something of this machine that no output may replace."""
+    path = _path(out)
+    if path is None or not os.path.lexists(path):
+        return None
+    names = os.listdir(path) if os.path.isdir(path) else [""]
+    if is_parquet_name(out):
+        is_ours = DESCRIPTION in names or all(name.startswith(".") for name in names)
+        return None if is_ours else NOT_OUR_PARQUET.format(out)
+    said = _document(path)
+    if kind_of(said) == ARRAY:
+        is_ours = OURS in (said.get("attributes") or {})
+        return None if is_ours else NOT_OUR_ARRAY.format(out)
+    return None if all(map(is_metadata, names)) else NO_ARRAY.format(out)
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a name is of what Zarr's format 2 or 3 says of a folder."""
+    return name.startswith(("zarr.", ".zarray", ".zattrs"))
+
+
+def is_whole_output(out: str) -> bool:
+    """Whether all of an output is on this machine, which is complete as it says."""
+    path = _path(out)
+    if path is None:
+        return False
+    if is_parquet_name(out):
+        said = _json(os.path.join(path, DESCRIPTION))
+        n_parts = (said.get("layout") or {}).get("files")
+        files = glob(os.path.join(glob_escape(path), "part-*.parquet"))
+        return bool(said.get("complete")) and len(files) == n_parts
+    said = _document(path)
+    ours = (said.get("attributes") or {}).get(OURS) or {}
+    if kind_of(said) != ARRAY or not ours.get("complete"):
+        return False
+    sizes = zip(
+        said["shape"], said["chunk_grid"]["configuration"]["chunk_shape"], strict=True
+    )
+    n_parts = math.prod(-(-int(size) // int(part)) for size, part in sizes)
+    there = (len(files) for _, _, files in os.walk(os.path.join(path, "c")))
+    return sum(there) == n_parts
+
+
 def first_parquet(place: str) -> str | None:
     """The first Parquet file at a place; None of tables whose logs say which count."""
     path = _path(place)
@@ -123,13 +226,33 @@ def _here(place: str) -> str | None:
 
 
 def _zarr_document(place: str) -> dict[str, Any]:
-    """What a folder says of itself in Zarr's format 3."""
+    """What a folder says of itself in Zarr's formats."""
     path = _path(place)
-    if path is None:
-        return {}
+    return {} if path is None else _document(path)
+
+
+def _document(folder: str) -> dict[str, Any]:
+    """What a folder says of itself in Zarr's format 3, or else in the one before."""
+    if said := _json(os.path.join(folder, "zarr.json")):
+        return said
+    if said := _json(os.path.join(folder, ".zarray")):
+        return {"node_type": "array", **said}
+    is_group = os.path.isfile(os.path.join(folder, ".zgroup"))
+    return {"node_type": "group"} if is_group else {}
+
+
+def _json(path: str) -> dict[str, Any]:
     try:
-        with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             said = json.load(file)
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _shape(said: Mapping[str, Any]) -> tuple[int, ...] | None:
+    return tuple(said["shape"]) if said.get("node_type") == "array" else None
+
+
+def _join(path: str, inside: str | None) -> str:
+    return path if inside is None else os.path.join(path, inside.strip("/"))

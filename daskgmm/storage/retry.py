@@ -16,7 +16,7 @@ from zarr.storage import WrapperStore
 
 from daskgmm import config
 from daskgmm.errors import DaskGMMError, PlaceError, StoreError
-from daskgmm.storage.glance import ARRAY, DELTA_LOG, kind_of
+from daskgmm.storage.glance import ARRAY, DELTA_LOG, DESCRIPTION, kind_of
 from daskgmm.storage.urls import (
     absolute,
     as_path,
@@ -25,12 +25,11 @@ from daskgmm.storage.urls import (
     folders_above,
     is_parquet_name,
     nearest_folder,
+    why_read_only,
 )
 from daskgmm.storage.zarr_internals import make_store_path, sync
 
 _T = TypeVar("_T")
-DESCRIPTION: Final = "_daskgmm.json"
-"""The same beside Parquet files; readers pass over names that begin like this."""
 _FIRST_PAUSE: Final = 0.1
 _LIBRARIES: Final = frozenset(
     ["aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"]
@@ -203,11 +202,8 @@ def check_free(url: str | os.PathLike[str]) -> None:
             raise PlaceError(
                 f"{place} lies inside {folder}, which is {what}: choose another place."
             )
-    if nearest is not None and not os.access(nearest, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"{place} cannot be used: {nearest} is read-only for this user. Choose "
-            "another place."
-        )
+    if said := why_read_only(place):
+        raise StoreError(said)
 
 
 def _what_not_to_write_in(folder: str, is_near: bool) -> str | None:

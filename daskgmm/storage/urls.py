@@ -302,6 +302,17 @@ def nearest_folder(place: str) -> str | None:
     return next(filter(os.path.isdir, folders_above(place)), None)
 
 
+def why_read_only(place: str) -> str | None:
+    """What is said of a place of this machine where this user may not write."""
+    nearest = nearest_folder(place)
+    if nearest is None or os.access(nearest, os.W_OK | os.X_OK):
+        return None
+    return (
+        f"{place} cannot be used: {nearest} is read-only for this user. Choose another "
+        "place."
+    )
+
+
 def beside(place: str, prefix: str) -> str:
     """The place in the same folder whose name has a prefix."""
     protocol, path = split_protocol(place)

@@ -16,10 +16,11 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from click.testing import CliRunner
 from conftest import blobs, create_zarr
 
-from daskgmm import ClusterError, GaussianMixture, steps
+from daskgmm import ClusterError, GaussianMixture, StoreError, load, open_rows, steps
 from daskgmm.cli import demo as of_demo
 from daskgmm.cli import options, select
 from daskgmm.cli.info import info
@@ -31,7 +32,15 @@ from daskgmm.em.search import CRITERIA
 from daskgmm.estimators.base import _NO_ROWS
 from daskgmm.execution.deploy import join
 from daskgmm.mixtures.covariance import SHAPES
-from daskgmm.storage.glance import first_parquet
+from daskgmm.storage.glance import (
+    arrays_in,
+    first_parquet,
+    is_whole_output,
+    n_features_of,
+    said_of_group,
+    shape_of,
+    why_not_written,
+)
 
 HEAVY = ("numba", "sklearn", "distributed", "zarr", "scipy", "pandas", "pyarrow")
 ASK = """
@@ -191,6 +200,23 @@ MISFITS = [
         "needs a library that is not install",
     ),
 ]
+UNSUITED = [
+    (("fit", "g", "new", "-k", "2"), "a group with the arrays in/xy (20, 2): name one"),
+    (("fit", "old", "new", "-k", "2"), "a group with the arrays xy (20, 2): name one"),
+    (("fit", "none", "new", "-k", "2"), "none, but a group without arrays: name one"),
+    (("fit", "g", "new", "-k", "2", "--array", "in"), "array 'in', but a group with "),
+    (("fit", "m", "new", "-k", "2"), "m holds no rows, but a model."),
+    (("score", "m", "g", "--array", "in/y"), "array 'in/y' has the shape (20,): exp"),
+    (("plot", "m3", "x", "p.png"), "STORE has 2 features, and MODEL was fitted to 3: "),
+    (("fit", "x", "new", "-k", "21"), "--components 21 is more than there are rows: 2"),
+    (("select", "x", "new", "-k", "1,21"), "--components 21 is more than there are r"),
+    (("predict", "m", "x", "g"), "g exists and is no Zarr array: choose another plac"),
+    (("predict", "m", "x", "old/xy"), "is a Zarr array that this program did not wri"),
+    (("sample", "m", "m3", "-n", "1"), "m3 exists and is no Zarr array: choose anot"),
+    (("predict", "m", "x", "p.parquet"), "exists and was not written by this program"),
+    (("predict", "m", "x", "done"), "done exists: pass --overwrite to replace it."),
+    (("sample", "m", "done.parquet", "-n", "1"), "exists: pass --overwrite to replac"),
+]
 MISNAMED = [
     ("fit", "p.parquet", "new", "-k", "2", "--columns", "a,nope"),
     ("select", "folder", "new", "-k", "2", "--filter", "nope > 1"),
@@ -218,6 +244,73 @@ def tables(places):
 @pytest.mark.parametrize(("arguments", "message"), MISFITS)
 def test_so_do_options_of_the_other_kind_of_data(tables, arguments, message):
     test_so_do_places_where_something_else_is(tables, arguments, message)
+
+
+@pytest.fixture(scope="module")
+def outputs(tables):
+    """Groups, of both of Zarr's formats, and outputs that are complete."""
+    rows = blobs(0, 20, 3, 1)
+    GaussianMixture(1).fit(rows).save(tables / "m3")
+    zarr.create_group(tables / "none")
+    inside = zarr.create_group(tables / "g").create_group("in")
+    inside.create_array("xy", data=rows[:, :2], chunks=(10, 2))
+    inside.create_array("y", data=rows[:, 0])
+    old = zarr.create_group(tables / "old", zarr_format=2)
+    old.create_array("xy", data=rows[:, :2], chunks=(10, 2))
+    for out in ("done", "done.parquet"):
+        names = [str(tables / name) for name in ("m", "x", out)]
+        done = CliRunner().invoke(main, ["predict", *names, "--workers", "1"])
+        assert done.exit_code == 0, done.output
+    return tables
+
+
+@pytest.mark.parametrize(("arguments", "message"), UNSUITED)
+def test_so_do_arrays_and_outputs_that_do_not_suit(outputs, arguments, message):
+    test_so_do_places_where_something_else_is(outputs, arguments, message)
+
+
+def test_outputs_that_may_be_written_are_left_to_who_writes_them(outputs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("done", "done.parquet", tmp_path / "empty", tmp_path / "new.parquet"):
+        assert why_not_written(str(outputs / name)) is None
+    for name in ("done", "done.parquet"):
+        assert is_whole_output(str(outputs / name))
+        shutil.copytree(outputs / name, tmp_path / name)
+        part = next(
+            path
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file() and not path.name.endswith(".json")
+        )
+        part.unlink()  # the same command writes it anew
+        assert not is_whole_output(str(tmp_path / name))
+    for name in ("x", "m", "p.parquet", "folder", "s3://bucket/x"):
+        assert not is_whole_output(str(outputs / name))
+
+
+def test_what_is_looked_at_is_what_is_found_when_it_is_opened(outputs):
+    for place, array in (("g", None), ("g", "in"), ("old", None), ("none", None)):
+        at = str(outputs / place)
+        what = at if array is None else f"{at}, array {array!r}"
+        with pytest.raises(StoreError, match="There is no Zarr array") as caught:
+            open_rows(at, array=array)
+        assert str(caught.value) == said_of_group(what, arrays_in(at, array))
+    assert shape_of(str(outputs / "old"), "xy") == (20, 2)
+    assert n_features_of(str(outputs / "m3")) == load(outputs / "m3").n_features_in_
+
+
+def test_where_nothing_may_be_written_is_known_at_once(outputs, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    at, other = str(outputs / "x"), str(outputs / "new")
+    for asked in (
+        ["fit", at, other, "-k", "2"],
+        ["select", at, other, "-k", "2"],
+        ["fit", at, "s3://bucket/m", "-k", "2", "--checkpoint", other],
+        ["predict", str(outputs / "m"), at, other],
+        ["sample", str(outputs / "m"), other, "-n", "3"],
+    ):
+        done = CliRunner().invoke(main, asked)
+        assert done.exit_code == 1
+        assert f"{other} cannot be used: {outputs} is read-only" in done.output
 
 
 @pytest.mark.parametrize("arguments", MISNAMED)
@@ -378,6 +471,7 @@ def test_errors_speak_of_options():
     ("address", "why"),
     [
         ("tcp://127.0.0.1:1", "nothing listens at port 1 of 127.0.0.1"),
+        ("ws://127.0.0.1:1", "nothing listens at port 1 of 127.0.0.1"),
         (
             "tcp://no-such-host.invalid:8786",
             "no machine is called no-such-host.invalid",
@@ -408,7 +502,7 @@ def _answer(server, says):
 
 
 @pytest.mark.parametrize(
-    "says", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"]
+    "says", [b"", b"\x05\x00", b"SSH-2.0-x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"]
 )
 def test_what_listens_there_may_be_no_scheduler(says):
     """Such as a dashboard, which waits for a question: Dask would wait for ever."""
@@ -427,7 +521,7 @@ def test_what_listens_there_may_be_no_scheduler(says):
         ):
             join(address).__enter__()
     waits = steps.Step(f"waiting for {address} (it says nothing yet)")
-    assert told == ([] if says else [waits])
+    assert told == ([] if len(says) >= 8 else [waits])
     for connection in answered.result():
         connection.close()
 
@@ -441,7 +535,8 @@ ADDRESSES = [
     ("nothing://localhost:8786", "Dask knows no addresses that begin with nothing://"),
     ("TCP://localhost:8786", "begin with TCP://: is tcp:// meant?"),
     ("://localhost:8786", "Dask knows no addresses that begin with ://"),
-    ("localhost:99999", "with a number up to 65535 for PORT"),
+    ("localhost:99999", "with a number from 1 to 65535 for PORT"),
+    ("tcp://localhost:0", "with a number from 1 to 65535 for PORT"),
     ("tcp://localhost:87a6", "is no address: write HOST, HOST:PORT,"),
 ]
 
