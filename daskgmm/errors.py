@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import traceback
 from types import TracebackType
@@ -67,6 +68,10 @@ class InterruptedFit(KeyboardInterrupt):
         return [f"Interrupted: {self}"]
 
 
+_INTERRUPTED: Final = 128 + signal.SIGINT
+"""The exit status of what Ctrl-C ended, by the custom of shells."""
+
+
 def show_interrupts_quietly() -> None:
     """Have Python show an interrupted fit in a line, unless others show its errors."""
     if sys.excepthook is sys.__excepthook__:
@@ -77,10 +82,12 @@ def _show(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """What a script that is interrupted ends with: a line, as a notebook's cell."""
-    if isinstance(error, InterruptedFit):
-        print(f"\nInterrupted: {error}", file=sys.stderr)
-    else:
+    if not isinstance(error, InterruptedFit):
         sys.__excepthook__(kind, error, trace)
+        return
+    print(f"\nInterrupted: {error}", file=sys.stderr)
+    if not hasattr(sys, "ps1"):  # nobody types: those who started it see the status
+        raise SystemExit(_INTERRUPTED)
 
 
 class IllDefinedCovarianceError(DaskGMMError, ValueError):

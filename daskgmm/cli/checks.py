@@ -10,7 +10,7 @@ import click
 
 from daskgmm.cli.options import Data
 from daskgmm.cli.wording import as_options
-from daskgmm.data.column_check import missing_column
+from daskgmm.data.column_check import missing_column, need_arrow
 from daskgmm.storage.glance import (
     OTHER_FILE,
     arrays_in,
@@ -81,6 +81,8 @@ def check_store(
     """
     chosen = model is None
     check_there(STORE=store)
+    if "://" in store and is_parquet_name(store):
+        need_arrow()
     for_parquet = {
         "--columns": data.columns,
         "--filter": data.filters,

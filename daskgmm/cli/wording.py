@@ -24,6 +24,11 @@ _WORDS: Final = tuple(
             r"--components \1 is more than there are rows: \2.",
         ),
         (
+            r"Found array with (\d+) sample\(s\) while a minimum of (\d+) is required "
+            r"by \w+",
+            r"STORE has, or --filter leaves, \1 rows: a fit needs \2 at least",
+        ),
+        (
             r"\bn_samples=(\d+) should be >= n_clusters=(\d+)",
             r"--init-size \1 is less than --components \2",
         ),
@@ -35,6 +40,7 @@ _WORDS: Final = tuple(
         (r"\bX has (\d+) dimension\(s\)", r"STORE has \1 dimension(s)"),
         (r"checkpoint_interval\b", "--checkpoint-interval"),
         (r"^features must", "--features must"),
+        (r"^columns names", "--columns names"),
         (r"nan='skip'", "--nan skip"),
         (r"missing_chunks='fill'", "--missing-chunks fill"),
         (r"decode_cf=True", "--decode-cf"),

@@ -299,6 +299,11 @@ def column_names(columns: Any) -> list[str]:
     names = list(columns) if in_order else []
     if not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"columns must be a list of names, got {columns!r}.")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"columns names {twice[0]!r} twice: each feature must be there once."
+        )
     return [str(name) for name in names]
 
 

@@ -28,6 +28,11 @@ class Documented:
             bundle["text/html"] += self._fitted_html()
         return bundle
 
+    def _repr_html_inner(self) -> str:
+        """The same, for who asks for `_repr_html_` alone."""
+        page: str = super()._repr_html_inner()  # type: ignore[misc]
+        return page + self._fitted_html()
+
     def _fitted_html(self) -> str:
         """What was fitted, in HTML; nothing before that."""
         return ""

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _SIGMAS: Final = (1, 2)
 _FEW: Final = 5_000
-"""Rows up to which each is a point."""
+"""Rows up to which each is a point,"""
+_LARGEST: Final = 36.0
+"""of at most so much, in square points."""
 _MOST_BINS: Final = 200
 _FEW_CURVES: Final = 15
 """Components whose curves have numbers: of more, these cover each other."""
@@ -148,10 +150,11 @@ def plot_pairs(
     places = places_of(wanted, model, 1, d)
     m = len(places)
     table = None if rows is None else some_rows(rows, model)
+    figure = None
     if axes is None:
         from matplotlib import pyplot as plt
 
-        _, axes = plt.subplots(
+        figure, axes = plt.subplots(
             m, m, figsize=(2.2 * m, 2.2 * m), layout="constrained", squeeze=False
         )
     if np.shape(axes) != (m, m):
@@ -162,6 +165,10 @@ def plot_pairs(
         for j, across in enumerate(places):
             _draw_cell(axes[i, j], model, below, across, table)
             axes[i, j].label_outer()
+    if figure is not None and table is not None and len(table):
+        spans = [_span(model, place, table[:, place]) for place in places]
+        if said := said_of_far(inside_of(table[:, places], spans)):
+            figure.suptitle(said, fontsize="small")
     return axes
 
 
@@ -293,7 +300,8 @@ def _draw_two(
 def _draw_rows(ax: Axes, rows: NDArray[Any]) -> None:
     """Points where they are few, else how many there are in small squares."""
     if len(rows) <= _FEW:
-        size = float(np.clip(3000.0 / max(len(rows), 1), 3.0, 16.0))
+        n_points = len(np.unique(rows, axis=0))  # many at a place are one to the eye
+        size = float(np.clip(3000.0 / max(n_points, 1), 3.0, _LARGEST))
         ax.scatter(
             rows[:, 0],
             rows[:, 1],

@@ -54,7 +54,7 @@ def some_rows(X: Any, model: Any, most: int = MOST) -> NDArray[np.float64]:
     names = given.names
     if hasattr(model, "feature_names_in_") and hasattr(names, "columns"):
         validate_data(model, names, reset=False, skip_check_array=True)
-    if np.ndim(names) != 2 or names.shape[1] != d:
+    if np.ndim(names) != 2 or np.shape(names)[1] != d:
         raise ParameterError(
             f"X has the shape {np.shape(names)}, and the mixture has {d} features."
         )
@@ -107,14 +107,15 @@ def places_of(features: Any, model: Any, n_least: int, n_most: int) -> list[int]
     d, names = len(model.means_[0]), list(getattr(model, "feature_names_in_", ()))
     places = [names.index(f) if f in names else f for f in given]
     known = all(isinstance(p, Integral) and 0 <= int(p) < d for p in places)
-    if not known or not n_least <= len(places) <= n_most:
+    once = len(set(places)) == len(places)
+    if not (known and once and n_least <= len(places) <= n_most):
         counts = {1: "one", 2: "two"}
         least = counts.get(n_least, str(n_least))
         how_many = least if n_least == n_most else f"{least} or more"
         by_name = f", or of {', '.join(map(str, names))}" if names else ""
         raise ParameterError(
-            f"features must be {how_many} of 0 to {d - 1}{by_name}, not "
-            f"{', '.join(map(str, given))}."
+            f"features must be {how_many} of 0 to {d - 1}{by_name}"
+            f"{'' if once else ', each once'}, not {', '.join(map(str, given))}."
         )
     return [int(p) for p in places]
 

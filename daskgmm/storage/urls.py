@@ -130,11 +130,21 @@ _EXTRAS: Final = {
 """What is to be installed, by protocol."""
 
 
+_PACKAGE: Final = re.compile(r'"([A-Za-z][A-Za-z0-9_-]*)"')
+"""A package as fsspec names it in its errors."""
+
+
 def needs_library(what: str, place: str, error: ImportError) -> MissingLibraryError:
     """The error that says how to install what a place needs."""
     protocols = [link.partition("://")[0] for link in place.split(CHAIN)]
     extras = [_EXTRAS[protocol] for protocol in protocols if protocol in _EXTRAS]
-    how = f"pip install '{extras[-1]}'." if extras else f"{error}."
+    packages = " ".join(_PACKAGE.findall(str(error)))
+    if extras:
+        how = f"pip install '{extras[-1]}'."
+    elif packages and "requires" in str(error):
+        how = f"pip install {packages}."
+    else:
+        how = f"{error}."
     return MissingLibraryError(f"{what} needs a library that is not installed: {how}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import dask
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,15 @@ import zarr
 from click.testing import CliRunner
 from conftest import blobs, create_zarr
 
-from daskgmm import ClusterError, GaussianMixture, StoreError, load, open_rows, steps
+from daskgmm import (
+    ClusterError,
+    DataError,
+    GaussianMixture,
+    StoreError,
+    load,
+    open_rows,
+    steps,
+)
 from daskgmm.cli import demo as of_demo
 from daskgmm.cli import options, select
 from daskgmm.cli.info import info
@@ -192,7 +201,7 @@ MISFITS = [
         ("fit", "x", "new", "-k", "2", "--cluster", "worse.yaml"),
         "worse.yaml is no YAML: ",
     ),
-    (("fit", "sftp://host/x", "new", "-k", "2"), "needs a library that is not install"),
+    (("fit", "sftp://host/x", "new", "-k", "2"), "installed: pip install paramiko."),
     (("fit", "x", "sftp://host/m", "-k", "2"), "needs a library that is not install"),
     (("predict", "m", "x", "sftp://host/out"), "needs a library that is not install"),
     (
@@ -465,6 +474,10 @@ def test_errors_speak_of_options():
     assert options._filter(text) == ("x", ">", float("-inf"))
     assert as_options("raise reg_covar to 1e-3") == "raise --reg-covar to 1e-3"
     assert " or --filter leaves none," in as_options(_NO_ROWS)
+    with pytest.raises(DataError) as caught:
+        GaussianMixture(1).fit(da.from_array(np.empty((0, 2))))
+    said = as_options(str(caught.value))
+    assert said == "STORE has, or --filter leaves, 0 rows: a fit needs 2 at least."
 
 
 @pytest.mark.parametrize(

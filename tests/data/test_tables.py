@@ -508,6 +508,12 @@ def test_columns_are_names_in_order(tmp_path, x, columns):
         open_rows(tmp_path / "x.parquet", columns=columns)
 
 
+def test_a_column_that_is_named_twice(tmp_path, x):
+    pq.write_table(pa.table({"a": x[:, 0], "b": x[:, 1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="columns names 'a' twice"):
+        open_rows(tmp_path / "x.parquet", columns=["a", "b", "a"])
+
+
 @pytest.mark.parametrize("kind", [tuple, pd.Index, np.array])
 def test_names_of_columns_in_other_lists(tmp_path, x, expected, kind):
     pq.write_table(pa.table(dict(zip(NAMES, x.T, strict=True))), tmp_path / "x.parquet")

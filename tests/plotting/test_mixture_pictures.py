@@ -90,6 +90,10 @@ def test_rows_far_away_do_not_make_a_point_of_all_others(n):
     model = GaussianMixture(3, random_state=0).fit(rows)
     ax = plot_mixture(model, rows, ax=axes())
     assert ax.get_title() == f"1 of {n:,} rows lie far outside"
+    with plt.rc_context({"backend": "agg"}):
+        figure = plot_pairs(model, rows)[0, 0].figure
+    assert figure.get_suptitle() == ax.get_title()
+    plt.close(figure)
     first, last = ax.get_xlim()
     width = high[0] - low[0]
     assert low[0] - 2 * width < first < last < high[0] + 2 * width
@@ -176,7 +180,7 @@ def test_a_figure_is_made_where_none_is_given():
     plt.close(ax.figure)
 
 
-@pytest.mark.parametrize("features", [(0, 3), (-1, 0), (0, 1, 2)])
+@pytest.mark.parametrize("features", [(0, 3), (-1, 0), (0, 1, 2), (1, 1)])
 def test_features_that_are_not_there(features):
     with pytest.raises(ValueError, match="features must be two of 0 to 2"):
         plot_mixture(fitted()[0], features=features)
@@ -456,3 +460,15 @@ def test_all_pictures_are_of_a_bayesian_mixture_too():
     assert len(ellipses(plot_mixture(model, rows, ax=axes()))) == 6
     plot_responsibilities(model, rows, ax=axes())
     plot_convergence(model, ax=axes())
+
+
+def test_few_points_are_large_however_many_rows_they_are():
+    model = GaussianMixture(1).fit(blobs(0, 50, 2, 1))
+
+    def size(rows):
+        [points] = plot_mixture(model, rows, ax=axes()).collections
+        return points.get_sizes()[0]
+
+    one = size([[0.0, 0.0]])
+    assert size(np.zeros((500, 2))) == one == 36.0
+    assert size(blobs(0, 500, 2, 1)) < one
