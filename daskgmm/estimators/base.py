@@ -28,7 +28,7 @@ from daskgmm.em.loop import evaluated
 from daskgmm.em.precision import may_be_single
 from daskgmm.em.predict import Kind, Question, Score, ask, score, score_block
 from daskgmm.em.quantiles import Quantiles
-from daskgmm.errors import DataError, ParameterError
+from daskgmm.errors import DaskGMMError, DataError, ParameterError
 from daskgmm.estimators.documented import Documented
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.mixtures.criteria import Fit, fit_of, look_at
@@ -90,6 +90,14 @@ class MixtureBase(Documented, DensityMixin, BaseEstimator):  # type: ignore[misc
 
     def _validated(self, given: Rows, *, reset: bool) -> Any:
         """Check names and number of features, and make an array of rows in memory."""
+        try:
+            return self._checked(given, reset=reset)
+        except DaskGMMError:
+            raise
+        except ValueError as error:  # scikit-learn's: its frames say nothing more
+            raise DataError(str(error)) from None
+
+    def _checked(self, given: Rows, *, reset: bool) -> Any:
         rows = given.rows
         if given.is_lazy:
             names = given.names

@@ -1,10 +1,12 @@
-"""What notebooks show of estimators: where it links to, and what was fitted."""
+"""What notebooks show of estimators: their description, what was fitted, mistakes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import dask
+
+from daskgmm.errors import ParameterError
 
 
 class Documented:
@@ -27,6 +29,13 @@ class Documented:
         if "text/html" in bundle:
             bundle["text/html"] += self._fitted_html()
         return bundle
+
+    def _validate_params(self) -> None:
+        """Check the parameters as scikit-learn does; its frames say nothing more."""
+        try:
+            super()._validate_params()  # type: ignore[misc]
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
 
     def _repr_html_inner(self) -> str:
         """The same, for who asks for `_repr_html_` alone."""

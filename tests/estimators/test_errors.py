@@ -393,19 +393,34 @@ def test_of_a_missing_place_no_library_tells_its_own_story(tmp_path, place):
     assert len(printed.splitlines()) < 45
 
 
+MISTAKES = {
+    "GaussianMixture(2).fit('nothing.zarr')": (
+        "StoreError: There is no Zarr array and no Parquet at"
+    ),
+    "fitted.predict([[1.0, 2.0]])": (
+        "DataError: X has 2 features, but GaussianMixture is expecting 1 features as"
+    ),
+    "GaussianMixture(2, covariance_type='ful').fit([[0.0], [1.0]])": (
+        "ParameterError: The 'covariance_type' parameter of GaussianMixture must be"
+    ),
+    "fitted.score([1.0])": "DataError: Expected 2D array, got 1D array instead",
+}
+
+
 def test_a_notebook_shows_who_asked_and_what_is_wrong():
     """And no frames of libraries, of which there would be a hundred lines."""
-    code = (
+    first = (
         "from daskgmm import GaussianMixture\n"
-        "def ask():\n"
-        "    GaussianMixture(2).fit('nothing.zarr')\n"
-        "ask()\n"
+        "fitted = GaussianMixture(1).fit([[0.0], [1.0]])"
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    codes = [first, *(f"def ask():\n    {code}\nask()" for code in MISTAKES)]
+    cells = [nbformat.v4.new_code_cell(code) for code in codes]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=120, allow_errors=True).execute()
-    [output] = notebook.cells[0].outputs
-    shown = "\n".join(output["traceback"])
-    assert "StoreError: There is no Zarr array and no Parquet at" in shown
-    assert "line 3, in ask\n    GaussianMixture(2).fit('nothing.zarr')" in shown
-    assert shown.count("\n") < 8
-    assert "daskgmm/data" not in shown
+    for cell, (code, message) in zip(cells[1:], MISTAKES.items(), strict=True):
+        [output] = cell.outputs
+        shown = "\n".join(output["traceback"])
+        assert message in shown
+        assert f"line 2, in ask\n    {code}" in shown
+        assert shown.count("\n") < 12
+        assert "/daskgmm/" not in shown
