@@ -72,7 +72,7 @@ def check_store(
     key: Sequence[str] = (),
     *,
     model: str | None = None,
-    n_components: int = 1,
+    n_components: int = 0,
 ) -> None:
     """Refuse what is not there, options of the other kind, and columns mistyped.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import shutil
 import socket
 import subprocess
@@ -627,3 +628,52 @@ def test_a_shell_completes_places(words):
         check=True,
     )
     assert done.stdout == f"file,{words.split()[-1]}\n"
+
+
+def _seen_in_a_terminal(command, words, environment, cwd):
+    """Whether a command writes some words to a terminal; it is ended once it has."""
+    outside, inside = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "daskgmm", *command],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        env=environment,
+        cwd=cwd,
+    ) as process:
+        os.close(inside)
+        seen = b""
+        with contextlib.suppress(OSError):  # that it has ended
+            while words not in seen and (more := os.read(outside, 4096)):
+                seen += more
+        process.kill()
+    os.close(outside)
+    return words in seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        (["fit", "s3://b/x", "new", "-k", "2"], b"opening"),
+        (["fit", "x", "s3://b/x", "-k", "2"], b"looking at"),
+        (["select", "s3://b/x", "new", "-k", "2"], b"opening"),
+        (["score", "s3://b/x", "x"], b"opening"),
+        (["predict", "m", "s3://b/x", "out"], b"opening"),
+        (["predict", "m", "x", "s3://b/x"], b"looking at"),
+        (["sample", "s3://b/x", "out", "-n", "3"], b"opening"),
+        (["plot", "s3://b/x", "p.png"], b"opening"),
+        (["info", "s3://b/x"], b"opening"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_named_meanwhile(places, command, step):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        environment = {
+            **os.environ,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "TERM": "xterm",
+            "COLUMNS": "120",
+        }
+        assert _seen_in_a_terminal(command, step + b" s3://b/x", environment, places)
