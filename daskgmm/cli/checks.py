@@ -220,6 +220,7 @@ def check_picture(picture: str, *, overwrite: bool) -> None:
         raise click.ClickException(
             f"There is no folder {target.parent}: make it before."
         )
+    check_not_read_only(picture)
 
 
 def check_model_name(model: str) -> None:

@@ -188,7 +188,7 @@ def check_free(url: str | os.PathLike[str]) -> None:
     PlaceError
         Naming what the place lies in.
     StoreError
-        Naming the folder that is read-only.
+        Naming the folder to which nothing can be written.
     ValueError
         If the name has characters that a store takes for wild cards.
     """

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import combinations, product
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 import fsspec
@@ -313,14 +314,21 @@ def nearest_folder(place: str) -> str | None:
 
 
 def why_read_only(place: str) -> str | None:
-    """What is said of a place of this machine where this user may not write."""
+    """What is said of a place of this machine where nothing can be written.
+
+    It is tried: what a system says of it is not true of all file systems and users.
+    """
     nearest = nearest_folder(place)
-    if nearest is None or os.access(nearest, os.W_OK | os.X_OK):
+    if nearest is None:
         return None
-    return (
-        f"{place} cannot be used: {nearest} is read-only for this user. Choose another "
-        "place."
-    )
+    try:
+        with TemporaryFile(dir=nearest):
+            return None
+    except OSError as error:
+        return (
+            f"{place} cannot be used: nothing can be written to {nearest} "
+            f"({error.strerror}). Choose another place."
+        )
 
 
 def beside(place: str, prefix: str) -> str:

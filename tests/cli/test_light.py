@@ -308,19 +308,23 @@ def test_what_is_looked_at_is_what_is_found_when_it_is_opened(outputs):
     assert n_features_of(str(outputs / "m3")) == load(outputs / "m3").n_features_in_
 
 
-def test_where_nothing_may_be_written_is_known_at_once(outputs, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
-    at, other = str(outputs / "x"), str(outputs / "new")
+def test_where_nothing_can_be_written_is_known_at_once(outputs):
+    """Also where the system says to an administrator that all may be written to."""
+    at, other = str(outputs / "x"), "/proc/new"
     for asked in (
         ["fit", at, other, "-k", "2"],
         ["select", at, other, "-k", "2"],
         ["fit", at, "s3://bucket/m", "-k", "2", "--checkpoint", other],
         ["predict", str(outputs / "m"), at, other],
         ["sample", str(outputs / "m"), other, "-n", "3"],
+        ["plot", str(outputs / "m"), f"{other}.png"],
     ):
         done = CliRunner().invoke(main, asked)
         assert done.exit_code == 1
-        assert f"{other} cannot be used: {outputs} is read-only" in done.output
+        assert (
+            f"{asked[-1] if 'plot' in asked else other} cannot be used: nothing can be written to /proc"
+            in done.output
+        )
 
 
 @pytest.mark.parametrize("arguments", MISNAMED)

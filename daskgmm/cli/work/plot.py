@@ -52,10 +52,10 @@ def plot(
     try:
         figure.savefig(unfinished, dpi=dpi)
         unfinished.replace(target)
-    except PermissionError:
+    except OSError as error:  # such as a disk without room
         raise StoreError(
-            f"{picture} cannot be written: {target.absolute().parent} may not be "
-            "written to by this user. Choose another folder."
+            f"{picture} cannot be written ({error.strerror or error}). Choose another "
+            "place, or make some room."
         ) from None
     finally:
         unfinished.unlink(missing_ok=True)
