@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import pkgutil
 import re
@@ -232,8 +233,8 @@ class Deployment:
                 raise self._wrong(f"dask.{name}", "write names and values below it")
 
     def _check_number(self, key: str, value: Any, *, least: int) -> None:
-        """Refuse what is no number, or too small; None is Dask's own choice."""
-        if value is None:
+        """Refuse what is no number, or too small; None and inf are Dask's defaults."""
+        if value in (None, math.inf):
             return
         if key.endswith("memory"):
             try:

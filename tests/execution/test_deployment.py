@@ -93,6 +93,11 @@ def test_mistakes_are_named_with_file_and_key(write, content, words):
     assert words in str(caught.value)
 
 
+def test_a_size_that_follows_the_work_needs_no_maximum(write):
+    sizes = {"minimum": 1, "maximum": float("inf"), "target_duration": "5s"}
+    assert deploy.read(write({**LOCAL, "adapt": sizes})).adapt == sizes
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
