@@ -227,6 +227,8 @@ def test_a_command_ends_with_one_line_and_goes_on(tmp_path):
     assert code == 130
     assert said.splitlines()[-1].startswith("Interrupted. The same command resumes fr")
     said, _ = interrupted(*fit, *kept, after="pass ")
-    assert said.startswith("Resuming from the checkpoint after pass ")
+    # On a busy machine, what comes before that is told, too.
+    first, *_ = [line for line in said.splitlines() if "pass " in line]
+    assert first.startswith("Resuming from the checkpoint after pass ")
     assert "Traceback" not in said
     assert not (tmp_path / "m").exists()
