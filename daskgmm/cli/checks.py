@@ -13,6 +13,8 @@ from daskgmm.cli.wording import as_options
 from daskgmm.data.column_check import missing_column, need_arrow
 from daskgmm.storage.glance import (
     OTHER_FILE,
+    ArrayThere,
+    array_at,
     arrays_in,
     first_parquet,
     holds_array,
@@ -23,7 +25,6 @@ from daskgmm.storage.glance import (
     lacks_array,
     n_features_of,
     said_of_group,
-    shape_of,
     why_not_written,
 )
 from daskgmm.storage.urls import check_apart, is_parquet_name, why_read_only
@@ -121,23 +122,54 @@ def _check_array(
     store: str, array: str | None, model: str | None, n_components: int
 ) -> None:
     """Refuse a Zarr group, or an array of a shape that does not suit."""
-    if holds_model(store) and array is None:
-        raise click.ClickException(f"{store} holds no rows, but a model.")
-    what = store if array is None else f"{store}, array {array!r}"
-    if (inside := arrays_in(store, array)) is not None:
-        raise click.ClickException(as_options(said_of_group(what, inside)))
-    shape = shape_of(store, array)
-    if shape is None:
+    found = _array_of_numbers("STORE", store, array, n_dimensions=2)
+    if found is None:
         return
-    if len(shape) != 2:
+    n_rows, has = found.shape
+    wanted = None if model is None else n_features_of(model)
+    if wanted not in (None, has):
+        said = f"X has {has} features, but it is expecting {wanted} features as input."
+        raise click.ClickException(as_options(said))
+    _check_number(n_components, n_rows)
+
+
+def check_weights(weights: str | None, store: str, data: Data) -> None:
+    """Refuse weights that are not there, or that do not suit the rows."""
+    check_there(**{"--weights": weights})
+    if weights is None:
+        return
+    found = _array_of_numbers("--weights", weights, None, n_dimensions=1)
+    rows = array_at(store, data.array)
+    if found is not None and rows is not None and found.shape[0] != rows.shape[0]:
         raise click.ClickException(
-            f"{what} has the shape {shape}: expected a 2-D array of rows and features."
+            f"--weights has {found.shape[0]} entries, but STORE has {rows.shape[0]} "
+            "rows."
         )
-    n_features = None if model is None else n_features_of(model)
-    if n_features not in (None, shape[1]):
-        said = f"X has {shape[1]} features, but it is expecting {n_features} features"
-        raise click.ClickException(as_options(f"{said} as input."))
-    _check_number(n_components, shape[0])
+
+
+def _array_of_numbers(
+    name: str, place: str, array: str | None, *, n_dimensions: int
+) -> ArrayThere | None:
+    """A Zarr array on this machine, refused if it has not numbers in such a shape."""
+    if holds_model(place) and array is None:
+        raise click.ClickException(f"{place} holds a model, and nothing for {name}.")
+    if (inside := arrays_in(place, array)) is not None:
+        said = said_of_group(place, array, inside, n_dimensions=n_dimensions)
+        raise click.ClickException(as_options(said))
+    found = array_at(place, array)
+    if found is None:
+        return None
+    what = place if array is None else f"{place}, array {array!r}"
+    if len(found.shape) != n_dimensions:
+        wanted = "2-D array of rows and features" if n_dimensions == 2 else "1-D array"
+        raise click.ClickException(
+            f"{name}: {what} has the shape {found.shape}: expected a {wanted}."
+        )
+    if not found.is_of_numbers:
+        raise click.ClickException(
+            f"{name}: {what} holds {found.dtype}: only real numbers can be used."
+        )
+    return found
 
 
 def _check_number(n_components: int, n_rows: float | None) -> None:

@@ -12,7 +12,7 @@ from daskgmm.cli.checks import (
     check_model_name,
     check_new_model,
     check_store,
-    check_there,
+    check_weights,
 )
 from daskgmm.cli.options import (
     PLACE,
@@ -186,7 +186,7 @@ def select(**given: Any) -> None:
     check_model_name(given["model"])
     check_new_model(given["model"], overwrite=given["overwrite"])
     check_store(given["store"], given["data"], n_components=max(given["n_components"]))
-    check_there(**{"--weights": training.weights})
+    check_weights(training.weights, given["store"], given["data"])
     from daskgmm.cli.work.select import select as work
 
     work(**given, priors=priors)

@@ -134,11 +134,10 @@ def _meant(array: ZarrArray, decode_cf: bool | None) -> ZarrArray | da.Array:
 def _open_zarr(
     place: str, array: str | None, storage_options: Mapping[str, Any] | None
 ) -> ZarrArray:
-    what = place if array is None else f"{place}, array {array!r}"
     found = open_node(place, array, storage_options)
     if isinstance(found, zarr.Array):
         return found
-    raise StoreError(said_of_group(what, _shapes(found)))
+    raise StoreError(said_of_group(place, array, _shapes(found)))
 
 
 def open_node(

@@ -9,9 +9,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from glob import escape as glob_escape
 from glob import glob
-from typing import Any, Final
+from typing import Any, Final, final
 
 from fsspec.core import split_protocol
 
@@ -101,10 +102,32 @@ def holds_array(place: str) -> bool:
     return kind_of(_zarr_document(place)) == ARRAY
 
 
-def shape_of(place: str, array: str | None = None) -> tuple[int, ...] | None:
-    """The shape of a Zarr array on this machine, such as one in a group."""
+@final
+@dataclass(frozen=True, slots=True)
+class ArrayThere:
+    """What a Zarr array says of itself.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : str
+        In the words of Zarr's format.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether it may have real numbers: of text and the like it is known."""
+        kind = self.dtype.lstrip("<>|=")
+        return not kind.startswith(("complex", "string", "fixed_length", "c", "U", "S"))
+
+
+def array_at(place: str, array: str | None = None) -> ArrayThere | None:
+    """A Zarr array on this machine, such as one in a group."""
     path = _path(place)
-    return None if path is None else _shape(_document(_join(path, array)))
+    return None if path is None else _array(_document(_join(path, array)))
 
 
 def arrays_in(
@@ -117,25 +140,36 @@ def arrays_in(
         return None
     found = {}
     for folder, inside, _files in os.walk(top):
-        shape = _shape(_document(folder))
-        if shape is not None:
-            found[os.path.relpath(folder, top).replace(os.sep, "/")] = shape
+        its = _array(_document(folder))
+        if its is not None:
+            found[os.path.relpath(folder, top).replace(os.sep, "/")] = its.shape
             inside.clear()
     return found
 
 
-def said_of_group(what: str, arrays: Mapping[str, tuple[int, ...]]) -> str:
-    """That a group is no array, but holds some: those of rows, or else all."""
-    tables = {path: shape for path, shape in arrays.items() if len(shape) == 2}
-    found = sorted((tables or arrays).items())
+def said_of_group(
+    place: str,
+    array: str | None,
+    arrays: Mapping[str, tuple[int, ...]],
+    *,
+    n_dimensions: int = 2,
+) -> str:
+    """That a group is no array, but holds some: those that suit, or else all."""
+    what = place if array is None else f"{place}, array {array!r}"
+    suited = {path: its for path, its in arrays.items() if len(its) == n_dimensions}
+    found = sorted((suited or arrays).items())
+    if not found:
+        return f"There is no Zarr array at {what}, but a group without arrays."
     named = [f"{path} {shape}" for path, shape in found[:_NAMED]]
     more = len(found) - len(named)
     rest = f" and {more} more" if more else ""
-    inside = f"a group with the arrays {', '.join(named)}{rest}"
+    path = "/".join([place.rstrip("/"), *([array] if array else []), found[0][0]])
+    # Weights have no option that names an array.
+    by_name = "name one of its arrays with --array, or with array=… in Python, or "
+    how = f"{by_name if n_dimensions == 2 else ''}give the path of one, such as {path}"
     return (
-        f"There is no Zarr array at {what}, but "
-        + (inside if found else "a group without arrays")
-        + ": name one of its arrays with --array, or with array=… in Python."
+        f"There is no Zarr array at {what}, but a group with the arrays "
+        f"{', '.join(named)}{rest}: {how}."
     )
 
 
@@ -250,8 +284,12 @@ def _json(path: str) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _shape(said: Mapping[str, Any]) -> tuple[int, ...] | None:
-    return tuple(said["shape"]) if said.get("node_type") == "array" else None
+def _array(said: Mapping[str, Any]) -> ArrayThere | None:
+    if said.get("node_type") != "array":
+        return None
+    dtype = said.get("data_type", said.get("dtype"))  # of formats 3 and 2
+    name = dtype.get("name") if isinstance(dtype, dict) else dtype
+    return ArrayThere(tuple(said["shape"]), str(name))
 
 
 def _join(path: str, inside: str | None) -> str:

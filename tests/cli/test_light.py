@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,12 +44,13 @@ from daskgmm.estimators.base import _NO_ROWS
 from daskgmm.execution.deploy import join
 from daskgmm.mixtures.covariance import SHAPES
 from daskgmm.storage.glance import (
+    ArrayThere,
+    array_at,
     arrays_in,
     first_parquet,
     is_whole_output,
     n_features_of,
     said_of_group,
-    shape_of,
     why_not_written,
 )
 
@@ -213,9 +215,21 @@ MISFITS = [
 UNSUITED = [
     (("fit", "g", "new", "-k", "2"), "a group with the arrays in/xy (20, 2): name one"),
     (("fit", "old", "new", "-k", "2"), "a group with the arrays xy (20, 2): name one"),
-    (("fit", "none", "new", "-k", "2"), "none, but a group without arrays: name one"),
+    (("fit", "none", "new", "-k", "2"), "none, but a group without arrays."),
     (("fit", "g", "new", "-k", "2", "--array", "in"), "array 'in', but a group with "),
-    (("fit", "m", "new", "-k", "2"), "m holds no rows, but a model."),
+    (("fit", "m", "new", "-k", "2"), "m holds a model, and nothing for STORE."),
+    (("fit", "text", "new", "-k", "2"), "text holds fixed_length_utf32: only real nu"),
+    (("fit", "text2", "new", "-k", "2"), "text2 holds <U1: only real numbers can be "),
+    (("fit", "x", "new", "-k", "2", "--weights", "m"), "and nothing for --weights."),
+    (("fit", "x", "new", "-k", "2", "--weights", "x"), "(20, 2): expected a 1-D array"),
+    (
+        ("select", "x", "new", "-k", "2", "--weights", "g"),
+        "the arrays in/w (5,), in/y (20,): give the path of one, such as ",
+    ),
+    (
+        ("fit", "x", "new", "-k", "2", "--weights", "g/in/w"),
+        "--weights has 5 entries, but STORE has 20 rows.",
+    ),
     (("score", "m", "g", "--array", "in/y"), "array 'in/y' has the shape (20,): exp"),
     (("plot", "m3", "x", "p.png"), "STORE has 2 features, and MODEL was fitted to 3: "),
     (("fit", "x", "new", "-k", "21"), "--components 21 is more than there are rows: 2"),
@@ -265,6 +279,13 @@ def outputs(tables):
     inside = zarr.create_group(tables / "g").create_group("in")
     inside.create_array("xy", data=rows[:, :2], chunks=(10, 2))
     inside.create_array("y", data=rows[:, 0])
+    inside.create_array("w", data=rows[:5, 0])
+    for name, version in (("text", 3), ("text2", 2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
+            zarr.create_array(
+                tables / name, data=np.array([["a", "b"]] * 20), zarr_format=version
+            )
     old = zarr.create_group(tables / "old", zarr_format=2)
     old.create_array("xy", data=rows[:, :2], chunks=(10, 2))
     for out in ("done", "done.parquet"):
@@ -300,11 +321,11 @@ def test_outputs_that_may_be_written_are_left_to_who_writes_them(outputs, tmp_pa
 def test_what_is_looked_at_is_what_is_found_when_it_is_opened(outputs):
     for place, array in (("g", None), ("g", "in"), ("old", None), ("none", None)):
         at = str(outputs / place)
-        what = at if array is None else f"{at}, array {array!r}"
         with pytest.raises(StoreError, match="There is no Zarr array") as caught:
             open_rows(at, array=array)
-        assert str(caught.value) == said_of_group(what, arrays_in(at, array))
-    assert shape_of(str(outputs / "old"), "xy") == (20, 2)
+        assert str(caught.value) == said_of_group(at, array, arrays_in(at, array))
+    assert array_at(str(outputs / "old"), "xy") == ArrayThere((20, 2), "<f8")
+    assert array_at(str(outputs / "g"), "in/xy") == ArrayThere((20, 2), "float64")
     assert n_features_of(str(outputs / "m3")) == load(outputs / "m3").n_features_in_
 
 
