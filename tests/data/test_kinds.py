@@ -264,7 +264,9 @@ def _both(call):
             try:
                 call(model)
             except Exception as error:
-                said.append((type(error), str(error)))
+                # Our own class is one of that kind.
+                kind = ValueError if isinstance(error, ValueError) else type(error)
+                said.append((kind, str(error)))
             else:
                 said.append([(w.category, str(w.message)) for w in caught])
     return said
