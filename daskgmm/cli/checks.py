@@ -103,6 +103,11 @@ def check_store(
     path = first_parquet(store) if is_wanted else None
     if path is None:
         _check_array(store, data.array, model, n_components)
+        if data.storage_options and array_at(store, data.array) is not None:
+            raise click.ClickException(
+                f"--storage-option is for a STORE at a URL, and {store} is on this "
+                "machine."
+            )
         return
     if data.version is not None:
         raise click.ClickException(

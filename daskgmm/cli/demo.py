@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from daskgmm.cli.options import json_option
+from daskgmm.cli.options import Finite, json_option
 
 GIGABYTES: Final = 3.2
 BUDGET: Final = 450
@@ -25,7 +25,7 @@ BUDGET: Final = 450
 @click.option(
     "--size",
     "gigabytes",
-    type=click.FloatRange(min=BUDGET / 1000),
+    type=Finite(min=BUDGET / 1000),
     default=GIGABYTES,
     show_default=True,
     help="Size of the data in GB, more than a process may take.",

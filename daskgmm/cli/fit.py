@@ -15,6 +15,7 @@ from daskgmm.cli.checks import (
 from daskgmm.cli.options import (
     PLACE,
     SHAPES,
+    Finite,
     cluster_options,
     data_options,
     dry_run_option,
@@ -54,7 +55,7 @@ from daskgmm.cli.training import (
 @bayesian_option
 @click.option(
     "--weight-concentration",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     help="With --bayesian, the prior of the weights: the lower, the fewer components "
     "have weight.  [default: 1 / components]",
 )

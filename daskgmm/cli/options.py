@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -144,6 +145,23 @@ def _address(
             f"tls://HOST:PORT, with a number from 1 to {_LAST_PORT} for PORT."
         )
     return value
+
+
+@final
+class Finite(click.FloatRange):
+    """Numbers of a range, of which NaN and infinity are none."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """As click does, which takes NaN for a number of any range."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 def _check_kind(kind: str) -> None:

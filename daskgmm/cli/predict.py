@@ -15,6 +15,7 @@ from daskgmm.cli.checks import (
 )
 from daskgmm.cli.options import (
     PLACE,
+    Finite,
     cluster_options,
     data_options,
     dry_run_option,
@@ -39,7 +40,7 @@ from daskgmm.storage.urls import is_parquet_name
 )
 @click.option(
     "--outliers",
-    type=click.FloatRange(0, 0.5, min_open=True),
+    type=Finite(0, 0.5, min_open=True),
     metavar="SHARE",
     help="Label outliers instead: -1 for so many of the rows, those of the lowest "
     "density, and 1 for others. To find where they begin, STORE is read twice more.",

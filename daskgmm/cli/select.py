@@ -17,6 +17,7 @@ from daskgmm.cli.checks import (
 from daskgmm.cli.options import (
     PLACE,
     SHAPES,
+    Finite,
     cluster_options,
     data_options,
     json_option,
@@ -132,7 +133,7 @@ def _concentrations(
 )
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Finite(0, 1, min_open=True, max_open=True),
     default=0.1,
     show_default=True,
     help="Share of the rows that no candidate trains on, if they are the criterion.",

@@ -8,7 +8,7 @@ from typing import Any, Final, final
 import click
 
 from daskgmm.cli.checks import check_arguments_apart, check_not_read_only
-from daskgmm.cli.options import PLACE, gathered
+from daskgmm.cli.options import PLACE, Finite, gathered
 
 _INTERVAL: Final = "1 minute"
 _STARTS: Final = ("kmeans", "k-means++", "random", "random_from_data")
@@ -112,14 +112,14 @@ def _init_size(
 _TRAINING_OPTIONS: Final = (
     click.option(
         "--tol",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         default=1e-3,
         show_default=True,
         help="Stop when a row's mean log likelihood gains less.",
     ),
     click.option(
         "--reg-covar",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         default=1e-6,
         show_default=True,
         help="Added to the diagonal of each covariance.",

@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any, Final
 
 import fsspec
-from fsspec.core import split_protocol, url_to_fs
+from fsspec.core import split_protocol, strip_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
@@ -244,7 +244,7 @@ def _resolved(link: str) -> _Link:
         names: Any = fsspec.get_filesystem_class(protocol).protocol
         protocol = names if isinstance(names, str) else names[0]
     try:
-        _, path = url_to_fs(link)
+        path = strip_protocol(link)  # no store is asked, which may not answer
     except Exception:  # whatever a library wants that is not given here
         _, _, path = link.partition("://")
     parts = [part for part in path.split("/") if part not in ("", ".")]
