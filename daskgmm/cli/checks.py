@@ -237,6 +237,15 @@ def check_out(out: str, *, overwrite: bool) -> None:
         raise click.ClickException(exists(out))
 
 
+def check_checkpoint(place: str | None) -> None:
+    """Refuse a checkpoint in the place of something else."""
+    if place is not None and (holds_model(place) or holds_array(place)):
+        what = "a model" if holds_model(place) else "a Zarr array"
+        raise click.ClickException(
+            f"--checkpoint: {place} is {what}: choose another place."
+        )
+
+
 def check_not_read_only(*places: str | None) -> None:
     """Refuse places of this machine where this user may not write."""
     for place in places:

@@ -7,7 +7,11 @@ from typing import Any, Final, final
 
 import click
 
-from daskgmm.cli.checks import check_arguments_apart, check_not_read_only
+from daskgmm.cli.checks import (
+    check_arguments_apart,
+    check_checkpoint,
+    check_not_read_only,
+)
 from daskgmm.cli.options import PLACE, Finite, gathered
 
 _INTERVAL: Final = "1 minute"
@@ -62,6 +66,7 @@ def check_written(model: str, store: str, training: Training) -> None:
         {"STORE": store, "--weights": training.weights},
     )
     check_not_read_only(model, training.checkpoint)
+    check_checkpoint(training.checkpoint)
 
 
 def priors_of(

@@ -163,6 +163,8 @@ MISPLACED = [
     (("fit", "rows", "new", "-k", "2"), "STORE: there is nothing at"),
     (("fit", "x", "m", "-k", "2"), "m exists: pass --overwrite"),
     (("select", "x", "m", "-k", "2"), "m exists: pass --overwrite"),
+    (("fit", "x", "n", "-k", "2", "--checkpoint", "m"), "m is a model: choose another"),
+    (("select", "y", "n", "-k", "2", "--checkpoint", "x"), "x is a Zarr array: choose"),
     (("select", "rows", "new", "-k", "2"), "STORE: there is nothing at"),
     (("fit", "x", "new", "-k", "2", "--weights", "w"), "--weights: there is nothing"),
     (("predict", "n", "x", "o"), "There is no model at"),
