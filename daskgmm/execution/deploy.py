@@ -493,7 +493,8 @@ def _check_greets(address: str) -> None:
     """Refuse what is no scheduler: Dask's client would wait for it for ever.
 
     Schedulers begin to speak at once, with the length of what they say; a busy one may
-    take as long as Dask waits.
+    take as long as Dask waits. Who waits to be spoken to, such as a dashboard, hangs up
+    when told that nothing comes; a scheduler speaks all the same.
     """
     where = parse_host_port(parse_address(address)[1], _PORT)
     patience = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
@@ -502,6 +503,7 @@ def _check_greets(address: str) -> None:
             said = _heard(it)
             if said is None:
                 steps.begin(f"waiting for {address} (it says nothing yet)")
+                it.shutdown(socket.SHUT_WR)
                 it.settimeout(patience)
                 said = _heard(it) or b""
     except OSError:  # gone meanwhile: Dask's client says what is wrong

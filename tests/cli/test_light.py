@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import click
@@ -574,6 +575,19 @@ def test_what_listens_there_may_be_no_scheduler(says):
     assert told == ([] if len(says) >= 8 else [waits])
     for connection in answered.result():
         connection.close()
+
+
+def test_a_dashboard_hangs_up_when_nothing_is_asked():
+    """And is known long before Dask gives up."""
+    with (
+        HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pool.submit(server.serve_forever)
+        long = dask.config.set({"distributed.comm.timeouts.connect": "10m"})
+        with long, pytest.raises(ClusterError, match="is no Dask scheduler"):
+            join(f"tcp://127.0.0.1:{server.server_port}").__enter__()
+        server.shutdown()
 
 
 ADDRESSES = [

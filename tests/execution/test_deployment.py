@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dask
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from conftest import blobs, create_zarr, current_client
 from distributed import LocalCluster, get_client
 
-from daskgmm import GaussianMixture, load
+from daskgmm import GaussianMixture, load, steps
 from daskgmm.cli.main import main
 from daskgmm.errors import ClusterError, MissingLibraryError
 from daskgmm.execution import deploy
@@ -447,3 +448,18 @@ def test_a_workers_address_is_not_a_schedulers():
     ):
         deploy.join(cluster.workers[0].address).__enter__()
     assert current_client() is None, raised
+
+
+def test_a_busy_scheduler_greets_late(monkeypatch):
+    """Also one who was told that nothing comes."""
+    monkeypatch.setattr(deploy, "_LOOK", 0.1)
+    told = []
+    with (
+        LocalCluster(n_workers=0, protocol="tcp", dashboard_address=None) as cluster,
+        steps.told_to(told.append),
+    ):
+        cluster.loop.add_callback(time.sleep, 1.0)
+        deploy._check_greets(cluster.scheduler_address)
+    assert [step.name for step in told] == [
+        f"waiting for {cluster.scheduler_address} (it says nothing yet)"
+    ]
