@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from daskgmm.cli.options import Data
+from daskgmm.cli.options import Cluster, Data
 from daskgmm.cli.wording import as_options
 from daskgmm.data.column_check import missing_column, need_arrow
+from daskgmm.execution.cluster_file import content_of
 from daskgmm.storage.glance import (
     OTHER_FILE,
     ArrayThere,
     array_at,
     arrays_in,
     first_parquet,
+    has_names,
     holds_array,
     holds_model,
     is_empty,
@@ -28,6 +30,9 @@ from daskgmm.storage.glance import (
     why_not_written,
 )
 from daskgmm.storage.urls import check_apart, is_parquet_name, why_read_only
+
+if TYPE_CHECKING:
+    from daskgmm.data.parquet import ParquetRows
 
 _NOT_WRITTEN: Final = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz", ".h5", ".hdf5", ".nc"}
@@ -118,9 +123,17 @@ def check_store(
     if said := missing_column(path, wanted):
         raise click.ClickException(said)
     if data.columns or data.filters or chosen:
-        n_rows = _check_types(path, data, chosen=chosen)
+        rows = _check_types(path, data, chosen=chosen)
+        if rows is None:
+            return
         if store == path and not data.filters:
-            _check_number(n_components, n_rows)
+            _check_number(n_components, rows.n_rows)
+        fitted = None if model is None else n_features_of(model)
+        if data.columns and fitted not in (None, rows.n_features):
+            raise click.ClickException(
+                f"--columns gives {rows.n_features} features, and MODEL was fitted to "
+                f"{fitted}."
+            )
 
 
 def _check_array(
@@ -185,11 +198,11 @@ def _check_number(n_components: int, n_rows: float | None) -> None:
         )
 
 
-def _check_types(path: str, data: Data, *, chosen: bool) -> float | None:
+def _check_types(path: str, data: Data, *, chosen: bool) -> ParquetRows | None:
     """Refuse columns of no numbers, and filters that do not fit, as opening does.
 
-    A file without rows may know no types: whoever opens all files says more. Return how
-    many rows there are, if that is known.
+    A file without rows may know no types: whoever opens all files says more. Return the
+    rows of the file, if columns are chosen.
     """
     if "=" in path:  # a column of paths, by which files are picked
         return None
@@ -200,7 +213,7 @@ def _check_types(path: str, data: Data, *, chosen: bool) -> float | None:
     if files is None or not summary(files)[1]:
         return None
     if chosen or data.columns:
-        return rows_of(files, data.columns, [*data.filters] or None).n_rows
+        return rows_of(files, data.columns, [*data.filters] or None)
     check_filters(files, [*data.filters])
     return None
 
@@ -216,6 +229,20 @@ def check_holds_model(model: str) -> None:
         raise click.ClickException(f"There is no model at {model}.")
     if holds_array(model):
         raise click.ClickException(f"{model} holds no model, but a Zarr array.")
+
+
+def check_features(model: str, features: Sequence[int | str] | None) -> None:
+    """Refuse features that a model has not, as far as it says so at a glance."""
+    n_features = n_features_of(model)
+    if n_features is None:
+        return
+    for feature in features or ():
+        is_number = isinstance(feature, int)
+        if not has_names(model) and not (is_number and int(feature) < n_features):
+            raise click.ClickException(
+                f"--features: MODEL has no feature {feature}, but 0 to "
+                f"{n_features - 1}, without names."
+            )
 
 
 def check_new_model(model: str, *, overwrite: bool) -> None:
@@ -251,6 +278,19 @@ def check_not_read_only(*places: str | None) -> None:
     for place in places:
         if place is not None and (said := why_read_only(place)):
             raise click.ClickException(said)
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """Refuse a cluster file with a mistake, and an address without its certificates."""
+    if cluster.file is not None:
+        content_of(cluster.file)  # before Dask loads
+        from daskgmm.execution import deploy
+
+        deploy.read(cluster.file).check()
+    if cluster.scheduler is not None:
+        from daskgmm.execution import deploy
+
+        deploy.addressed(cluster.scheduler, cluster.credentials())
 
 
 def check_picture(picture: str, *, overwrite: bool) -> None:

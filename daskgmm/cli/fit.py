@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from daskgmm.cli.checks import (
+    check_cluster,
     check_model_name,
     check_new_model,
     check_store,
@@ -94,6 +95,7 @@ def fit(**given: Any) -> None:
     check_new_model(given["model"], overwrite=given["overwrite"])
     check_store(given["store"], given["data"], n_components=given["n_components"])
     check_weights(training.weights, given["store"], given["data"])
+    check_cluster(given["cluster"])
     from daskgmm.cli.work.fit import fit as work
 
     work(**given, priors=priors)

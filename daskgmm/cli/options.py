@@ -17,7 +17,6 @@ from typing import Any, Final, final
 import click
 from click.shell_completion import CompletionItem
 
-from daskgmm.execution.cluster_file import content_of
 from daskgmm.storage.urls import absolute, check_library
 
 SHAPES: Final = ("full", "tied", "diag", "spherical")
@@ -87,8 +86,6 @@ class Cluster:
                 "--cluster, the file says them under security."
             )
         local = (self.n_workers, self.threads_per_worker, self.dashboard)
-        if self.file is not None:
-            content_of(self.file)  # what is wrong with it is said before Dask loads
         if elsewhere and (any(local) or self.memory_limit != "auto"):
             raise click.UsageError(
                 "--workers, --threads-per-worker, --memory-limit and --dashboard are "
@@ -316,6 +313,8 @@ def _filter(text: str) -> tuple[str, str, Any]:
             f"{text!r} is not of the form 'COLUMN OP VALUE', with OP one of "
             f"{_OPERATORS}."
         )
+    if _QUOTED.sub("", found[3])[:1] in ("'", '"') and found[3]:
+        raise click.BadParameter(f"{text!r} begins a quote that does not end.")
     column, operator, value = found[1], " ".join(found[2].split()), _literal(found[3])
     # What is no operator splits into one that is, and signs on either side.
     before, after = _SIGNS_AT_END.search(column), _SIGNS.match(found[3])

@@ -9,6 +9,7 @@ import click
 
 from daskgmm.cli.checks import (
     check_arguments_apart,
+    check_features,
     check_holds_model,
     check_picture,
     check_store,
@@ -100,6 +101,7 @@ def plot(**given: Any) -> None:
         {"PICTURE": picture}, {"MODEL": given["model"], "STORE": store}
     )
     check_holds_model(given["model"])
+    check_features(given["model"], features)
     if store is not None:
         check_store(store, given["data"], model=given["model"])
     check_picture(picture, overwrite=given.pop("overwrite"))

@@ -8,6 +8,7 @@ import click
 
 from daskgmm.cli.checks import (
     check_arguments_apart,
+    check_cluster,
     check_format,
     check_holds_model,
     check_out,
@@ -94,6 +95,7 @@ def predict(**given: Any) -> None:
     check_holds_model(given["model"])
     check_store(given["store"], given["data"], given["keys"], model=given["model"])
     check_out(out, overwrite=given["overwrite"])
+    check_cluster(given["cluster"])
     from daskgmm.cli.work.predict import predict as work
 
     work(**given)

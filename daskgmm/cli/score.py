@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import check_holds_model, check_store
+from daskgmm.cli.checks import check_cluster, check_holds_model, check_store
 from daskgmm.cli.options import (
     PLACE,
     cluster_options,
@@ -40,6 +40,7 @@ def score(**given: Any) -> None:
     """  # noqa: D301
     check_holds_model(given["model"])
     check_store(given["store"], given["data"], model=given["model"])
+    check_cluster(given["cluster"])
     from daskgmm.cli.work.score import score as work
 
     work(**given)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from daskgmm.cli.checks import (
+    check_cluster,
     check_model_name,
     check_new_model,
     check_store,
@@ -188,6 +189,7 @@ def select(**given: Any) -> None:
     check_new_model(given["model"], overwrite=given["overwrite"])
     check_store(given["store"], given["data"], n_components=max(given["n_components"]))
     check_weights(training.weights, given["store"], given["data"])
+    check_cluster(given["cluster"])
     from daskgmm.cli.work.select import select as work
 
     work(**given, priors=priors)

@@ -99,7 +99,8 @@ def _interval(
     try:
         parse_interval(interval)
     except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+        what = str(error).removeprefix("checkpoint_interval ")
+        raise click.BadParameter(f"the interval {what}") from error
     return interval
 
 

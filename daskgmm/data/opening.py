@@ -137,7 +137,7 @@ def _open_zarr(
     found = open_node(place, array, storage_options)
     if isinstance(found, zarr.Array):
         return found
-    raise StoreError(said_of_group(place, array, _shapes(found)))
+    raise StoreError(said_of_group(place, array, shapes_in(found)))
 
 
 def open_node(
@@ -187,7 +187,7 @@ def _zarr_node(
     return zarr.open(store, mode="r", path=array, storage_options=options)
 
 
-def _shapes(group: zarr.Group) -> dict[str, tuple[int, ...]]:
+def shapes_in(group: zarr.Group) -> dict[str, tuple[int, ...]]:
     """Paths and shapes of the arrays in a group, at any depth."""
     return {
         path: tuple(node.shape)

@@ -29,6 +29,7 @@ from daskgmm.data.parquet_reader import (
     column_path,
     filter_columns,
     filter_expression,
+    first_no_number,
     is_text_type,
     single_filters,
 )
@@ -107,9 +108,9 @@ class ParquetRows:
     @property
     def chunks(self) -> tuple[float, ...]:
         """Rows of each block."""
-        if self.filters:
-            return (np.nan,) * self.n_blocks
-        return tuple(sum(span.n_rows for span in block) for block in self.spans)
+        at_most = tuple(sum(span.n_rows for span in block) for block in self.spans)
+        # Where nothing is left to pick from, nothing is picked.
+        return tuple(n and np.nan for n in at_most) if self.filters else at_most
 
     @property
     def starts(self) -> frozenset[int]:
@@ -269,6 +270,7 @@ def rows_of(
             _type(_whole_schema(fragment), name, fragment.path)
     named = columns is not None
     kinds = [_kinds(fragment, list(chosen), named=named) for fragment in filled]
+    _check_texts(filled, list(chosen))
     widths = {name: _width(filled, kinds, name) for name in chosen}
     for name, n_named in chosen.items():
         if n_named not in (0, widths[name]):
@@ -412,10 +414,15 @@ def _kind(schema: Any, name: str, path: str, *, named: bool) -> _Kind:
             else ""
         )
         raise DataError(
-            f"Column {name!r} of the Parquet file {path} holds {whole}, no numbers: "
+            f"Column {name!r} of the Parquet file {path} holds {_said(whole)}, no "
+            "numbers: "
             f"name those that do, or have texts of numbers, with columns=[…].{fields}"
         )
     return _Kind(is_list, length, types.is_float32(kind))
+
+
+def _said(kind: Any) -> str:
+    return "texts" if is_text_type(kind) else str(kind)
 
 
 def _is_list(kind: Any) -> bool:
@@ -453,20 +460,52 @@ def _first_length(fragment: Any, name: str) -> int:
     """Elements of the first list that is there."""
     import pyarrow.compute as pc
 
-    def look() -> list[int]:
-        path = column_path(fragment.physical_schema.names, name) or ()
-        found = fragment.head(_LOOKED_AT, columns={"lists": pc.field(*path)})
-        lengths = pc.list_value_length(found["lists"]).drop_null()
-        return list(lengths.to_pylist())
-
-    lengths = _of_file(fragment, look)
-    if not lengths or not lengths[0]:
+    lists = _first_values(fragment, name)
+    lengths = pc.list_value_length(lists).drop_null()
+    if not lengths or not lengths[0].as_py():
         raise DataError(
             f"Column {name!r} of the Parquet file {fragment.path} begins with lists "
             "that are null or empty: how many features it gives is not known. Leave "
             "such rows out, or store it as lists of a fixed size."
         )
-    return lengths[0]
+    return int(lengths[0].as_py())
+
+
+def _check_texts(fragments: Sequence[Any], columns: Sequence[str]) -> None:
+    """Refuse columns that begin with texts of no numbers: readers would, later."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    first = fragments[0]
+    of_paths = [_partition(fragment) for fragment in fragments]
+    for name in columns:
+        kind = _type(_whole_schema(first), name, first.path)
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if not is_text_type(kind):
+            continue
+        if name in of_paths[0]:
+            texts = pa.array(sorted({str(its[name]) for its in of_paths}))
+        else:
+            texts = _first_values(first, name).cast(kind)
+        if (row := first_no_number(texts)) is not None:
+            raise DataError(
+                f"Column {name!r} has texts that are no numbers, such as "
+                f"{texts[row].as_py()!r} in the Parquet file {first.path}: name "
+                "columns of numbers with columns=[…]."
+            )
+
+
+def _first_values(fragment: Any, name: str) -> Any:
+    """What a column has in the first rows of a file."""
+    import pyarrow.compute as pc
+
+    def look() -> Any:
+        path = column_path(fragment.physical_schema.names, name) or ()
+        found = fragment.head(_LOOKED_AT, columns={"values": pc.field(*path)})
+        return found["values"]
+
+    return _of_file(fragment, look)
 
 
 # --- files ----------------------------------------------------------------------------
@@ -588,10 +627,11 @@ def _does_not_fit(filters: Filters, schema: Any, error: Exception) -> DataError:
         except pa.ArrowInvalid:
             continue  # of a column that is missing, say
         except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+            kind = _said(_type(schema, name, "the table"))
             return DataError(
                 f"The filter {name} {operator} {value!r} does not fit the column "
-                f"{name}, which holds {_type(schema, name, 'the table')}: a column is "
-                "compared with values of its own type, and lists are not."
+                f"{name}, which holds {kind}: a column is compared "
+                "with values of its own type, and lists are not."
             )
     return DataError(f"The filters {filters!r} do not fit the table: {error}")
 

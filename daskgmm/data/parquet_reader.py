@@ -500,18 +500,42 @@ def is_text_type(kind: Any) -> bool:
 
 def _parsed(column: Any, name: str, where: _Where) -> NDArray[Any]:
     """The numbers that texts or categories stand for."""
-    import pyarrow as pa
     from pyarrow import types
 
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    try:
-        return _plain(column.cast("float64"))
-    except pa.ArrowInvalid as error:
+    numbers = _as_numbers(column)
+    if numbers is None:
+        row = first_no_number(column) or 0
         raise DataError(
-            f"Column {name!r} has texts that are no numbers in {where.of(0)} or after: "
-            f"{error}."
-        ) from error
+            f"Column {name!r} has {column[row].as_py()!r} in {where.of(row)}: texts "
+            "are read if they are of numbers."
+        )
+    return _plain(numbers)
+
+
+def first_no_number(texts: Any) -> int | None:
+    """The row of the first text that is of no number; None if all are of numbers."""
+    first, stop = 0, len(texts)
+    if _as_numbers(texts) is not None:
+        return None
+    while stop - first > 1:
+        middle = (first + stop) // 2
+        if _as_numbers(texts.slice(first, middle - first)) is None:
+            stop = middle
+        else:
+            first = middle
+    return first
+
+
+def _as_numbers(texts: Any) -> Any:
+    """What texts stand for; None if that is not numbers everywhere."""
+    import pyarrow as pa
+
+    try:
+        return texts.cast("float64")
+    except pa.ArrowInvalid:
+        return None
 
 
 def _plain(column: Any) -> NDArray[Any]:

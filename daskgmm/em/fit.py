@@ -507,6 +507,11 @@ def check_enough(found: Survey, n_components: int) -> None:
         )
     if found.n_rows > 0 and n_rows == 0:
         raise DataError("sample_weight is zero for every row: at least one must count.")
+    check_number(n_rows, n_components)
+
+
+def check_number(n_rows: int, n_components: int) -> None:
+    """Refuse fewer rows than components, or than two, in scikit-learn's words."""
     if n_rows < 2:
         raise DataError(
             f"Found array with {n_rows} sample(s) while a minimum of 2 is required by "

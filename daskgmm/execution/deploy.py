@@ -14,7 +14,7 @@ import pkgutil
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -65,9 +65,43 @@ _EXTRAS: Final = {
     "dask-kubernetes": "daskgmm[kubernetes]",
 }
 """What is to be installed, by the package that is missing."""
+_MODULES: Final = (
+    *("distributed", "dask_cuda", "dask_jobqueue", "dask_kubernetes", "dask_gateway"),
+    *("dask_cloudprovider", "dask_yarn", "dask_mpi", "coiled"),
+)
+"""Those of known cluster classes."""
 _UNKNOWN: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 _POLL: Final = 0.05
 """Seconds between two looks at whether all workers were asked for."""
+
+
+def addressed(
+    address: str, credentials: Mapping[str, str] | None = None
+) -> tuple[str, Security]:
+    """A scheduler's address with its port, and what it is joined with; see `join`.
+
+    Raises
+    ------
+    ParameterError
+        If there is no certificate for a ``tls://`` address, or one for ``tcp://``.
+    """
+    security = Security(**credentials) if credentials else Security()
+    scheme, place = parse_address(address)
+    if scheme in ("tcp", "tls"):
+        address = f"{scheme}://{unparse_host_port(*parse_host_port(place, _PORT))}"
+    if scheme == "tls":
+        if security.get_connection_args("client").get("ssl_context") is None:
+            raise ParameterError(
+                f"{address} wants certificates: pass --tls-ca-file, --tls-cert and "
+                "--tls-key, or set distributed.comm.tls in Dask's configuration."
+            )
+    elif scheme == "tcp" and security.require_encryption:
+        # Dask's client would try for ever.
+        raise ParameterError(
+            f"{address} is not encrypted, but certificates are given or Dask's "
+            "configuration requires encryption: the address must begin with tls://."
+        )
+    return address, security
 
 
 @contextmanager
@@ -92,22 +126,8 @@ def join(
     ClusterError
         If the scheduler refuses, or is not there, or if it is none.
     """
-    security = Security(**credentials) if credentials else Security()
-    scheme, place = parse_address(address)
-    if scheme in ("tcp", "tls"):
-        address = f"{scheme}://{unparse_host_port(*parse_host_port(place, _PORT))}"
-    if scheme == "tls":
-        if security.get_connection_args("client").get("ssl_context") is None:
-            raise ParameterError(
-                f"{address} wants certificates: pass --tls-ca-file, --tls-cert and "
-                "--tls-key, or set distributed.comm.tls in Dask's configuration."
-            )
-    elif scheme == "tcp" and security.require_encryption:
-        # Dask's client would try for ever.
-        raise ParameterError(
-            f"{address} is not encrypted, but certificates are given or Dask's "
-            "configuration requires encryption: the address must begin with tls://."
-        )
+    address, security = addressed(address, credentials)
+    scheme = parse_address(address)[0]
     # It may be about to start, its name included: Dask waits for it.
     if why := _why_not(address):
         steps.begin(f"waiting for {address} ({why} yet)")
@@ -249,7 +269,19 @@ class Deployment:
             )
 
     def _wrong(self, key: str, why: str) -> ParameterError:
-        return ParameterError(f"{self.file}: {key}: {why}.")
+        end = "" if why.endswith("?") else "."
+        return ParameterError(f"{self.file}: {key}: {why}{end}")
+
+    def check(self) -> None:
+        """Refuse what is known to be wrong before anything is started.
+
+        Raises
+        ------
+        MissingLibraryError, ParameterError
+            See `start`.
+        """
+        factory = self._factory()
+        self._arguments(factory)
 
     @contextmanager
     def start(self) -> Iterator[Cluster]:
@@ -293,16 +325,22 @@ class Deployment:
                 yield client
 
     def _factory(self) -> Callable[..., Any]:
-        package, _, name = self.cluster.partition(".")
-        if not name:
+        package, _, inside = self.cluster.partition(".")
+        if not inside:
             said = f"write where it is imported from, such as distributed.{package}"
             raise self._wrong("cluster", said)
         try:
             with _signals_kept():
                 found = pkgutil.resolve_name(self.cluster)
         except ModuleNotFoundError as error:
-            missing = (error.name or package).split(".")[0].replace("_", "-")
-            raise self._needs(_EXTRAS.get(missing, missing)) from error
+            missing = (error.name or package).split(".")[0]
+            name = missing.replace("_", "-")
+            if missing in _MODULES or name in _EXTRAS:
+                raise self._needs(_EXTRAS.get(name, name)) from error
+            meant = _meant(missing, _MODULES) if missing == package else ""
+            meant = meant or ": install the package that has it"
+            said = f"there is no module {missing} here{meant}"
+            raise self._wrong("cluster", said) from error
         except (AttributeError, ValueError) as error:
             raise self._wrong("cluster", f"there is no {self.cluster}") from error
         if not callable(found):
@@ -324,9 +362,7 @@ class Deployment:
         return merged
 
     def _make(self, factory: Callable[..., Any]) -> AbstractContextManager[Cluster]:
-        arguments = {**self.arguments, **self._security()}
-        if factory is LocalCluster and "worker_class" not in arguments:
-            self._check_local()
+        arguments = self._arguments(factory)
         try:
             cluster = started(partial(factory, **arguments))
         except (TypeError, ValueError) as error:
@@ -344,6 +380,13 @@ class Deployment:
             raise self._wrong("cluster", f"{self.cluster} is no cluster class")
         of_class: AbstractContextManager[Cluster] = cluster
         return of_class
+
+    def _arguments(self, factory: Callable[..., Any]) -> dict[str, Any]:
+        """What the class is called with."""
+        arguments = {**self.arguments, **self._security()}
+        if factory is LocalCluster and "worker_class" not in arguments:
+            self._check_local()
+        return arguments
 
     def _check_local(self) -> None:
         """Refuse what a local cluster hands on to workers, who would log and fail.
@@ -368,11 +411,8 @@ class Deployment:
         return self._wrong("arguments", why)
 
     def _unknown(self, name: str, known: Iterable[str]) -> ParameterError:
-        near = get_close_matches(name, sorted(known), n=1)
-        meant = f": is {near[0]} meant?" if near else "."
-        return ParameterError(
-            f"{self.file}: arguments: {self.cluster} takes no {name}{meant}"
-        )
+        said = f"{self.cluster} takes no {name}{_meant(name, sorted(known))}"
+        return self._wrong("arguments", said)
 
     def _security(self) -> dict[str, Security]:
         if not self.security:
@@ -427,6 +467,12 @@ class Deployment:
                 "daskgmm.no-workers-timeout in Dask's configuration, which the file's "
                 "dask section can set."
             ) from error
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """A word on what may have been mistyped."""
+    near = get_close_matches(name, known, n=1)
+    return f": is {near[0]} meant?" if near else ""
 
 
 async def _started(cluster: SpecCluster) -> None:

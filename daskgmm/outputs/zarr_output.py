@@ -26,10 +26,10 @@ from daskgmm.outputs.base import (
     write_output,
 )
 from daskgmm.storage.glance import NO_ARRAY, NOT_OUR_ARRAY, OURS, is_metadata
+from daskgmm.storage.patient_store import patient_store
 from daskgmm.storage.retry import (
     is_failure,
     naming_failures,
-    patient_store,
     what_is_at,
 )
 from daskgmm.storage.urls import absolute, files_of, is_local

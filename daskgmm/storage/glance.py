@@ -49,6 +49,11 @@ NOT_OUR_ARRAY: Final = (
 NO_ARRAY: Final = "{} exists and is no Zarr array: choose another place."
 _NAMED: Final = 20
 """Most arrays of a group that an error names."""
+_NO_NUMBERS: Final = (
+    *("complex", "string", "fixed_length", "null_terminated", "variable_length"),
+    *("raw_bytes", "structured", "numpy.", "c", "U", "S", "V", "M8", "m8", "O"),
+)
+"""How Zarr's names of what is no real number begin, in its formats 3 and 2."""
 ARRAY: Final = "a Zarr array"
 MODEL: Final = "a model"
 
@@ -120,8 +125,7 @@ class ArrayThere:
     @property
     def is_of_numbers(self) -> bool:
         """Whether it may have real numbers: of text and the like it is known."""
-        kind = self.dtype.lstrip("<>|=")
-        return not kind.startswith(("complex", "string", "fixed_length", "c", "U", "S"))
+        return not self.dtype.lstrip("<>|=").startswith(_NO_NUMBERS)
 
 
 def array_at(place: str, array: str | None = None) -> ArrayThere | None:
@@ -175,10 +179,19 @@ def said_of_group(
 
 def n_features_of(model: str) -> int | None:
     """How many features a model on this machine has, if it says so."""
-    attributes = _zarr_document(model).get("attributes") or {}
-    said = (attributes.get(OURS) or {}).get("fitted") or {}
-    found = said.get("n_features_in_")
+    found = _fitted(model).get("n_features_in_")
     return found if isinstance(found, int) else None
+
+
+def has_names(model: str) -> bool:
+    """Whether the features of a model on this machine have names."""
+    return "feature_names_in_" in _fitted(model)
+
+
+def _fitted(model: str) -> dict[str, Any]:
+    """What a model on this machine says of what was fitted."""
+    attributes = _zarr_document(model).get("attributes") or {}
+    return dict((attributes.get(OURS) or {}).get("fitted") or {})
 
 
 def why_not_written(out: str) -> str | None:

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from daskgmm.errors import DaskGMMError, ModelFileError, NewerFormatError, PlaceError
 from daskgmm.storage.glance import OURS
+from daskgmm.storage.patient_store import patient_store
 from daskgmm.storage.retry import (
     ask_files,
     check_free,
     naming_failures,
-    patient_store,
     what_is_at,
 )
 from daskgmm.storage.urls import absolute

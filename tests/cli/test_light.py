@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import shutil
@@ -38,6 +39,7 @@ from daskgmm.cli import options, select
 from daskgmm.cli.info import info
 from daskgmm.cli.main import COMMANDS, main
 from daskgmm.cli.wording import as_options
+from daskgmm.cli.work import places as of_places
 from daskgmm.data.column_check import missing_column
 from daskgmm.demo import run
 from daskgmm.em.search import CRITERIA
@@ -88,6 +90,11 @@ def test_help_loads_nothing_large(command):
 
 
 MISTAKES = [
+    (("score", "m", "rows", "--filter", "x > 'a"), "a quote that does not end"),
+    (
+        ("fit", "r", "m", "-k", "2", "--checkpoint-interval", "a"),
+        "the interval must be a number of passes",
+    ),
     (("fitt",), "No such command 'fitt'. Did you mean 'fit'?"),
     (("nothing",), "No such command"),
     (("fit", "rows"), "Missing argument 'MODEL'"),
@@ -182,6 +189,8 @@ MISPLACED = [
     (("plot", "n", "p.png"), "There is no model at"),
     (("plot", "m", "rows", "p.png"), "STORE: there is nothing at"),
     (("plot", "m", "x", "nowhere/p.png"), "There is no folder"),
+    (("plot", "m", "p.png", "--features", "0,2"), "has no feature 2, but 0 to 1, wi"),
+    (("plot", "m", "p.png", "--features", "x,0"), "has no feature x, but 0 to 1, wi"),
     (("plot", "m", "x", "s3://bucket/p.png"), "A picture is written to this machine"),
 ]
 
@@ -231,6 +240,8 @@ UNSUITED = [
     (("fit", "g", "new", "-k", "2", "--array", "in"), "array 'in', but a group with "),
     (("fit", "m", "new", "-k", "2"), "m holds a model, and nothing for STORE."),
     (("fit", "text", "new", "-k", "2"), "text holds fixed_length_utf32: only real nu"),
+    (("fit", "bytes", "new", "-k", "2"), "bytes holds null_terminated_bytes: only r"),
+    (("fit", "times", "new", "-k", "2"), "times holds numpy.datetime64: only real n"),
     (("fit", "text2", "new", "-k", "2"), "text2 holds <U1: only real numbers can be "),
     (("fit", "x", "new", "-k", "2", "--weights", "m"), "and nothing for --weights."),
     (("fit", "x", "new", "-k", "2", "--weights", "x"), "(20, 2): expected a 1-D array"),
@@ -267,6 +278,8 @@ MISNAMED = [
 def tables(places):
     """Parquet beside them: a file, a folder, and one of folders named by a column."""
     table = pd.DataFrame({"a": [0.0, 1.0], "b": [2.0, 3.0], "s": [{"x": 1.0}] * 2})
+    words = table.assign(s=["1", "a"])
+    words.to_parquet(places / "words.parquet")
     table.to_parquet(places / "p.parquet")
     (places / "folder" / "inner").mkdir(parents=True)
     table.to_parquet(places / "folder" / "inner" / "1.parquet")
@@ -293,12 +306,16 @@ def outputs(tables):
     inside.create_array("xy", data=rows[:, :2], chunks=(10, 2))
     inside.create_array("y", data=rows[:, 0])
     inside.create_array("w", data=rows[:5, 0])
-    for name, version in (("text", 3), ("text2", 2)):
+    texts = np.array([["a", "b"]] * 20)
+    for name, of, version in (
+        ("text", texts, 3),
+        ("text2", texts, 2),
+        ("bytes", texts.astype("S1"), 3),
+        ("times", np.zeros((20, 2), "datetime64[s]"), 3),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
-            zarr.create_array(
-                tables / name, data=np.array([["a", "b"]] * 20), zarr_format=version
-            )
+            zarr.create_array(tables / name, data=of, zarr_format=version)
     old = zarr.create_group(tables / "old", zarr_format=2)
     old.create_array("xy", data=rows[:, :2], chunks=(10, 2))
     for out in ("done", "done.parquet"):
@@ -360,6 +377,75 @@ def test_where_nothing_can_be_written_is_known_at_once(outputs):
         assert said in done.output
 
 
+CLUSTERS = [
+    ("cluster: distributed.LocalClutser", "cluster: there is no distributed.LocalCl"),
+    (
+        "cluster: dask_jobqueu.SLURMCluster",
+        "dask_jobqueu here: is dask_jobqueue meant?",
+    ),
+    ("cluster: nobodys.Cluster", "nobodys here: install the package that has it."),
+    ("cluster: distributed.LocalCluster\narguments: {n_worker: 1}", "is n_workers me"),
+    ("cluster: distributed.LocalCluster\narguments: {n_workers: a}", "no whole number"),
+    ("cluster: distributed.LocalCluster\nscale: 3", "scale: write names and values"),
+    ("cluster: distributed.LocalCluster\nsecurity: {tls_ca_file: a}", "no file"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), CLUSTERS)
+def test_cluster_files_are_looked_at_before_anything_starts(
+    places, tmp_path, content, message
+):
+    (tmp_path / "c.yaml").write_text(content)
+    for asked in (("fit", "x", "n", "-k", "2"), ("predict", "m", "x", "o")):
+        done = ask(*asked, "--cluster", str(tmp_path / "c.yaml"), cwd=places)
+        assert done.returncode == 1, done.stderr
+        said, loaded = done.stderr.splitlines()
+        assert message in said
+        assert loaded == "loaded: distributed"
+
+
+def test_certificates_are_looked_for_before_anything_starts(places):
+    for asked in (("fit", "x", "n", "-k", "2"), ("score", "m", "x")):
+        done = ask(*asked, "--scheduler", "tls://127.0.0.1:1", cwd=places)
+        assert done.returncode == 1, done.stderr
+        said, loaded = done.stderr.splitlines()
+        assert "tls://127.0.0.1:1 wants certificates: pass --tls-ca-file" in said
+        assert loaded == "loaded: distributed"
+
+
+def test_rows_are_counted_and_checkpoints_looked_at_before_workers_start(
+    tables, monkeypatch
+):
+    """As far as statistics of the files tell how many rows a filter leaves."""
+    monkeypatch.chdir(tables)
+    monkeypatch.setattr(of_places, "_connected", None)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "nonsense")
+    columns = ["--columns", "a,b", "--filter"]
+    for asked, said in (
+        (
+            ["fit", "folder", "n", "-k", "2", *columns, "a > 7"],
+            "leaves, 0 rows: a fit ",
+        ),
+        (["select", "folder", "n", "-k", "2", *columns, "a > 7"], "leaves, 0 rows: a "),
+        (["fit", "x", "n", "-k", "2", "--checkpoint", "abfs://b/c"], "abfs://b/c cann"),
+    ):
+        done = CliRunner().invoke(main, asked)
+        assert done.exit_code == 1
+        assert said in done.output
+
+
+def test_a_group_is_described_by_its_arrays(outputs):
+    place = str(outputs / "g")
+    done = CliRunner().invoke(main, ["info", place])
+    assert done.exit_code == 0, done.output
+    assert "in/xy  (20, 2)" in done.output
+    done = CliRunner().invoke(main, ["info", place, "--json"])
+    assert json.loads(done.stdout)["arrays"]["in/w"] == [5]
+    done = CliRunner().invoke(main, ["info", str(outputs / "none")])
+    assert done.exit_code == 1
+    assert "There is no model at" in done.output
+
+
 @pytest.mark.parametrize("arguments", MISNAMED)
 def test_columns_are_looked_for_by_arrow_alone(tables, arguments):
     done = ask(*arguments, cwd=tables)
@@ -370,6 +456,19 @@ def test_columns_are_looked_for_by_arrow_alone(tables, arguments):
 
 
 MISTYPED = [
+    (("fit", "words.parquet", "new", "-k", "2"), "words.parquet holds texts, no numb"),
+    (
+        ("fit", "words.parquet", "new", "-k", "2", "--columns", "a,s"),
+        "Column 's' has texts that are no numbers, such as 'a' in the Parquet file",
+    ),
+    (
+        ("score", "m", "p.parquet", "--columns", "a"),
+        "--columns gives 1 features, and MODEL was fitted to 2.",
+    ),
+    (
+        ("fit", "p.parquet", "new", "-k", "3", "--columns", "a"),
+        "--components 3 is more than there are rows: 2.",
+    ),
     (("fit", "folder", "new", "-k", "2"), "Column 's' of the Parquet file "),
     (("select", "p.parquet", "new", "-k", "2"), "name those that do, or have texts"),
     (("score", "m", "p.parquet", "--columns", "s"), "holds struct<x: double>, no"),

@@ -452,7 +452,7 @@ def test_nulls_and_nans_are_named(tmp_path, x):
 
 def test_what_is_refused(tmp_path, x):
     place = write(tmp_path / "x.parquet", x, name=["text"] * len(x))
-    with pytest.raises(DataError, match=r"Column 'name' of .*x\.parquet holds string"):
+    with pytest.raises(DataError, match=r"Column 'name' of .*x\.parquet holds texts"):
         model().fit(place)
     with pytest.raises(DataError, match=r"x\.parquet has no column 'z': it has 'b'"):
         open_parquet(place, columns=["a", "z"])

@@ -34,6 +34,7 @@ from daskgmm import (
     open_rows,
 )
 from daskgmm.cli.main import main
+from daskgmm.data import parquet
 from daskgmm.data.parquet import open_parquet
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -480,7 +481,7 @@ def test_a_filter_that_does_not_fit_is_named_beside_one_of_no_column(tmp_path, x
             open_rows(tmp_path / "x.parquet", columns=["a"], filters=filters)
 
 
-def test_categories_and_texts_of_numbers_in_parquet(tmp_path, x, expected):
+def test_categories_and_texts_of_numbers_in_parquet(tmp_path, x, expected, monkeypatch):
     def categories(numbers):
         return pa.array(numbers).dictionary_encode()
 
@@ -490,13 +491,27 @@ def test_categories_and_texts_of_numbers_in_parquet(tmp_path, x, expected):
     pq.write_table(table, tmp_path / "x.parquet")
     check(open_rows(tmp_path / "x.parquet", columns=NAMES), expected, x)
     # Texts are often the names of rows: only if they are asked for.
-    with pytest.raises(DataError, match="'a' of .* holds string.*texts of numbers"):
+    with pytest.raises(DataError, match="'a' of .* holds texts.*texts of numbers"):
         model().fit(tmp_path / "x.parquet")
     words = ["1.5"] * N
     words[417] = "word"
     pq.write_table(table.set_column(0, "a", pa.array(words)), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match=r"Column 'a' has texts .*x\.parquet.*'word'"):
+    message = r"Column 'a' has 'word' in row group 0, row 417 of .*x\.parquet"
+    monkeypatch.setattr(parquet, "_LOOKED_AT", 400)
+    with pytest.raises(DataError, match=message):
         model().fit(open_rows(tmp_path / "x.parquet", columns=NAMES))
+    monkeypatch.undo()  # what is looked at before any work is told then
+    with pytest.raises(DataError, match=r"are no numbers, such as 'word' in .*x\.parq"):
+        open_rows(tmp_path / "x.parquet", columns=NAMES)
+
+
+def test_texts_of_paths_are_looked_at_before_any_work(tmp_path, x):
+    for name, part in (("1", x[:400]), ("b", x[400:])):
+        (tmp_path / f"a={name}").mkdir()
+        table = pa.table({"b": part[:, 1], "c": part[:, 2]})
+        pq.write_table(table, tmp_path / f"a={name}" / "x.parquet")
+    with pytest.raises(DataError, match="'a' has texts that are no numbers, .* 'b'"):
+        open_rows(tmp_path, columns=NAMES)
 
 
 @pytest.mark.parametrize(

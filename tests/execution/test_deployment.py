@@ -381,7 +381,7 @@ def test_a_file_with_a_mistake_is_one_line(store, tmp_path, write):
     result = CliRunner().invoke(main, [*args, str(write("cluster: a.b"))])
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
-    assert "cluster.yaml: a.b needs a package that is not installed" in result.stderr
+    assert "cluster.yaml: cluster: there is no module a here" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,14 @@ from daskgmm.cli.options import Cluster, Data
 from daskgmm.cli.training import Training
 from daskgmm.cli.work.common import tell_forecast
 from daskgmm.cli.work.estimate import forecast_fit
-from daskgmm.cli.work.places import connect, open_rows, threads
+from daskgmm.cli.work.places import connect, threads
 from daskgmm.cli.work.report import Report
-from daskgmm.cli.work.training import check_model, tell_trained, told_at_the_end
+from daskgmm.cli.work.training import (
+    check_model,
+    rows_to_fit,
+    tell_trained,
+    told_at_the_end,
+)
 from daskgmm.data.gaps import Nan
 from daskgmm.display.words import seconds
 from daskgmm.estimators.bayesian import BayesianGaussianMixture
@@ -54,7 +59,7 @@ def fit(
     report = Report(as_json=as_json)
     with report.steps():
         check_model(model, overwrite=overwrite)
-        rows = open_rows(data, store)
+        rows = rows_to_fit(data, training, store, n_components)
     if dry_run:
         tell_forecast(forecast_fit(mixture, rows, *threads(cluster)), report)
         return

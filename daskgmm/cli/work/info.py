@@ -13,7 +13,7 @@ from rich.table import Table
 
 from daskgmm import steps
 from daskgmm.cli.work.report import Report
-from daskgmm.data.opening import open_node
+from daskgmm.data.opening import open_node, shapes_in
 from daskgmm.data.parquet import summary
 from daskgmm.data.table_files import TableFiles, find_files
 from daskgmm.data.zarr_reader import has_checksum
@@ -21,6 +21,7 @@ from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
 from daskgmm.outputs.base import Standing
+from daskgmm.storage.glance import OURS
 from daskgmm.storage.urls import is_parquet_name
 from daskgmm.storage.zarr_store import ZarrArray
 
@@ -45,7 +46,16 @@ def _describer(what: str) -> Callable[[Report], None]:
     found = open_node(what)
     if isinstance(found, zarr.Array):
         return partial(_describe_array, found, standing)
+    if OURS not in found.attrs and (arrays := shapes_in(found)):
+        return partial(_describe_group, arrays)
     return partial(_describe_model, load(what))
+
+
+def _describe_group(arrays: dict[str, tuple[int, ...]], report: Report) -> None:
+    report.say("Zarr group, with the arrays (for --array):")
+    for path, shape in sorted(arrays.items()):
+        report.say(f"  {path}  {shape}")
+    report.end(type="group", arrays=arrays)
 
 
 def _describe_array(

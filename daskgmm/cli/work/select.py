@@ -11,9 +11,14 @@ from rich.table import Column
 
 from daskgmm.cli.options import Cluster, Data
 from daskgmm.cli.training import Training
-from daskgmm.cli.work.places import connect, open_rows
+from daskgmm.cli.work.places import connect
 from daskgmm.cli.work.report import Report
-from daskgmm.cli.work.training import check_model, tell_trained, told_at_the_end
+from daskgmm.cli.work.training import (
+    check_model,
+    rows_to_fit,
+    tell_trained,
+    told_at_the_end,
+)
 from daskgmm.data.gaps import Nan
 from daskgmm.display.words import candidate, number, seconds
 from daskgmm.em.search import CRITERIA, Criterion
@@ -74,7 +79,7 @@ def select(
     report = Report(as_json=as_json)
     with report.steps():
         check_model(model, overwrite=overwrite)
-        rows = open_rows(data, store)
+        rows = rows_to_fit(data, training, store, max(n_components))
     began = perf_counter()
     with report.search(criterion), connect(cluster), told_at_the_end():
         search.fit(rows, **training.of_fit())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,17 @@ from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import steps
 from daskgmm.cli.checks import exists
+from daskgmm.cli.options import Data
+from daskgmm.cli.training import Training
+from daskgmm.cli.work.places import open_rows
 from daskgmm.cli.work.report import Report
-from daskgmm.errors import PlaceError, SkippedRowsWarning
+from daskgmm.data.opening import Opened
+from daskgmm.data.parquet import ParquetRows
+from daskgmm.em.fit import check_number
+from daskgmm.errors import PlaceError, SkippedRowsWarning, StoreError
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.storage.models import existing
-from daskgmm.storage.retry import check_free
+from daskgmm.storage.retry import check_free, what_is_at
 
 
 def check_model(model: str, *, overwrite: bool) -> None:
@@ -24,6 +31,23 @@ def check_model(model: str, *, overwrite: bool) -> None:
     check_free(model)
     if existing(model) is not None and not overwrite:
         raise PlaceError(exists(model))
+
+
+def rows_to_fit(
+    data: Data, training: Training, store: str, n_components: int
+) -> Opened:
+    """Open the rows and look at the checkpoint, before any work."""
+    rows = open_rows(data, store)
+    n_rows = rows.n_rows if isinstance(rows, ParquetRows) else rows.shape[0]
+    if not math.isnan(n_rows):
+        check_number(int(n_rows), n_components)
+    if training.checkpoint is not None:
+        steps.begin(f"looking at {training.checkpoint}")
+        try:
+            what_is_at(training.checkpoint)
+        except StoreError as error:
+            raise StoreError(f"--checkpoint: {error}") from None
+    return rows
 
 
 @contextmanager
