@@ -16,6 +16,7 @@ from daskgmm.data.source import Source
 from daskgmm.execution.runners import Shards, ThreadShards
 from daskgmm.execution.threads import n_threads
 from daskgmm.execution.tree import shard_bounds
+from daskgmm.mixtures.e_step import InPieces
 
 _TASKS_PER_THREAD: Final = 16
 
@@ -91,7 +92,5 @@ class _ArrayShard:
             rows = slice(leaf * size, (leaf + 1) * size)
             weights = None if self._weights is None else self._weights[rows]
             cut = leaf * size, 0
-            yield (
-                leaf,
-                iter([as_block(leaf, self._x[rows], d, weights, self._nan, cut)]),
-            )
+            block = as_block(leaf, self._x[rows], d, weights, self._nan, cut)
+            yield leaf, InPieces([block], [(block.x, block.weights)])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from threading import Lock
 from typing import Any, Final, final
 
 from dask.delayed import Delayed, delayed
@@ -103,9 +103,11 @@ class ThreadShards(Shards):
         self, shards: Sequence[Shard], n_threads: int, *, is_fixed: bool = False
     ) -> None:
         self._shards, self._is_fixed = shards, is_fixed
-        n_others = min(n_threads, len(shards)) - 1
+        self._n_others = min(n_threads, len(shards)) - 1
         # They stay until the shards go: to start them costs as much as a small pass.
-        self._others = ThreadPoolExecutor(n_others) if n_others > 0 else None
+        self._others = (
+            ThreadPoolExecutor(self._n_others) if self._n_others > 0 else None
+        )
 
     @property
     def sums_bytes(self) -> float:
@@ -117,47 +119,67 @@ class ThreadShards(Shards):
         return self._is_fixed
 
     def _reduce(self, function: LeafFunction, message: Any) -> tuple[Any, int]:
-        # Closed in any case: an error that comes to whoever adds them up ends the rest.
-        partials = self._partials(function, message)
-        with single_threaded_blas(), closing(partials):
-            return total(self._told(partials))
-
-    def _partials(
-        self, function: LeafFunction, message: Any
-    ) -> Generator[Partial, None, None]:
-        """Of each shard, as they end: by this thread, and by others where they are."""
-        if self._others is None:
-            yield from (map_leaves(function, message, s) for s in self._shards)
-            return
-        run = self._others.submit
-        waiting = deque(
-            (run(copy_context().run, map_shard, function, message, shard), shard)
-            for shard in self._shards
-        )
-        going_on = {task for task, _ in waiting}
-        # Each value is let go once it is passed on, as it may be large.
+        work = _SharedWork(function, message, self._shards)
+        others: list[Future[None]] = []
+        if self._others is not None:
+            run, each = self._others.submit, range(self._n_others)
+            others = [run(copy_context().run, work.take) for _ in each]
         try:
-            while waiting:
-                task, shard = waiting.popleft()
-                if task.cancel():  # no other thread has begun it
-                    going_on.discard(task)
-                    yield map_shard(function, message, shard)
-                for task in [its for its in going_on if its.done()]:
-                    going_on.discard(task)
-                    yield task.result()
-            while going_on:
-                ended, going_on = wait(going_on, return_when=FIRST_COMPLETED)
-                while ended:
-                    yield ended.pop().result()
+            work.take(tells=True)
+            for other in others:
+                if not other.cancel():  # else it has not begun, and need not
+                    other.result()
         finally:
-            # After an error or an interrupt, what has not begun need not.
-            wait([task for task in going_on if not task.cancel()])
+            work.coming.clear()
+            wait([other for other in others if not other.cancel()])
+        work.tell()
+        return total([work.joined])
 
-    def _told(self, partials: Iterator[Partial]) -> Iterator[Partial]:
-        """The same, told of one by one."""
-        for done, partial in enumerate(partials, start=1):
-            steps.advance(done, len(self._shards))
-            yield partial
+
+@final
+class _SharedWork:
+    """A pass over shards, which threads take one by one, and add up as they end.
+
+    A task for each shard would take as long as a small one.
+    """
+
+    def __init__(
+        self, function: LeafFunction, message: Any, shards: Sequence[Shard]
+    ) -> None:
+        self._function, self._message = function, message
+        self.coming, self.joined = deque(shards), Partial()
+        self._lock = Lock()
+        self._n_shards, self._n_done, self._n_told = len(shards), 0, 0
+
+    def take(self, *, tells: bool = False) -> None:
+        """Work on shards until there are none, which after an error is at once."""
+        with single_threaded_blas():
+            while (shard := self._next()) is not None:
+                try:
+                    self._add(shard)
+                except BaseException:
+                    self.coming.clear()
+                    raise
+                if tells:
+                    self.tell()
+
+    def _next(self) -> Shard | None:
+        try:
+            return self.coming.popleft()
+        except IndexError:
+            return None
+
+    def _add(self, shard: Shard) -> None:
+        partial = map_leaves(self._function, self._message, shard)
+        with self._lock:
+            self.joined.join(partial)
+            self._n_done += 1
+
+    def tell(self) -> None:
+        """Say how many are done, if that was not said."""
+        if self._n_done > self._n_told:
+            self._n_told = self._n_done
+            steps.advance(self._n_told, self._n_shards)
 
 
 @final

@@ -62,6 +62,12 @@ class Partial:
     sums: dict[tuple[int, int], Addable] = field(default_factory=dict)
     n_read: int = 0
 
+    def join(self, other: Partial) -> None:
+        """Take the subtrees of another one in."""
+        for (level, index), value in other.sums.items():
+            _insert(self, level, index, value)
+        self.n_read += other.n_read
+
 
 def leaf_bounds(n_blocks: int) -> list[int]:
     """Cut blocks into leaves: leaf i holds blocks bounds[i] to bounds[i + 1]."""
@@ -113,9 +119,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
     """Join the subtrees of several shards."""
     merged = Partial()
     for partial in partials:
-        for (level, index), value in partial.sums.items():
-            _insert(merged, level, index, value)
-        merged.n_read += partial.n_read
+        merged.join(partial)
     return merged
 
 

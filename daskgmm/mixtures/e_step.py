@@ -540,8 +540,12 @@ def _pooled(mixtures: Sequence[Mixture], origins: Sequence[Array]) -> dict[str, 
 def e_step(message: Message, blocks: Iterator[BlockLike]) -> FlatSums:
     """What a pass does with the blocks of a leaf: sums over them, for every mixture."""
     sums = Adding(message, message.padded())
-    pieces = blocks.pieces if isinstance(blocks, InPieces) else pieces_of(blocks)
-    for x, weights in pieces:
+    if isinstance(blocks, InPieces):
+        *pieces, last = blocks.pieces
+        for piece in pieces:
+            sums.add(*piece)
+        return sums.collected_with(*last)
+    for x, weights in pieces_of(blocks):
         sums.add(x, weights)
         # Let go before another one is begun to be read, as it may be large.
         del x, weights
@@ -571,6 +575,16 @@ class Adding:
         """What was added up."""
         its = [passes.collect(e.compiled_plan, sums) for e, sums in self._work]
         return FlatSums(_joined(its))
+
+    def collected_with(
+        self, x: NDArray[Any] | Columns, weights: Array | None
+    ) -> FlatSums:
+        """The same with some rows more, the last ones."""
+        told = []
+        for its, sums in self._work:
+            told.append(out := np.empty(its.n_sums))
+            passes.accumulate(*its.given(x), weights, sums, its.scratch(), out)
+        return FlatSums(_joined(told))
 
 
 @final

@@ -215,3 +215,18 @@ def test_an_error_in_a_kernel_comes_out_and_ends_the_rest():
     assert started == [0]
     with pytest.raises(ValueError, match="leaf"):
         ThreadShards(shards, 2).reduce(fail, None)
+
+
+def test_an_error_for_want_of_an_item_is_no_end():
+    """Such an error of a leaf is raised, whichever thread it comes to."""
+
+    def fail(_message, blocks):
+        [number] = blocks
+        if number == 30:
+            return [].pop()
+        return _noise(_message, [number])
+
+    for n_threads in (1, 3):
+        shards = [NumberedLeaves(i, i + 1) for i in range(50)]
+        with pytest.raises(IndexError, match="pop from empty list"):
+            ThreadShards(shards, n_threads).reduce(fail, None)

@@ -82,9 +82,12 @@ def make_call(task, covariance_type, d, sizes, n, dtypes, layout, weighted, seed
         wanted = [["labels"], ["log_prob"], ["responsibilities", "log_prob"]][seed % 3]
         return call | {name: outputs[name] for name in wanted}
     call["sums"] = np.zeros(message.padded_size)
-    if task == "collect":
+    # With the last block, what was added up is told by the same call.
+    if task == "collect" or (task == "accumulate" and seed % 2):
         size = len(passes.collect(message.compiled_plan, call["sums"]))
-        return call | {"out": np.zeros(size)}
+        call["out"] = np.zeros(size)
+    if task == "collect":
+        return call
     return call | ({"weights": readonly(rng.uniform(size=n))} if weighted else {})
 
 
@@ -125,6 +128,23 @@ def calls(tasks=("accumulate", "collect", "evaluate"), least_rows=1):
 @given(call=calls(least_rows=0))
 def test_a_call_that_is_in_order_is_run(call):
     assert run(*call) == -1
+
+
+@settings(max_examples=100)
+@given(call=calls(("accumulate",)), n_before=st.integers(0, 2))
+def test_what_is_told_with_the_last_block_is_what_is_collected(call, n_before):
+    _, call = call
+    told = call.pop("out", None)
+    if told is None:
+        return
+    twice = {**call, "sums": call["sums"].copy()}
+    for _ in range(n_before):
+        run("accumulate", call)
+        run("accumulate", twice)
+    run("accumulate", call)
+    run("accumulate", {**twice, "out": told})
+    assert np.abs(told).max() > 0.0
+    np.testing.assert_array_equal(told, passes.collect(call["plan"], call["sums"]))
 
 
 def resized(array, axis, size):
@@ -196,7 +216,8 @@ def is_harmless(name, task, call, other):
     """Whether what was changed makes another call that is in order."""
     if name in ("rows", "scratch") and task == "collect":
         return True  # uses none
-    if name in ("weights", "labels", "responsibilities", "log_prob"):
+    is_optional = name == "out" and task == "accumulate"
+    if is_optional or name in ("weights", "labels", "responsibilities", "log_prob"):
         return len(other[name]) == 0  # is not given then
     if name.startswith("plan."):
         field = name.removeprefix("plan.")
