@@ -18,7 +18,7 @@ from daskgmm.kernel.layout import Part, as_rows
 from daskgmm.kernel.passes import first_not_finite
 
 _BLOCK_NUMBERS: Final = 2**17
-_MIN_BLOCK_ROWS: Final = 512
+_MIN_BLOCK_ROWS: Final = 1024
 NO_GAPS: Final = Gaps()
 
 

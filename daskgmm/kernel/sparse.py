@@ -22,6 +22,8 @@ DEAD: Final = 1e-40
 All of them together are less than rounding of the 10 eps that each component's mass is
 given. Where rows have weights, and in float32, zeros are left out.
 """
+_FEATURES: Final = 256
+"""Features that are added up together."""
 _WIDE: Final = 32
 """Features from which on it takes less time to look for them than to add them up."""
 
@@ -33,6 +35,21 @@ def _count_live(tile: Any, k: int, width: int, dead: float) -> Any:
     least = constant(tile.joint, dead)
     for t in range(at, at + width, lanes(tile.joint)):
         n_live += count_above(load(tile.joint, t, 0, 1, 1), least)
+    return n_live
+
+
+@njit(**JIT)
+def _list_live(tile: Any, k: int, width: int, dead: float) -> int:
+    """Write the numbers of those rows to `scale`, which nobody needs any more."""
+    pitch, n, n_live = pitch_of(tile.joint), lanes(tile.joint), 0
+    least = constant(tile.joint, dead)
+    for first in range(0, width, n):
+        if count_above(load(tile.joint, k * pitch + first, 0, 1, 1), least) == 0:
+            continue
+        for t in range(first, first + n):
+            if np.float64(tile.joint[k * pitch + t]) > dead:
+                tile.scale[n_live] = float(t)
+                n_live += 1
     return n_live
 
 
@@ -49,15 +66,19 @@ def _add_row(x: Any, high: Any, low: Any, share: float, of_y: Any) -> None:
 
 
 @njit(**JIT)
-def _add_squares(x: Any, high: Any, low: Any, share: float, of_squares: Any) -> None:
-    """Add y²."""
+def _add_with_squares(
+    x: Any, high: Any, low: Any, share: float, of_y: Any, of_squares: Any
+) -> None:
+    """The same, and y²."""
     if len(low) == 0:
         for j in range(len(x)):
             y = np.float64(x[j]) - high[j]
+            of_y[j] += share * y
             of_squares[j] += share * y * y
         return
     for j in range(len(x)):
         y = np.float64(x[j]) - np.float64(high[j]) - np.float64(low[j])
+        of_y[j] += share * y
         of_squares[j] += share * y * y
 
 
@@ -74,25 +95,41 @@ def _add_live(
     dead: float,
     out: Any,
 ) -> None:
-    """Add [y, 1, ‖y‖²], or [y, y², .], of the rows that a component has a part in."""
-    pitch, n, d = pitch_of(tile.joint), lanes(tile.joint), plan.means.shape[1]
-    least, isotropic = constant(tile.joint, dead), is_isotropic(plan)
+    """Add [y, 1, ‖y‖²], or [y, y², .], of the rows that a component has a part in.
+
+    Some features of all of them before the next ones, so that sums stay in the cache.
+    """
+    pitch, d, isotropic = pitch_of(tile.joint), plan.means.shape[1], is_isotropic(plan)
     high, low = plan.origins[run], plan.origins[run][:0]
     if plan.shift.shape[0] > 0:
         high, low = plan.shift[0], plan.shift[1]
-    for first in range(0, width, n):
-        if count_above(load(tile.joint, k * pitch + first, 0, 1, 1), least) == 0:
-            continue
-        for t in range(first, first + n):
-            share = np.float64(tile.joint[k * pitch + t])
-            if share > dead:
-                at = (start + t) * step
-                _add_row(x[at : at + d], high, low, share, out)
-                if isotropic:
-                    out[d] += share
-                    out[d + 1] += share * np.float64(tile.work[(d + 1) * pitch + t])
-                else:
-                    _add_squares(x[at : at + d], high, low, share, out[d:])
+    n_live = _list_live(tile, k, width, dead)
+    for begin in range(0, d, _FEATURES):
+        end = min(begin + _FEATURES, d)
+        for i in range(n_live):
+            t = np.int64(tile.scale[i])
+            share, at = np.float64(tile.joint[k * pitch + t]), (start + t) * step
+            part, its_high, its_low = (
+                x[at + begin : at + end],
+                high[begin:end],
+                low[begin:end],
+            )
+            if isotropic:
+                _add_row(part, its_high, its_low, share, out[begin:end])
+            else:
+                _add_with_squares(
+                    part,
+                    its_high,
+                    its_low,
+                    share,
+                    out[begin:end],
+                    out[d + begin : d + end],
+                )
+    for i in range(n_live if isotropic else 0):
+        t = np.int64(tile.scale[i])
+        share = np.float64(tile.joint[k * pitch + t])
+        out[d] += share
+        out[d + 1] += share * np.float64(tile.work[(d + 1) * pitch + t])
 
 
 @njit(**JIT)

@@ -22,8 +22,10 @@ EXACT: Final = 1e-5
 """What a log density may be off by, as a part of it or of one."""
 _ROUNDING: Final = float(np.finfo(np.float32).eps) / 2.0
 """What a number is off by, as a part of it, at the most."""
-_SURELY: Final = 2.0
+_SURELY: Final = 2.5
 """Standard deviations of the sum of many roundings that it hardly ever exceeds."""
+_HARDLY: Final = 13.8
+"""Minus the logarithm of the part of rows of which nothing is promised: one in 10⁶."""
 _MANY: Final = 2**15
 """Components up to which products of eight sums over them stay in float32."""
 _APART_OF: Final = 4
@@ -131,12 +133,16 @@ def _roundings(mixture: Mixture, form: str, reach: Array) -> Array:
 def _log_densities(mixture: Mixture) -> Array:
     """How large log densities of a component's rows are, at the least, (K,); or one.
 
-    Half a squared distance is ½ d on average, with a standard deviation of √(½ d).
+    Half a squared distance is ½ d on average. Beyond the bounds here (Laurent and
+    Massart 2000, lemma 1) is that of hardly any row.
     """
     d = mixture.n_features
-    with np.errstate(divide="ignore"):
-        typical = np.abs(mixture.log_normalisers() - 0.5 * d)
-    least: Array = np.maximum(typical - 2.0 * np.sqrt(0.5 * d), 1.0)
+    spread = np.sqrt(d * _HARDLY)
+    lowest, highest = max(0.0, 0.5 * d - spread), 0.5 * d + spread + _HARDLY
+    normalisers = mixture.log_normalisers()
+    with np.errstate(invalid="ignore"):
+        nearest = np.clip(normalisers, lowest, highest)
+        least: Array = np.maximum(np.abs(normalisers - nearest), 1.0)
     # Without weight it is never the largest, and its density is nothing.
     return np.where(np.isfinite(least), least, 1.0)
 
