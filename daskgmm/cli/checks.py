@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
@@ -18,18 +19,24 @@ from daskgmm.storage.glance import (
     array_at,
     arrays_in,
     first_parquet,
-    has_names,
     holds_array,
     holds_model,
     is_empty,
+    is_folder,
     is_other_file,
     is_whole_output,
     lacks_array,
     n_features_of,
+    names_of,
     said_of_group,
     why_not_written,
 )
-from daskgmm.storage.urls import check_apart, is_parquet_name, why_read_only
+from daskgmm.storage.urls import (
+    as_path,
+    check_apart,
+    is_parquet_name,
+    why_read_only,
+)
 
 if TYPE_CHECKING:
     from daskgmm.data.parquet import ParquetRows
@@ -65,7 +72,8 @@ def check_there(**places: str | None) -> None:
     """Refuse arguments that should be there, and are not, or are no data."""
     for name, place in places.items():
         if place is not None and is_empty(place):
-            raise click.ClickException(f"{name}: there is nothing at {place}.")
+            where = f"in the folder {place}" if is_folder(place) else f"at {place}"
+            raise click.ClickException(f"{name}: there is nothing {where}.")
         if place is not None and is_other_file(place):
             raise click.ClickException(
                 f"There is no Zarr array and no Parquet at {place}. {OTHER_FILE}"
@@ -128,12 +136,8 @@ def check_store(
             return
         if store == path and not data.filters:
             _check_number(n_components, rows.n_rows)
-        fitted = None if model is None else n_features_of(model)
-        if data.columns and fitted not in (None, rows.n_features):
-            raise click.ClickException(
-                f"--columns gives {rows.n_features} features, and MODEL was fitted to "
-                f"{fitted}."
-            )
+        if data.columns and model is not None:
+            _check_same(rows, model)
 
 
 def _check_array(
@@ -149,6 +153,21 @@ def _check_array(
         said = f"X has {has} features, but it is expecting {wanted} features as input."
         raise click.ClickException(as_options(said))
     _check_number(n_components, n_rows)
+
+
+def _check_same(rows: ParquetRows, model: str) -> None:
+    """Refuse columns that are not the features of a model, as far as it says those."""
+    fitted, names = n_features_of(model), names_of(model)
+    if fitted not in (None, rows.n_features):
+        raise click.ClickException(
+            f"--columns gives {rows.n_features} features, and MODEL was fitted to "
+            f"{fitted}."
+        )
+    if names and list(rows.names) != names:
+        raise click.ClickException(
+            f"--columns gives {', '.join(rows.names)}, and MODEL was fitted to "
+            f"{', '.join(names)}, in this order."
+        )
 
 
 def check_weights(weights: str | None, store: str, data: Data) -> None:
@@ -233,16 +252,19 @@ def check_holds_model(model: str) -> None:
 
 def check_features(model: str, features: Sequence[int | str] | None) -> None:
     """Refuse features that a model has not, as far as it says so at a glance."""
-    n_features = n_features_of(model)
+    n_features, names = n_features_of(model), names_of(model)
     if n_features is None:
         return
     for feature in features or ():
-        is_number = isinstance(feature, int)
-        if not has_names(model) and not (is_number and int(feature) < n_features):
-            raise click.ClickException(
-                f"--features: MODEL has no feature {feature}, but 0 to "
-                f"{n_features - 1}, without names."
-            )
+        if feature in names or (isinstance(feature, int) and feature < n_features):
+            continue
+        has = f"or {', '.join(names)}" if names else "without names"
+        raise click.ClickException(
+            f"--features: MODEL has no feature {feature}, but 0 to {n_features - 1}, "
+            f"{has}."
+        )
+    if features is not None and len(set(features)) < len(features):
+        raise click.ClickException("--features names a feature twice.")
 
 
 def check_new_model(model: str, *, overwrite: bool) -> None:
@@ -266,6 +288,10 @@ def check_out(out: str, *, overwrite: bool) -> None:
 
 def check_checkpoint(place: str | None) -> None:
     """Refuse a checkpoint in the place of something else."""
+    if place is not None and os.path.isfile(as_path(place)):
+        raise click.ClickException(
+            f"--checkpoint: {place} is a file: choose another place."
+        )
     if place is not None and (holds_model(place) or holds_array(place)):
         what = "a model" if holds_model(place) else "a Zarr array"
         raise click.ClickException(

@@ -26,7 +26,7 @@ from daskgmm.cli.options import (
 )
 from daskgmm.cli.training import (
     bayesian_option,
-    check_written,
+    check_training,
     overwrite_option,
     priors_of,
     training_options,
@@ -88,7 +88,7 @@ def fit(**given: Any) -> None:
     --max-iter or a lower --tol, with more restarts, or accelerated.
     """  # noqa: D301
     training = given["training"]
-    check_written(given["model"], given["store"], training)
+    check_training(given["model"], given["store"], training, given["n_components"])
     asked = given.pop("weight_concentration"), given.pop("weights_from")
     priors = priors_of(*asked, training, bayesian=given["bayesian"])
     check_model_name(given["model"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from textwrap import shorten
 from typing import Any, Final, final
@@ -139,11 +141,12 @@ class _Commands(click.Group):
         # It logs each try with a traceback; what comes of them is told in the end.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
-            with warnings.catch_warnings():
+            with _terminable(), warnings.catch_warnings():
                 warnings.showwarning = _warn  # type: ignore[assignment]
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise _Interrupted(_what_was_kept(error, ctx.invoked_subcommand)) from None
+            said = _what_was_kept(error, ctx.invoked_subcommand)
+            raise _Interrupted(said, _was_terminated(error)) from None
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads on
         except MemoryError as error:
@@ -181,10 +184,46 @@ _TRACEBACK: Final = "DASKGMM_TRACEBACK"
 
 
 @final
+class _Terminated(KeyboardInterrupt):
+    """A system, such as a queue's, ends the command."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have that end a command as Ctrl-C does: in a line, and its workers with it."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # another thread's command has no signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _was_terminated(error: BaseException | None) -> bool:
+    """Whether that is what led to an interrupt."""
+    while error is not None and not isinstance(error, _Terminated):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+@final
 class _Interrupted(click.ClickException):
     """A command was interrupted: it ends as the shell expects."""
 
-    exit_code = 130
+    def __init__(self, message: str, was_terminated: bool) -> None:
+        super().__init__(message)
+        self._number = signal.SIGTERM if was_terminated else signal.SIGINT
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return 128 + self._number
 
     def show(self, file: Any = None) -> None:
         """Say so, in one line that is no error."""

@@ -327,10 +327,14 @@ def _filter(text: str) -> tuple[str, str, Any]:
     if operator.endswith("in"):
         value = value.split(",") if isinstance(value, str) else value
         several = isinstance(value, list | tuple | set)
+        if several and not all(str(v).strip() for v in value):
+            raise click.BadParameter(f"{text!r} has an empty value.")
         value = [
             _literal(v.strip()) if isinstance(v, str) else v
             for v in (value if several else [value])
         ]
+        if len({isinstance(v, str) for v in value}) > 1:
+            raise click.BadParameter(f"{text!r} has numbers and texts.")
     return column, operator, value
 
 
@@ -397,6 +401,12 @@ _DATA_OPTIONS: Final = (
         help="Version of STORE, if it is a table of Delta Lake.  [default: the newest]",
     ),
 )
+
+
+def is_given(name: str) -> bool:
+    """Whether the running command was given an option, be it its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def gathered(

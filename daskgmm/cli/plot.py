@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -14,7 +15,13 @@ from daskgmm.cli.checks import (
     check_picture,
     check_store,
 )
-from daskgmm.cli.options import PLACE, data_options, missing_option, nan_option
+from daskgmm.cli.options import (
+    PLACE,
+    data_options,
+    is_given,
+    missing_option,
+    nan_option,
+)
 from daskgmm.storage.urls import absolute as place
 from daskgmm.storage.urls import as_path
 
@@ -87,6 +94,9 @@ def plot(**given: Any) -> None:
         )
     store = place(stores[0]) if stores else None
     kind, features = given["kind"], given["features"]
+    of_rows = [*asdict(given["data"]).values(), is_given("nan")]
+    if store is None and (any(of_rows) or is_given("missing_chunks")):
+        raise click.UsageError("Options for the rows are given, but no STORE.")
     if store is None and kind == "responsibilities":
         raise click.UsageError("--kind responsibilities is of rows: give STORE, too.")
     if kind == "convergence" and (store is not None or features):

@@ -21,13 +21,14 @@ from daskgmm.cli.options import (
     Finite,
     cluster_options,
     data_options,
+    is_given,
     json_option,
     missing_option,
     nan_option,
 )
 from daskgmm.cli.training import (
     bayesian_option,
-    check_written,
+    check_training,
     overwrite_option,
     priors_of,
     training_options,
@@ -181,8 +182,10 @@ def select(**given: Any) -> None:
     given again, and ends with the same model to the last bit.
     """  # noqa: D301
     training, bayesian = given["training"], given["bayesian"]
-    check_written(given["model"], given["store"], training)
+    check_training(given["model"], given["store"], training, max(given["n_components"]))
     given["criterion"] = _criterion(given["criterion"], bayesian=bayesian)
+    if is_given("held_out") and given["criterion"] != "held_out":
+        raise click.UsageError("--held-out goes with --criterion held_out.")
     asked = given.pop("weight_concentration"), given.pop("weights_from")
     priors = priors_of(*asked, training, bayesian=bayesian)
     check_model_name(given["model"])

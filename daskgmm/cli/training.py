@@ -12,7 +12,7 @@ from daskgmm.cli.checks import (
     check_checkpoint,
     check_not_read_only,
 )
-from daskgmm.cli.options import PLACE, Finite, gathered
+from daskgmm.cli.options import PLACE, Finite, gathered, is_given
 
 _INTERVAL: Final = "1 minute"
 _STARTS: Final = ("kmeans", "k-means++", "random", "random_from_data")
@@ -59,12 +59,22 @@ class Training:
         }
 
 
-def check_written(model: str, store: str, training: Training) -> None:
-    """Refuse a model, or a checkpoint, in the place of what is read."""
+def check_training(
+    model: str, store: str, training: Training, n_components: int
+) -> None:
+    """Refuse what does not go together, such as a model where the rows are."""
     check_arguments_apart(
         {"MODEL": model, "--checkpoint": training.checkpoint},
         {"STORE": store, "--weights": training.weights},
     )
+    if training.checkpoint is None and is_given("checkpoint_interval"):
+        raise click.UsageError("--checkpoint-interval goes with --checkpoint.")
+    size, drawn = training.init_size, training.init_params != "random"
+    if drawn and isinstance(size, int) and size < n_components:
+        raise click.UsageError(
+            f"--init-size {training.init_size} is less than --components "
+            f"{n_components}."
+        )
     check_not_read_only(model, training.checkpoint)
     check_checkpoint(training.checkpoint)
 

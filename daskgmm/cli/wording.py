@@ -38,6 +38,7 @@ _WORDS: Final = tuple(
             r"--columns, if STORE is Parquet",
         ),
         (r"\bX has (\d+) dimension\(s\)", r"STORE has \1 dimension(s)"),
+        (r"\bX has (\d+) rows", r"STORE has \1 rows"),
         (r"checkpoint_interval\b", "--checkpoint-interval"),
         (r"^features must", "--features must"),
         (r"^columns names", "--columns names"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from json import JSONDecodeError
+from typing import Any, Final
 
 import dask.array as da
 import zarr
@@ -16,12 +17,20 @@ from daskgmm.data.parquet import ParquetRows, column_names, rows_of
 from daskgmm.data.parquet_reader import Filters
 from daskgmm.data.table_files import find_files
 from daskgmm.errors import DataError, StoreError
-from daskgmm.storage.glance import OTHER_FILE, said_of_group
+from daskgmm.storage.glance import OTHER_FILE, holds_array, said_of_group
 from daskgmm.storage.retry import patiently
-from daskgmm.storage.urls import absolute, as_path, files_of, needs_library
+from daskgmm.storage.urls import (
+    absolute,
+    as_path,
+    files_of,
+    is_parquet_name,
+    needs_library,
+)
 from daskgmm.storage.zarr_store import ZarrArray, name_of
 
 Opened = ZarrArray | ParquetRows | da.Array
+_NAMES: Final = 100
+"""Most names of a folder that are looked at."""
 
 
 def open_rows(
@@ -159,17 +168,30 @@ def open_node(
         raise
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            f"There is no Zarr array and no Parquet at {what}.{_is_file(place)}"
+            f"There is no Zarr array and no Parquet at {what}.{_what_is_there(place)}"
         ) from None
     except ImportError as error:
         raise needs_library(what, place, error) from None
+    except JSONDecodeError as error:
+        raise StoreError(
+            f"No Zarr array can be opened at {what}: its metadata are no JSON "
+            f"({error})."
+        ) from None
     except Exception as error:  # libraries have their own
         raise StoreError(f"No Zarr array can be opened at {what}: {error}") from None
 
 
-def _is_file(place: str) -> str:
-    """A word on a file of this machine that is there, but is neither."""
-    return f" {OTHER_FILE}" if os.path.isfile(as_path(place)) else ""
+def _what_is_there(place: str) -> str:
+    """A word on what is there on this machine instead."""
+    path = as_path(place)
+    if os.path.isfile(path):
+        return f" {OTHER_FILE}"
+    inside = sorted(os.listdir(path)) if os.path.isdir(path) else []
+    for name in inside[:_NAMES]:
+        below = os.path.join(path, name)
+        if holds_array(below) or (os.path.isfile(below) and is_parquet_name(below)):
+            return f" Is {below} meant?"
+    return ""
 
 
 def _zarr_node(

@@ -570,7 +570,9 @@ def _of_dataset(found: TableFiles, look: Callable[[Any], _T]) -> _T:
     except DaskGMMError:
         raise
     except (OSError, pa.ArrowException, ImportError, ValueError) as error:
-        raise StoreError(f"No Parquet can be opened at {found.url}: {error}") from None
+        # Arrow names the file, asks what it is, and then says what was wrong.
+        why = str(error).rpartition("?: ")[2]
+        raise StoreError(f"No Parquet can be opened at {found.url}: {why}") from None
 
 
 def summary(files: TableFiles) -> tuple[list[str], int]:

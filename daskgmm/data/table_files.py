@@ -14,7 +14,7 @@ from typing import Any, Final, final
 
 from daskgmm.errors import DataError, MissingLibraryError, StoreError
 from daskgmm.storage.facts import Facts, differing, facts_of_entry
-from daskgmm.storage.glance import DELTA_LOG, HIDDEN, REFUSED, ZARR
+from daskgmm.storage.glance import DELTA_LOG, DESCRIPTION, HIDDEN, REFUSED, ZARR
 from daskgmm.storage.retry import patiently
 from daskgmm.storage.urls import absolute, files_of, is_parquet_name, is_wild
 
@@ -179,18 +179,30 @@ def _in_folder(files: Any, folder: str) -> _Entries | None:
         return {}
     start = f"{folder.rstrip('/')}/"
     inside: _Entries = files.find(folder, detail=True)
+    parts = {path: path.rpartition(start)[2].split("/") for path in inside}
+    _check_data_alone(folder, parts.values())
     visible = [
         path
-        for path in inside
-        if not any(
-            part.startswith(HIDDEN) for part in path.rpartition(start)[2].split("/")
-        )
+        for path, its in parts.items()
+        if not any(part.startswith(HIDDEN) for part in its)
     ]
     # Object stores mark folders by empty objects, which some list as files.
     unnamed = [p for p in visible if "." not in _last(p) and inside[p].get("size") != 0]
     named = [path for path in visible if is_parquet_name(path) and path[-1] != "/"]
     taken = named + _parquet_without_suffix(files, unnamed)
     return {path: inside[path] for path in taken}
+
+
+def _check_data_alone(folder: str, parts: Iterable[Sequence[str]]) -> None:
+    """Refuse a folder with outputs of this package inside: they are no more data."""
+    for *inside, name in parts:
+        is_hidden = any(part.startswith(HIDDEN) for part in inside)
+        if name == DESCRIPTION and inside and not is_hidden:
+            raise DataError(
+                f"{'/'.join(inside)} was written by daskgmm, and lies among the data "
+                f"in {folder}: move it out of there, or name the files of the data by "
+                f"a glob such as {folder}/*.parquet."
+            )
 
 
 def _parquet_without_suffix(files: Any, paths: Sequence[str]) -> list[str]:

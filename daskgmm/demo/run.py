@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +38,7 @@ from daskgmm.display.words import pass_line
 from daskgmm.errors import MissingLibraryError, PlaceError, StoreError
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.execution.deploy import joined, started
+from daskgmm.execution.forking import beyond_interrupts
 from daskgmm.plotting import plot_mixture
 from daskgmm.storage.retry import check_free
 
@@ -221,8 +221,12 @@ def _compile_apart() -> None:
 
     That is done once after an installation, and takes more memory than a fit.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(_compile).result()
+    process = get_context("spawn").Process(target=_compile)
+    beyond_interrupts(process.start).result()
+    try:
+        process.join()
+    finally:
+        process.kill()
 
 
 def _compile() -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import pkgutil
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -282,6 +283,12 @@ class Deployment:
         """
         factory = self._factory()
         self._arguments(factory)
+        # Of dask-jobqueue's classes.
+        job = getattr(factory, "job_cls", None)
+        command = getattr(job, "submit_command", None)
+        if isinstance(command, str) and shutil.which(command.split()[0]) is None:
+            said = f"{command} is not here: give the command where jobs are submitted"
+            raise self._wrong("cluster", said)
 
     @contextmanager
     def start(self) -> Iterator[Cluster]:

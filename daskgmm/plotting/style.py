@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from daskgmm.display.curves import COLOURS
+from daskgmm.errors import ParameterError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,6 +98,8 @@ def density_colours() -> Colormap:
 def new_axes(ax: Axes | None) -> Axes:
     """The axes that were given, or new ones."""
     if ax is not None:
+        if not hasattr(ax, "scatter"):
+            raise ParameterError(f"ax must be Axes of Matplotlib, not {ax!r}.")
         return ax
     from matplotlib import pyplot as plt
 

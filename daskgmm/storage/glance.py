@@ -71,6 +71,12 @@ def is_empty(place: str) -> bool:
         return False
 
 
+def is_folder(place: str) -> bool:
+    """Whether a place is a folder of this machine."""
+    path = _path(place)
+    return path is not None and os.path.isdir(path)
+
+
 def _is_glob_of_nothing(place: str) -> bool:
     path = _here(place)
     return path is not None and not os.path.lexists(path) and not glob(path)
@@ -183,9 +189,9 @@ def n_features_of(model: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def has_names(model: str) -> bool:
-    """Whether the features of a model on this machine have names."""
-    return "feature_names_in_" in _fitted(model)
+def names_of(model: str) -> list[str]:
+    """Names of a model's features, on this machine; none if they have none."""
+    return list((_fitted(model).get("feature_names_in_") or {}).get("strings", ()))
 
 
 def _fitted(model: str) -> dict[str, Any]:

@@ -131,6 +131,7 @@ _EXTRAS: Final = {
 """What is to be installed, by protocol."""
 
 
+_INSTALL: Final = re.compile(r"[Ii]nstall ([A-Za-z][A-Za-z0-9_-]*) to access")
 _PACKAGE: Final = re.compile(r'"([A-Za-z][A-Za-z0-9_-]*)"')
 """A package as fsspec names it in its errors."""
 
@@ -144,6 +145,8 @@ def needs_library(what: str, place: str, error: ImportError) -> MissingLibraryEr
         how = f"pip install '{extras[-1]}'."
     elif packages and "requires" in str(error):
         how = f"pip install {packages}."
+    elif found := _INSTALL.match(str(error)):
+        how = f"pip install {found[1]}."
     else:
         how = f"{error}."
     return MissingLibraryError(f"{what} needs a library that is not installed: {how}")
@@ -321,6 +324,9 @@ def why_read_only(place: str) -> str | None:
     nearest = nearest_folder(place)
     if nearest is None:
         return None
+    file = next((path for path in folders_above(place) if os.path.isfile(path)), None)
+    if file is not None:
+        return f"{place} cannot be used: {file} is a file. Choose another place."
     try:
         with TemporaryFile(dir=nearest):
             return None

@@ -1108,7 +1108,7 @@ def test_predict_does_not_go_on_with_other_options(run, model, tmp_path, other, 
     ("other", "said"),
     [
         (["--filter", "third == 0"], r"filters was \[\] and is \[\['third', '==', '0'"),
-        (["--columns", "y,x"], r"columns was \['x', 'y'\] and is \['y', 'x'\]"),
+        (["--columns", "y,x"], "gives y, x, and MODEL was fitted to x, y"),
         (["--key", "id"], r"keys was \[\] and is \['id'\]"),
     ],
 )

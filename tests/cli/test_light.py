@@ -90,6 +90,22 @@ def test_help_loads_nothing_large(command):
 
 
 MISTAKES = [
+    (
+        ("select", "r", "m", "-k", "2", "--held-out", "0.2"),
+        "--held-out goes with --criterion held_out.",
+    ),
+    (
+        ("select", "r", "m", "-k", "2", "--bayesian", "--checkpoint-interval", "3"),
+        "--checkpoint-interval goes with --checkpoint.",
+    ),
+    (
+        ("fit", "r", "m", "-k", "3", "--init-size", "2"),
+        "--init-size 2 is less than --components 3.",
+    ),
+    (("plot", "m", "p.png", "--columns", "x"), "Options for the rows are given, but"),
+    (("plot", "m", "p.png", "--nan", "error"), "Options for the rows are given, but"),
+    (("score", "m", "rows", "--filter", "x in 1,,2"), "'x in 1,,2' has an empty val"),
+    (("score", "m", "rows", "--filter", "x in 1,b"), "'x in 1,b' has numbers and te"),
     (("score", "m", "rows", "--filter", "x > 'a"), "a quote that does not end"),
     (
         ("fit", "r", "m", "-k", "2", "--checkpoint-interval", "a"),
@@ -182,8 +198,15 @@ MISPLACED = [
     (("score", "x", "m"), "x holds no model, but a Zarr array"),
     (("sample", "x", "o", "-n", "3"), "x holds no model, but a Zarr array"),
     (("info", "nothing"), "MODEL_OR_STORE: there is nothing at"),
-    (("info", "empty"), "MODEL_OR_STORE: there is nothing at"),
-    (("fit", "empty", "new", "-k", "2"), "STORE: there is nothing at"),
+    (("info", "empty"), "MODEL_OR_STORE: there is nothing in the folder"),
+    (("fit", "empty", "new", "-k", "2"), "STORE: there is nothing in the folder"),
+    (
+        ("fit", "x", "n", "-k", "2", "--checkpoint", "rows.csv"),
+        "rows.csv is a file: choose another place.",
+    ),
+    (("fit", "x", "rows.csv/n", "-k", "2"), "rows.csv is a file. Choose another pl"),
+    (("sample", "m", "rows.csv/n", "-n", "3"), "rows.csv is a file. Choose another"),
+    (("plot", "m", "p.png", "--features", "0,0"), "--features names a feature twice"),
     (("predict", "m", "rows.csv", "o"), "rows.csv. It is a file of another kind"),
     (("info", "rows.csv"), "rows.csv. It is a file of another kind"),
     (("plot", "n", "p.png"), "There is no model at"),
@@ -225,6 +248,7 @@ MISFITS = [
         ("fit", "x", "new", "-k", "2", "--cluster", "worse.yaml"),
         "worse.yaml is no YAML: ",
     ),
+    (("fit", "hf://datasets/x", "new", "-k", "2"), ": pip install huggingface_hub."),
     (("fit", "sftp://host/x", "new", "-k", "2"), "installed: pip install paramiko."),
     (("fit", "x", "sftp://host/m", "-k", "2"), "needs a library that is not install"),
     (("predict", "m", "x", "sftp://host/out"), "needs a library that is not install"),
@@ -280,6 +304,7 @@ def tables(places):
     table = pd.DataFrame({"a": [0.0, 1.0], "b": [2.0, 3.0], "s": [{"x": 1.0}] * 2})
     words = table.assign(s=["1", "a"])
     words.to_parquet(places / "words.parquet")
+    GaussianMixture(1).fit(table[["a", "b"]]).save(places / "named")
     table.to_parquet(places / "p.parquet")
     (places / "folder" / "inner").mkdir(parents=True)
     table.to_parquet(places / "folder" / "inner" / "1.parquet")
@@ -378,6 +403,10 @@ def test_where_nothing_can_be_written_is_known_at_once(outputs):
 
 
 CLUSTERS = [
+    (
+        "cluster: dask_jobqueue.LSFCluster\narguments: {cores: 1, memory: 1GB}",
+        "bsub is not here: give the command where jobs are submitted.",
+    ),
     ("cluster: distributed.LocalClutser", "cluster: there is no distributed.LocalCl"),
     (
         "cluster: dask_jobqueu.SLURMCluster",
@@ -420,6 +449,7 @@ def test_rows_are_counted_and_checkpoints_looked_at_before_workers_start(
     monkeypatch.chdir(tables)
     monkeypatch.setattr(of_places, "_connected", None)
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "nonsense")
+    zarr.create_array(tables / "w", data=np.ones(7))
     columns = ["--columns", "a,b", "--filter"]
     for asked, said in (
         (
@@ -428,6 +458,10 @@ def test_rows_are_counted_and_checkpoints_looked_at_before_workers_start(
         ),
         (["select", "folder", "n", "-k", "2", *columns, "a > 7"], "leaves, 0 rows: a "),
         (["fit", "x", "n", "-k", "2", "--checkpoint", "abfs://b/c"], "abfs://b/c cann"),
+        (
+            ["fit", "folder", "n", "-k", "2", "--columns", "a,b", "--weights", "w"],
+            "--weights has 7 entries, but STORE has 2 rows.",
+        ),
     ):
         done = CliRunner().invoke(main, asked)
         assert done.exit_code == 1
@@ -464,6 +498,10 @@ MISTYPED = [
     (
         ("score", "m", "p.parquet", "--columns", "a"),
         "--columns gives 1 features, and MODEL was fitted to 2.",
+    ),
+    (
+        ("predict", "named", "p.parquet", "o", "--columns", "b,a"),
+        "--columns gives b, a, and MODEL was fitted to a, b, in this order.",
     ),
     (
         ("fit", "p.parquet", "new", "-k", "3", "--columns", "a"),

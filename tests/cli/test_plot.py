@@ -74,11 +74,11 @@ def test_without_rows_components_are_drawn(tmp_path, places):
         (("a", "b", "p.png"), 2, "STORE and PICTURE, or PICTURE alone"),
         (("p.png", "--kind", "responsibilities"), 2, "give STORE, too"),
         (("p.png", "--features", "0,1,2"), 2, "one or two features"),
-        (("p.png", "--features", "a,z"), 1, "or of a, b, c, not a, z"),
+        (("p.png", "--features", "a,z"), 1, "no feature z, but 0 to 2, or a, b, c."),
         (("p.png", "--kind", "convergence", "--features", "a"), 2, "leave out STORE"),
         (("x", "p.png", "--kind", "convergence"), 2, "leave out STORE"),
         (("p.png", "--features", "0,,2"), 2, "has an empty name"),
-        (("p.png", "--features", "z"), 1, "or of a, b, c, not z"),
+        (("p.png", "--features", "z"), 1, "no feature z, but 0 to 2, or a, b, c."),
         (("nowhere/p.png",), 1, "There is no folder"),
     ],
 )

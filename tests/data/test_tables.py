@@ -505,6 +505,34 @@ def test_categories_and_texts_of_numbers_in_parquet(tmp_path, x, expected, monke
         open_rows(tmp_path / "x.parquet", columns=NAMES)
 
 
+def test_outputs_among_the_data_are_no_data(tmp_path, x):
+    """Such as drawn rows, whose columns have the names of the data's."""
+    table = pd.DataFrame(x, columns=NAMES)
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "1.parquet")
+    fitted = model().fit(open_rows(tmp_path / "data", columns=NAMES))
+    drawn = tmp_path / "data" / "drawn.parquet"
+    fitted.save(tmp_path / "m")
+    run_ = CliRunner().invoke(main, ["sample", str(tmp_path / "m"), str(drawn), "-n9"])
+    assert run_.exit_code == 0, run_.output
+    assert open_rows(drawn, columns=NAMES).n_rows == 9
+    with pytest.raises(DataError, match=r"drawn\.parquet was written by daskgmm, and"):
+        open_rows(tmp_path / "data", columns=NAMES)
+    assert open_rows(tmp_path / "data" / "*.parquet", columns=NAMES).n_rows == N + 9
+    drawn.rename(tmp_path / "data" / "_drawn.parquet")  # that is passed over
+    assert open_rows(tmp_path / "data", columns=NAMES).n_rows == N
+
+
+def test_what_is_no_data_points_to_what_is(tmp_path, x):
+    zarr.create_array(tmp_path / "group" / "rows", data=x)
+    (tmp_path / "group" / "zarr.json").unlink(missing_ok=True)
+    with pytest.raises(StoreError, match=r"Is .*/group/rows meant\?"):
+        open_rows(tmp_path / "group")
+    (tmp_path / "group" / "rows" / "zarr.json").write_text("{'")
+    with pytest.raises(StoreError, match="its metadata are no JSON"):
+        open_rows(tmp_path / "group" / "rows")
+
+
 def test_texts_of_paths_are_looked_at_before_any_work(tmp_path, x):
     for name, part in (("1", x[:400]), ("b", x[400:])):
         (tmp_path / f"a={name}").mkdir()

@@ -121,15 +121,24 @@ def _standing_facts(standing: Standing | None) -> dict[str, Any]:
     }
 
 
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def _describe_model(model: TrainedMixture, report: Report) -> None:
     how = "converged" if model.converged_ else "not converged"
     report.say(
-        f"{type(model).__name__}: {model.n_components} components, "
-        f"{model.n_features_in_} features, {model.covariance_type} covariance",
+        f"{type(model).__name__}: {_counted(model.n_components, 'component')}, "
+        f"{_counted(model.n_features_in_, 'feature')}, {model.covariance_type} "
+        "covariance",
     )
     report.say(
-        f"{how} after {model.n_iter_} iterations, bound {model.lower_bound_:.6f}",
+        f"{how} after {_counted(model.n_iter_, 'iteration')}, bound "
+        f"{model.lower_bound_:.6f}",
     )
+    names = [*map(str, getattr(model, "feature_names_in_", ()))]
+    if names:
+        report.say(f"features: {', '.join(names)}")
     table = Table("component", "weight", "mean", box=box.SIMPLE_HEAD, pad_edge=False)
     for k, (weight, mean) in enumerate(zip(model.weights_, model.means_, strict=True)):
         numbers = np.array2string(mean, precision=4, threshold=8, suppress_small=True)
@@ -139,6 +148,8 @@ def _describe_model(model: TrainedMixture, report: Report) -> None:
         type="model",
         components=model.n_components,
         features=model.n_features_in_,
+        feature_names=names or None,
+        passes=model.n_passes_,
         covariance_type=model.covariance_type,
         converged=model.converged_,
         iterations=model.n_iter_,

@@ -19,8 +19,9 @@ from daskgmm.cli.work.report import Report
 from daskgmm.data.opening import Opened
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.em.fit import check_number
-from daskgmm.errors import PlaceError, SkippedRowsWarning, StoreError
+from daskgmm.errors import DataError, PlaceError, SkippedRowsWarning, StoreError
 from daskgmm.estimators.trained import TrainedMixture
+from daskgmm.storage.glance import array_at
 from daskgmm.storage.models import existing
 from daskgmm.storage.retry import check_free, what_is_at
 
@@ -41,6 +42,7 @@ def rows_to_fit(
     n_rows = rows.n_rows if isinstance(rows, ParquetRows) else rows.shape[0]
     if not math.isnan(n_rows):
         check_number(int(n_rows), n_components)
+    _check_weights(training.weights, n_rows)
     if training.checkpoint is not None:
         steps.begin(f"looking at {training.checkpoint}")
         try:
@@ -48,6 +50,15 @@ def rows_to_fit(
         except StoreError as error:
             raise StoreError(f"--checkpoint: {error}") from None
     return rows
+
+
+def _check_weights(weights: str | None, n_rows: float) -> None:
+    """Refuse weights on this machine of other rows, in the words of those who read."""
+    found = None if weights is None else array_at(weights)
+    if found is not None and not math.isnan(n_rows) and found.shape != (n_rows,):
+        raise DataError(
+            f"--weights has {found.shape[0]} entries, but STORE has {n_rows:.0f} rows."
+        )
 
 
 @contextmanager
