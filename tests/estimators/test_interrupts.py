@@ -56,7 +56,7 @@ def new(kind, **parameters):
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_fit_may_end_with_what_it_has_found(x, kind):
     model = new(kind)
-    with pytest.warns(ConvergenceWarning, match="interrupted, .* 4 passes"):
+    with pytest.warns(ConvergenceWarning, match="best of 4 passes"):
         model.fit(x, callback=interrupt_after(4), keep_on_interrupt=True)
     with pytest.warns(ConvergenceWarning, match="did not converge"):
         expected = new(kind, max_iter=4).fit(x)
@@ -165,10 +165,10 @@ def test_so_does_a_script():
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
-def interrupted(*arguments, after=None):
+def interrupted(*arguments, after=None, terminate=False):
     """What a command says that is interrupted with all its processes, as by Ctrl-C.
 
-    After some words, or while it starts its workers.
+    After some words, or while it starts its workers. Or it is terminated, alone.
     """
     command = subprocess.Popen(
         [sys.executable, "-m", "daskgmm", *map(str, arguments)],
@@ -187,7 +187,10 @@ def interrupted(*arguments, after=None):
         assert line, f"it ended early: {said}"
         said += line
     time.sleep(0.5 if after else 0.0)  # workers may need no longer to start
-    os.killpg(command.pid, signal.SIGINT)
+    if terminate:
+        command.terminate()
+    else:
+        os.killpg(command.pid, signal.SIGINT)
     rest, _ = command.communicate(timeout=60)
     return said + rest, command.returncode
 
@@ -232,3 +235,23 @@ def test_a_command_ends_with_one_line_and_goes_on(tmp_path):
     assert first.startswith("Resuming from the checkpoint after pass ")
     assert "Traceback" not in said
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.slow
+def test_a_queue_that_ends_a_command_is_told_the_same(tmp_path):
+    create_zarr(tmp_path / "x", blobs(0, 400_000, 8, 20), chunks=(50_000, 8))
+    fit = ["fit", tmp_path / "x", tmp_path / "m", "-k", 20, "--tol", 0, "--seed", 0]
+    fit += ["--no-accelerate", "--max-iter", 3000, "--checkpoint", tmp_path / "c"]
+    said, code = interrupted(*fit, after="pass   3", terminate=True)
+    assert code == 128 + signal.SIGTERM
+    assert said.splitlines()[-1].startswith("Interrupted. The same command resumes fr")
+    assert "resource_tracker" not in said
+
+
+@pytest.mark.slow
+def test_the_demo_is_quiet_while_it_compiles(tmp_path):
+    demo = "demo", "--folder", tmp_path / "demo", "--size", 0.5
+    said, code = interrupted(*demo, after="Wrote them")
+    assert code == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Interrupted")
