@@ -29,6 +29,7 @@ from daskgmm.storage.glance import (
     n_features_of,
     names_of,
     said_of_group,
+    why_no_data,
     why_not_written,
 )
 from daskgmm.storage.urls import (
@@ -93,7 +94,6 @@ def check_store(
     And arrays of a shape that does not suit the model, if there is one, or as many
     components.
     """
-    chosen = model is None
     check_there(STORE=store)
     if "://" in store and is_parquet_name(store):
         need_arrow()
@@ -107,13 +107,14 @@ def check_store(
     if (option := _given(for_parquet)) and holds_array(store):
         raise click.ClickException(f"{store} is not Parquet, which {option} is for.")
     misfit = _given(for_zarr)
+    if data.array is not None and holds_array(store):
+        raise click.ClickException(f"{store} is an array itself: leave out --array.")
     if data.array is not None and lacks_array(store, data.array):
         raise click.ClickException(
             f"There is no array {data.array!r} in {store}, as --array names it."
         )
     wanted = [*(data.columns or ()), *key, *(name for name, _, _ in data.filters)]
-    is_wanted = misfit or wanted or chosen or data.version is not None
-    path = first_parquet(store) if is_wanted else None
+    path = first_parquet(store)
     if path is None:
         _check_array(store, data.array, model, n_components)
         if data.storage_options and array_at(store, data.array) is not None:
@@ -130,20 +131,22 @@ def check_store(
         raise click.ClickException(f"{store} is not Zarr, which {misfit} is for.")
     if said := missing_column(path, wanted):
         raise click.ClickException(said)
-    if data.columns or data.filters or chosen:
-        rows = _check_types(path, data, chosen=chosen)
-        if rows is None:
-            return
-        if store == path and not data.filters:
-            _check_number(n_components, rows.n_rows)
-        if data.columns and model is not None:
-            _check_same(rows, model)
+    names = None if model is None else tuple(names_of(model))
+    rows = _rows_of_file(path, data.columns or names or None, data)
+    if rows is None:
+        return
+    if store == path and not data.filters:
+        _check_number(n_components, rows.n_rows)
+    if model is not None:
+        _check_same(rows, model)
 
 
 def _check_array(
     store: str, array: str | None, model: str | None, n_components: int
 ) -> None:
     """Refuse a Zarr group, or an array of a shape that does not suit."""
+    if (said := why_no_data(store)) is not None:
+        raise click.ClickException(said)
     found = _array_of_numbers("STORE", store, array, n_dimensions=2)
     if found is None:
         return
@@ -160,8 +163,8 @@ def _check_same(rows: ParquetRows, model: str) -> None:
     fitted, names = n_features_of(model), names_of(model)
     if fitted not in (None, rows.n_features):
         raise click.ClickException(
-            f"--columns gives {rows.n_features} features, and MODEL was fitted to "
-            f"{fitted}."
+            f"STORE has {rows.n_features} features, and MODEL was fitted to {fitted}: "
+            "choose them with --columns."
         )
     if names and list(rows.names) != names:
         raise click.ClickException(
@@ -217,24 +220,22 @@ def _check_number(n_components: int, n_rows: float | None) -> None:
         )
 
 
-def _check_types(path: str, data: Data, *, chosen: bool) -> ParquetRows | None:
+def _rows_of_file(
+    path: str, columns: Sequence[str] | None, data: Data
+) -> ParquetRows | None:
     """Refuse columns of no numbers, and filters that do not fit, as opening does.
 
-    A file without rows may know no types: whoever opens all files says more. Return the
-    rows of the file, if columns are chosen.
+    A file without rows may know no types: whoever opens all files says more.
     """
     if "=" in path:  # a column of paths, by which files are picked
         return None
-    from daskgmm.data.parquet import check_filters, rows_of, summary
+    from daskgmm.data.parquet import rows_of, summary
     from daskgmm.data.table_files import find_files
 
     files = find_files(path)
     if files is None or not summary(files)[1]:
         return None
-    if chosen or data.columns:
-        return rows_of(files, data.columns, [*data.filters] or None)
-    check_filters(files, [*data.filters])
-    return None
+    return rows_of(files, columns, [*data.filters] or None)
 
 
 def _given(options: Mapping[str, Any]) -> str | None:

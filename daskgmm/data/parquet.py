@@ -589,11 +589,6 @@ def summary(files: TableFiles) -> tuple[list[str], int]:
     return names, sum(fragment.metadata.num_rows for fragment in found)
 
 
-def check_filters(files: TableFiles, filters: Filters) -> None:
-    """Raise DataError if a filter compares a column with what it cannot be."""
-    _fragments(files, filters)
-
-
 def _fragments(files: TableFiles, filters: Filters | None) -> list[Any]:
     """What is to be read, file by file, each with its footer."""
     everything = _of_dataset(files, partial(_picked_fragments, filters=filters))

@@ -200,6 +200,23 @@ def _fitted(model: str) -> dict[str, Any]:
     return dict((attributes.get(OURS) or {}).get("fitted") or {})
 
 
+def why_no_data(place: str) -> str | None:
+    """What is said of a folder of this machine that has no data, or broken metadata."""
+    path = _path(place)
+    if path is None or not os.path.isdir(path):
+        return None
+    document = os.path.join(path, "zarr.json")
+    if os.path.isfile(document) and not _json(document):
+        return f"No Zarr array can be opened at {place}: its zarr.json is no JSON."
+    for _, inside, files in os.walk(path):
+        names = {*inside, *files}
+        if not names.isdisjoint({DELTA_LOG, *REFUSED, *ZARR}):
+            return None
+        if any(is_parquet_name(name) or "." not in name for name in files):
+            return None
+    return f"There is no Zarr array and no Parquet in the folder {place}."
+
+
 def why_not_written(out: str) -> str | None:
     """What is said of something of this machine that no output may replace."""
     path = _path(out)

@@ -258,6 +258,9 @@ MISFITS = [
     ),
 ]
 UNSUITED = [
+    (("fit", "x", "new", "-k", "2", "--array", "y"), "itself: leave out --array."),
+    (("fit", "csvs", "new", "-k", "2"), "no Zarr array and no Parquet in the folder"),
+    (("score", "m", "broken"), "broken: its zarr.json is no JSON."),
     (("fit", "g", "new", "-k", "2"), "a group with the arrays in/xy (20, 2): name one"),
     (("fit", "old", "new", "-k", "2"), "a group with the arrays xy (20, 2): name one"),
     (("fit", "none", "new", "-k", "2"), "none, but a group without arrays."),
@@ -327,6 +330,9 @@ def outputs(tables):
     rows = blobs(0, 20, 3, 1)
     GaussianMixture(1).fit(rows).save(tables / "m3")
     zarr.create_group(tables / "none")
+    for name, file in (("csvs", "1.csv"), ("broken", "zarr.json")):
+        (tables / name).mkdir()
+        (tables / name / file).write_text("{'")
     inside = zarr.create_group(tables / "g").create_group("in")
     inside.create_array("xy", data=rows[:, :2], chunks=(10, 2))
     inside.create_array("y", data=rows[:, 0])
@@ -490,6 +496,7 @@ def test_columns_are_looked_for_by_arrow_alone(tables, arguments):
 
 
 MISTYPED = [
+    (("predict", "m", "words.parquet", "o"), "words.parquet holds texts, no numbers"),
     (("fit", "words.parquet", "new", "-k", "2"), "words.parquet holds texts, no numb"),
     (
         ("fit", "words.parquet", "new", "-k", "2", "--columns", "a,s"),
@@ -497,7 +504,7 @@ MISTYPED = [
     ),
     (
         ("score", "m", "p.parquet", "--columns", "a"),
-        "--columns gives 1 features, and MODEL was fitted to 2.",
+        "1 features, and MODEL was fitted to 2: choose them with --columns.",
     ),
     (
         ("predict", "named", "p.parquet", "o", "--columns", "b,a"),
