@@ -397,7 +397,7 @@ def test_arrays_in_memory_are_cut_by_their_shape_alone():
     np.testing.assert_array_equal(np.concatenate([b[1] for b in blocks]), x)
     assert block_rows(5000, 2) == 65536
     assert block_rows(10**9, 2) == -(-(10**9) // 1024)
-    assert block_rows(1000, 5000) == 512
+    assert block_rows(1000, 5000) == 1024
 
 
 @pytest.mark.parametrize("shards", [None, (40, 4)])

@@ -301,5 +301,5 @@ def test_what_stands_apart_is_exact_in_single_precision_or_not(
     shape, narrow, is_single
 ):
     rng = np.random.default_rng(2)
-    some = mixture(rng, 9, 6, shape, n_narrow=1, narrow=narrow)
+    some = mixture(rng, 9, 24, shape, n_narrow=1, narrow=narrow)
     assert plan(some, single=True).is_single == is_single
