@@ -6,13 +6,6 @@ from typing import Any
 
 import click
 
-from daskgmm.cli.checks import (
-    check_cluster,
-    check_model_name,
-    check_new_model,
-    check_store,
-    check_weights,
-)
 from daskgmm.cli.options import (
     PLACE,
     SHAPES,
@@ -26,6 +19,7 @@ from daskgmm.cli.options import (
 )
 from daskgmm.cli.training import (
     bayesian_option,
+    check_places,
     check_training,
     overwrite_option,
     priors_of,
@@ -91,11 +85,7 @@ def fit(**given: Any) -> None:
     check_training(given["model"], given["store"], training, given["n_components"])
     asked = given.pop("weight_concentration"), given.pop("weights_from")
     priors = priors_of(*asked, training, bayesian=given["bayesian"])
-    check_model_name(given["model"])
-    check_new_model(given["model"], overwrite=given["overwrite"])
-    check_store(given["store"], given["data"], n_components=given["n_components"])
-    check_weights(training.weights, given["store"], given["data"])
-    check_cluster(given["cluster"])
+    check_places(given, given["n_components"])
     from daskgmm.cli.work.fit import fit as work
 
     work(**given, priors=priors)

@@ -8,13 +8,6 @@ from typing import Any, Final
 
 import click
 
-from daskgmm.cli.checks import (
-    check_cluster,
-    check_model_name,
-    check_new_model,
-    check_store,
-    check_weights,
-)
 from daskgmm.cli.options import (
     PLACE,
     SHAPES,
@@ -28,6 +21,7 @@ from daskgmm.cli.options import (
 )
 from daskgmm.cli.training import (
     bayesian_option,
+    check_places,
     check_training,
     overwrite_option,
     priors_of,
@@ -188,11 +182,7 @@ def select(**given: Any) -> None:
         raise click.UsageError("--held-out goes with --criterion held_out.")
     asked = given.pop("weight_concentration"), given.pop("weights_from")
     priors = priors_of(*asked, training, bayesian=bayesian)
-    check_model_name(given["model"])
-    check_new_model(given["model"], overwrite=given["overwrite"])
-    check_store(given["store"], given["data"], n_components=max(given["n_components"]))
-    check_weights(training.weights, given["store"], given["data"])
-    check_cluster(given["cluster"])
+    check_places(given, max(given["n_components"]))
     from daskgmm.cli.work.select import select as work
 
     work(**given, priors=priors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
@@ -10,7 +11,12 @@ import click
 from daskgmm.cli.checks import (
     check_arguments_apart,
     check_checkpoint,
+    check_cluster,
+    check_model_name,
+    check_new_model,
     check_not_read_only,
+    check_store,
+    check_weights,
 )
 from daskgmm.cli.options import PLACE, Finite, gathered, is_given
 
@@ -77,6 +83,16 @@ def check_training(
         )
     check_not_read_only(model, training.checkpoint)
     check_checkpoint(training.checkpoint)
+
+
+def check_places(given: Mapping[str, Any], n_components: int) -> None:
+    """Refuse places where a command cannot write, or that have not what it needs."""
+    model, store, data = given["model"], given["store"], given["data"]
+    check_model_name(model)
+    check_new_model(model, overwrite=given["overwrite"])
+    check_store(store, data, n_components=n_components)
+    check_weights(given["training"].weights, store, data)
+    check_cluster(given["cluster"])
 
 
 def priors_of(
