@@ -20,7 +20,6 @@ from daskgmm.cli.options import (
     data_options,
     is_given,
     missing_option,
-    nan_option,
 )
 from daskgmm.storage.urls import absolute as place
 from daskgmm.storage.urls import as_path
@@ -70,13 +69,12 @@ def _features(
 )
 @data_options
 @missing_option
-@nan_option
 @click.option("--overwrite", is_flag=True, help="Replace a picture that is there.")
 def plot(**given: Any) -> None:
     """Draw MODEL, over some rows of STORE if it is given, and write PICTURE.
 
-    Of STORE a few blocks are read, chosen at random. The name of PICTURE says its
-    format: .png, .svg, .pdf, .jpg, .webp or .tif.
+    Of STORE a few blocks are read, chosen at random; rows with NaN are not drawn. The
+    name of PICTURE says its format: .png, .svg, .pdf, .jpg, .webp or .tif.
 
     \b
       daskgmm plot model.zarr picture.png
@@ -94,8 +92,8 @@ def plot(**given: Any) -> None:
         )
     store = place(stores[0]) if stores else None
     kind, features = given["kind"], given["features"]
-    of_rows = [*asdict(given["data"]).values(), is_given("nan")]
-    if store is None and (any(of_rows) or is_given("missing_chunks")):
+    of_rows = [*asdict(given["data"]).values(), is_given("missing_chunks")]
+    if store is None and any(of_rows):
         raise click.UsageError("Options for the rows are given, but no STORE.")
     if store is None and kind == "responsibilities":
         raise click.UsageError("--kind responsibilities is of rows: give STORE, too.")

@@ -29,7 +29,6 @@ def plot(
     features: tuple[int | str, ...] | None,
     dpi: int,
     missing_chunks: str,
-    nan: str,
     data: Data,
 ) -> None:
     """See the command."""
@@ -43,7 +42,9 @@ def plot(
     use("agg")
     report = Report(as_json=False)
     with report.steps():
-        mixture = open_model(model).set_params(missing_chunks=missing_chunks, nan=nan)
+        mixture = open_model(model).set_params(
+            missing_chunks=missing_chunks, nan="skip"
+        )
         names = getattr(mixture, "feature_names_in_", None)
         rows = None if store is None else open_rows(data, store, names)
         figure = _drawn(mixture, kind, rows, features)
