@@ -180,9 +180,15 @@ def check_weights(weights: str | None, store: str, data: Data) -> None:
         return
     found = _array_of_numbers("--weights", weights, None, n_dimensions=1)
     rows = array_at(store, data.array)
-    if found is not None and rows is not None and found.shape[0] != rows.shape[0]:
+    if found is not None and rows is not None:
+        check_as_many(found, rows.shape[0])
+
+
+def check_as_many(weights: ArrayThere, n_rows: float) -> None:
+    """Refuse weights of another number of rows."""
+    if weights.shape[0] != n_rows:
         raise click.ClickException(
-            f"--weights has {found.shape[0]} entries, but STORE has {rows.shape[0]} "
+            f"--weights has {weights.shape[0]} entries, but STORE has {n_rows:.0f} "
             "rows."
         )
 
@@ -289,15 +295,18 @@ def check_out(out: str, *, overwrite: bool) -> None:
 
 def check_checkpoint(place: str | None) -> None:
     """Refuse a checkpoint in the place of something else."""
-    if place is not None and os.path.isfile(as_path(place)):
-        raise click.ClickException(
-            f"--checkpoint: {place} is a file: choose another place."
-        )
-    if place is not None and (holds_model(place) or holds_array(place)):
-        what = "a model" if holds_model(place) else "a Zarr array"
-        raise click.ClickException(
-            f"--checkpoint: {place} is {what}: choose another place."
-        )
+    if place is None:
+        return
+    kinds = {
+        "a file": os.path.isfile(as_path(place)),
+        "a model": holds_model(place),
+        "a Zarr array": holds_array(place),
+    }
+    for what, is_one in kinds.items():
+        if is_one:
+            raise click.ClickException(
+                f"--checkpoint: {place} is {what}: choose another place."
+            )
 
 
 def check_not_read_only(*places: str | None) -> None:

@@ -143,6 +143,8 @@ class _Commands(click.Group):
         try:
             with _terminable(), warnings.catch_warnings():
                 warnings.showwarning = _warn  # type: ignore[assignment]
+                # Where the model has none: --columns picks them in its order.
+                warnings.filterwarnings("ignore", "X has feature names, but")
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
             said = _what_was_kept(error, ctx.invoked_subcommand)

@@ -477,15 +477,14 @@ def _check_texts(fragments: Sequence[Any], columns: Sequence[str]) -> None:
     from pyarrow import types
 
     first = fragments[0]
-    of_paths = [_partition(fragment) for fragment in fragments]
     for name in columns:
         kind = _type(_whole_schema(first), name, first.path)
         if types.is_dictionary(kind):
             kind = kind.value_type
         if not is_text_type(kind):
             continue
-        if name in of_paths[0]:
-            texts = pa.array(sorted({str(its[name]) for its in of_paths}))
+        if name in _partition(first):
+            texts = pa.array(sorted({str(_partition(its)[name]) for its in fragments}))
         else:
             texts = _first_values(first, name).cast(kind)
         if (row := first_no_number(texts)) is not None:

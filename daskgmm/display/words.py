@@ -19,6 +19,12 @@ def seconds(time: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something, whose plural has an s, or es, at its end."""
+    es = "es" if what.endswith("s") else "s"
+    return f"{n} {what}" if n == 1 else f"{n} {what}{es}"
+
+
 def number(criterion: str, value: float) -> str:
     """A criterion's value as ``daskgmm score`` prints it; nothing if it is NaN."""
     if math.isnan(value):

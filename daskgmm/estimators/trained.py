@@ -447,10 +447,9 @@ def warn_of(
 ) -> None:
     """Warn, where the caller's caller stands, of what a fit did not do."""
     if stopped == "interrupt":
-        n = model.n_passes_
+        n_passes = words.counted(model.n_passes_, "pass")
         warnings.warn(
-            f"The fit was interrupted: its model is the best of {n} "
-            f"{'pass' if n == 1 else 'passes'}."
+            f"The fit was interrupted: its model is the best of {n_passes}."
             + (f" Given again, {how_to_go_on}." if how_to_go_on else ""),
             ConvergenceWarning,
             stacklevel=_CALLER,

@@ -176,9 +176,9 @@ class _SharedWork:
             self._n_done += 1
 
     def tell(self) -> None:
-        """Say how many are done, if that was not said."""
-        if self._n_done > self._n_told:
-            self._n_told = self._n_done
+        """Say of each that is done, if that was not said."""
+        while self._n_told < self._n_done:
+            self._n_told += 1
             steps.advance(self._n_told, self._n_shards)
 
 

@@ -208,6 +208,8 @@ def why_no_data(place: str) -> str | None:
     document = os.path.join(path, "zarr.json")
     if os.path.isfile(document) and not _json(document):
         return f"No Zarr array can be opened at {place}: its zarr.json is no JSON."
+    if _document(path):
+        return None
     for _, inside, files in os.walk(path):
         names = {*inside, *files}
         if not names.isdisjoint({DELTA_LOG, *REFUSED, *ZARR}):
@@ -265,6 +267,8 @@ def first_parquet(place: str) -> str | None:
     path = _path(place)
     if path is None or not os.path.isdir(path):
         return path if path and os.path.isfile(path) and is_parquet_name(path) else None
+    if _document(path):  # there may be a million chunks
+        return None
     for folder, inside, files in os.walk(path):
         if not {DELTA_LOG, *REFUSED, *ZARR}.isdisjoint([*inside, *files]):
             return None

@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from daskgmm import config
 from daskgmm.data.dask_array import as_dask
 from daskgmm.data.gaps import Gaps
+from daskgmm.display.words import counted
 from daskgmm.em.fit import check_enough
 from daskgmm.em.progress import Progress
 from daskgmm.em.scan import of_lengths
@@ -91,7 +92,8 @@ class Forecast:
             f"{_megabytes(self.block_bytes)} + {_megabytes(self.sums_bytes)} for each "
             "of its threads"
             if self.memory_per_worker is None
-            else f"{_megabytes(self.memory_per_worker)} with {_threads(workers)}"
+            else f"{_megabytes(self.memory_per_worker)} with "
+            f"{counted(workers or 0, 'thread')}"
         )
         time = (
             f"{format_time(self.seconds_per_block)} a block on one thread of this "
@@ -99,7 +101,7 @@ class Forecast:
             if self.seconds is None or self.seconds_per_pass is None
             else f"{format_time(self.seconds_per_pass)} a pass, "
             f"{self._in_all()}: an estimate, from one block "
-            f"on this machine and {_threads(self.threads)}"
+            f"on this machine and {counted(self.threads or 0, 'thread')}"
         )
         rows = _UNKNOWN if self.rows is None else f"{self.rows:,}"
         n_bytes = self.bytes_per_pass
@@ -257,10 +259,6 @@ def _as_one_block(rows: Any) -> da.Array:
     """Rows that Dask's scheduler works on, so on one thread if it says so."""
     block: da.Array = da.from_array(rows, chunks=-1)
     return block
-
-
-def _threads(n: int | None) -> str:
-    return f"{n} thread" if n == 1 else f"{n} threads"
 
 
 def _megabytes(n_bytes: float) -> str:

@@ -17,6 +17,7 @@ from daskgmm.data.opening import open_node, shapes_in
 from daskgmm.data.parquet import summary
 from daskgmm.data.table_files import TableFiles, find_files
 from daskgmm.data.zarr_reader import has_checksum
+from daskgmm.display.words import counted
 from daskgmm.estimators.models import load
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.outputs import inspect
@@ -121,19 +122,15 @@ def _standing_facts(standing: Standing | None) -> dict[str, Any]:
     }
 
 
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
 def _describe_model(model: TrainedMixture, report: Report) -> None:
     how = "converged" if model.converged_ else "not converged"
     report.say(
-        f"{type(model).__name__}: {_counted(model.n_components, 'component')}, "
-        f"{_counted(model.n_features_in_, 'feature')}, {model.covariance_type} "
+        f"{type(model).__name__}: {counted(model.n_components, 'component')}, "
+        f"{counted(model.n_features_in_, 'feature')}, {model.covariance_type} "
         "covariance",
     )
     report.say(
-        f"{how} after {_counted(model.n_iter_, 'iteration')}, bound "
+        f"{how} after {counted(model.n_iter_, 'iteration')}, bound "
         f"{model.lower_bound_:.6f}",
     )
     names = [*map(str, getattr(model, "feature_names_in_", ()))]

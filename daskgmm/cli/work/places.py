@@ -43,8 +43,6 @@ def open_rows(data: Data, store: str, features: Sequence[str] | None = None) -> 
 def open_model(model: str) -> TrainedMixture:
     """Load a model."""
     steps.begin(f"opening {model}")
-    # Of rows with names, where the model has none: --columns picks them in its order.
-    warnings.filterwarnings("ignore", "X has feature names, but")
     return load(model)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import steps
-from daskgmm.cli.checks import exists
+from daskgmm.cli.checks import check_as_many, exists
 from daskgmm.cli.options import Data
 from daskgmm.cli.training import Training
 from daskgmm.cli.work.places import open_rows
@@ -19,7 +19,7 @@ from daskgmm.cli.work.report import Report
 from daskgmm.data.opening import Opened
 from daskgmm.data.parquet import ParquetRows
 from daskgmm.em.fit import check_number
-from daskgmm.errors import DataError, PlaceError, SkippedRowsWarning, StoreError
+from daskgmm.errors import PlaceError, SkippedRowsWarning, StoreError
 from daskgmm.estimators.trained import TrainedMixture
 from daskgmm.storage.glance import array_at
 from daskgmm.storage.models import existing
@@ -42,7 +42,9 @@ def rows_to_fit(
     n_rows = rows.n_rows if isinstance(rows, ParquetRows) else rows.shape[0]
     if not math.isnan(n_rows):
         check_number(int(n_rows), n_components)
-    _check_weights(training.weights, n_rows)
+        weights = None if training.weights is None else array_at(training.weights)
+        if weights is not None:
+            check_as_many(weights, n_rows)
     if training.checkpoint is not None:
         steps.begin(f"looking at {training.checkpoint}")
         try:
@@ -50,15 +52,6 @@ def rows_to_fit(
         except StoreError as error:
             raise StoreError(f"--checkpoint: {error}") from None
     return rows
-
-
-def _check_weights(weights: str | None, n_rows: float) -> None:
-    """Refuse weights on this machine of other rows, in the words of those who read."""
-    found = None if weights is None else array_at(weights)
-    if found is not None and not math.isnan(n_rows) and found.shape != (n_rows,):
-        raise DataError(
-            f"--weights has {found.shape[0]} entries, but STORE has {n_rows:.0f} rows."
-        )
 
 
 @contextmanager
